@@ -1,0 +1,74 @@
+"""The small files of the output: config, generation config, tokenizer, chat template, and what else the start model has."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lepmerge.checkpoint import read_json
+from lepmerge.model import Model
+
+WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|index\.json)$|\.safetensors\..*|^optimizer|^training_args"
+)
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
+OLD_TOKENIZER = re.compile(
+    r"^(tokenizer\.model.*|.*\.tiktoken|tekken\.json|vocab\.(json|txt)|merges\.txt|added_tokens\.json|spiece\.model|"
+    r"sentencepiece.*\.model|special_tokens_map\.json)$"
+)
+SLOW_ONLY = ("auto_map", "sp_model_kwargs", "legacy", "spaces_between_special_tokens", "vocab_file", "tokenizer_file",
+             "merges_file", "from_slow", "backend", "is_local", "local_files_only")  # fmt: skip
+OURS = {"README.md", "lepmerge_report.json", "lepmerge_run.json"}
+GENERIC_CLASS = "PreTrainedTokenizerFast"
+
+
+def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str, bytes | Path]:
+    """Return file name → contents, or the file of the start model that is copied as it is.
+
+    The tokenizer files are written anew only where the vocabulary changed; the chat template is the start model's.
+    """
+    files: dict[str, bytes | Path] = {}
+    new_vocabulary = final.vocabulary is not start.vocabulary
+    for path in _small_files(start.folder):
+        if not (new_vocabulary and (path.name in TOKENIZER_FILES or OLD_TOKENIZER.match(path.name))):
+            files[path.name] = path
+    config = {**final.config, **({key: dtype for key in _dtype_keys(final.config)} if dtype else {})}
+    if config != start.config:
+        files["config.json"] = to_json(config)
+    if final.generation_config and final.generation_config != start.generation_config:
+        files["generation_config.json"] = to_json(final.generation_config)
+    if new_vocabulary:
+        files["tokenizer.json"] = to_json(final.vocabulary.spec)
+        files["tokenizer_config.json"] = to_json(tokenizer_config(start, final))
+    return dict(sorted(files.items()))
+
+
+def tokenizer_config(start: Model, final: Model) -> dict[str, Any]:
+    """Return the start model's tokenizer_config.json for the output's vocabulary and the generic fast class.
+
+    Named classes replace the pre-tokenizer of a tokenizer.json by their own, silently; the generic one does not.
+    """
+    config = read_json(start.folder / "tokenizer_config.json")
+    named = {key: value for key, value in read_json(start.folder / "special_tokens_map.json").items()}
+    kept = {key: value for key, value in {**named, **config}.items() if key not in SLOW_ONLY}
+    for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):  # tokenizer.json says these itself
+        kept.pop(key, None)
+    decoder = {
+        str(token.id): {k: v for k, v in token.entry.items() if k != "id"} for token in final.vocabulary.added.values()
+    }
+    return {**kept, "added_tokens_decoder": decoder, "tokenizer_class": GENERIC_CLASS}
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _small_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.name not in OURS and not WEIGHTS.search(path.name):
+            yield path
+
+
+def _dtype_keys(config: Mapping[str, Any]) -> list[str]:
+    return [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]

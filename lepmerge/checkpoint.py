@@ -1,0 +1,152 @@
+"""A folder becomes a model: its small files and the headers of its shards are read and checked, no tensor data."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lepmerge.errors import CheckpointError
+from lepmerge.model import Model, find_tables, vocab_size
+from lepmerge.references import Reference
+from lepmerge.safetensors_io import SafetensorsFile, StoredTensor, require_computable
+from lepmerge.vocabulary import Vocabulary
+
+SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
+    """Return the model in a local folder: safetensors in one file or shards, or an embeddings-only folder.
+
+    Raises:
+        CheckpointError: files are missing, damaged, contradict one another, lie outside the folder, or are pickled.
+    """
+    folder, name = reference.folder, name or reference.text
+    config = read_json(folder / "config.json", required=True)
+    generation_config = read_json(folder / "generation_config.json")
+    files = _weight_files(folder)
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for tensor_name in sorted(file.entries, key=lambda name: file.entries[name].start):
+            if tensor_name in tensors:
+                raise CheckpointError(
+                    f"tensor {tensor_name} stands in two files of one model, {tensors[tensor_name].file.path} and "
+                    f"{file.path}, and loaders may take either: remove the stale one"
+                )
+            tensors[tensor_name] = StoredTensor.of(tensor_name, file)
+    shapes = {tensor_name: tensor.shape for tensor_name, tensor in tensors.items()}
+    tables = find_tables(name, folder, config, shapes)
+    model = Model(
+        name=name,
+        folder=folder,
+        tensors=tensors,
+        shards={tensor_name: tensor.file.path.name for tensor_name, tensor in tensors.items()},
+        tables=tables,
+        config=config,
+        generation_config=generation_config or None,
+        vocabulary=Vocabulary.in_folder(folder),
+    )
+    _check_tables(model)
+    return _without_tied_copy(model)
+
+
+def files_of(model: Model) -> list[SafetensorsFile]:
+    """Return the safetensors files of an opened model, in name order."""
+    files = {tensor.file.path: tensor.file for tensor in model.tensors.values() if isinstance(tensor, StoredTensor)}
+    return [files[path] for path in sorted(files)]
+
+
+def is_embeddings_only(model: Model) -> bool:
+    return set(model.shards.values()) == {EMBEDDINGS}
+
+
+def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file, {} when the file is not there and not required."""
+    if not path.exists():
+        if required:
+            raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def _weight_files(folder: Path) -> list[SafetensorsFile]:
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise CheckpointError(
+            f"{folder} holds {SINGLE} and {INDEX}, and loaders would take the first: remove the stale one"
+        )
+    if index.exists():
+        return _indexed_files(index)
+    if single.exists():
+        return [SafetensorsFile(single)]
+    if (folder / EMBEDDINGS).exists():
+        return [SafetensorsFile(folder / EMBEDDINGS)]
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded; convert them "
+            f"first: AutoModelForCausalLM.from_pretrained(folder, weights_only=True).save_pretrained(new_folder)"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter: merge it into its base first (merge_and_unload, save_pretrained)"
+        )
+    raise CheckpointError(f"{folder} holds no weights: expected {SINGLE}, {INDEX} or {EMBEDDINGS}")
+
+
+def _indexed_files(index: Path) -> list[SafetensorsFile]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor name → file name; download it again")
+    files: dict[str, SafetensorsFile] = {}
+    for file_name in sorted(set(weight_map.values())):
+        if Path(file_name).name != file_name or file_name in (".", "..") or "\\" in file_name:
+            raise CheckpointError(f"{index} names the file {file_name!r}, which does not lie in its folder: refused")
+        path = index.parent / file_name
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing, though {index.name} names it; download it again")
+        files[file_name] = SafetensorsFile(path)
+    for tensor_name, file_name in weight_map.items():
+        if tensor_name not in files[file_name].entries:
+            raise CheckpointError(
+                f"{files[file_name].path} lacks tensor {tensor_name}, which {index.name} places there"
+            )
+    return list(files.values())
+
+
+def _check_tables(model: Model) -> None:
+    tables: Mapping[str, tuple[int, ...]] = {name: model.tensors[name].shape for name in model.tables.values()}
+    if any(len(shape) != 2 for shape in tables.values()) or len(set(tables.values())) != 1:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in tables.items())
+        raise CheckpointError(
+            f"{model.name} ({model.folder}): the tables should have one shape (rows, width): {listed}"
+        )
+    for table_name in tables:
+        require_computable(model.tensors[table_name], f"{model.name} ({model.folder}): tensor {table_name}")
+    promised = vocab_size(model.config)
+    if promised is not None and promised != model.num_rows:
+        raise CheckpointError(
+            f"{model.name} ({model.folder}): config.json says vocab_size {promised}, but {model.tables['input_embeddings']} "
+            f"has {model.num_rows} rows: correct the config or download the model again"
+        )
+
+
+def _without_tied_copy(model: Model) -> Model:
+    """Return a tied model without a stored copy of its output table, which loaders ignore."""
+    copies = {name for name in model.tensors if name.endswith("lm_head.weight") and model.tied} - {
+        *model.tables.values()
+    }
+    if not copies:
+        return model
+    return replace(
+        model,
+        tensors={name: tensor for name, tensor in model.tensors.items() if name not in copies},
+        notes=(*model.notes, f"{', '.join(sorted(copies))} is a stored copy of the tied table and was left out"),
+    )

@@ -1,0 +1,71 @@
+"""The terminal: errors in one line, progress on a tty, tables."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from lepmerge.errors import LepmergeError
+
+
+class CommandGroup(click.Group):
+    """A click group that shows lepmerge's errors in one line and keeps the order in which commands are added."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LepmergeError as error:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+            sys.exit(error.exit_code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@contextmanager
+def progress_bar(total: int, *, quiet: bool) -> Iterator[Any]:
+    """Yield a callback for run_plan that shows bytes, rate and ETA on stderr; silent when quiet or not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, unit="B", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr
+    ) as bar:
+
+        def advance(what: str, num_bytes: int) -> None:
+            bar.set_description_str(what[:48], refresh=False)
+            bar.update(num_bytes)
+
+        yield advance
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
+    """Return aligned columns; numbers stand to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
+    right = [
+        all(isinstance(row[column], (int, float)) or row[column] is None for row in rows)
+        for column in range(len(header))
+    ]
+
+    def line(values: Sequence[str]) -> str:
+        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), *map(line, cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

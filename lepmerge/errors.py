@@ -1,0 +1,33 @@
+"""The user's faults: each message names the file, tensor or key, the shapes, and the remedy."""
+
+
+class LepmergeError(Exception):
+    """A fault in what lepmerge was given; shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(LepmergeError):
+    """The recipe cannot be understood: unknown key, wrong type, unknown model name, bad expression."""
+
+    exit_code = 2
+
+
+class ReferenceNotFound(LepmergeError):
+    """A model reference names neither a local folder nor a reachable model on the Hub."""
+
+
+class CheckpointError(LepmergeError):
+    """A checkpoint is damaged, incomplete, unsafe to read, or of a kind that lepmerge does not transform."""
+
+
+class VocabularyError(LepmergeError):
+    """A tokenizer cannot be read, or two vocabularies do not belong together."""
+
+
+class FitError(LepmergeError):
+    """A linear map cannot be fitted on the rows that two models share."""
+
+
+class OutputError(LepmergeError):
+    """The output folder is unsafe to write, already there, or does not fit on the disk."""

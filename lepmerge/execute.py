@@ -1,0 +1,260 @@
+"""A plan is carried out: reductions first, then shard by shard, row block by row block, into the staged output."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lepmerge
+from lepmerge.card import model_card, report_of
+from lepmerge.carried_files import to_json
+from lepmerge.checkpoint import INDEX
+from lepmerge.errors import LepmergeError, VocabularyError
+from lepmerge.plan import Plan, Shard, index_of
+from lepmerge.recipe import Recipe
+from lepmerge.safetensors_io import (
+    SafetensorsFile,
+    StoredTensor,
+    build_header,
+    copy_range,
+    is_computable,
+    to_bytes,
+    write_all,
+)
+from lepmerge.staging import Staging, check_space, check_target
+from lepmerge.tensors import LazyTensor, Workspace, blocks
+
+Progress = Callable[[str, int], None]
+"""Called with what is done now and the bytes done since the last call."""
+RUN_FILE = "lepmerge_run.json"
+
+
+def run_plan(
+    plan: Plan | Recipe,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    link: str | None = None,
+    hash: bool = False,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Carry out a plan and return the output folder.
+
+    device: auto, cpu, cuda, cuda:N or mps. overwrite: replace a model at the target. link="hard" shares the files that
+    nothing changes instead of copying them. hash adds content hashes of the inputs to the report; check counts NaN and
+    infinite values also in copied tensors. A run that was killed goes on where it was; one that is complete is left as it is.
+
+    Raises:
+        LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
+    """
+    plan = plan.plan() if isinstance(plan, Recipe) else plan
+    progress = progress or (lambda what, done: None)
+    workspace = Workspace(device=choose_device(device), progress=progress)
+    fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "hash": hash, "check": check})
+    staging = Staging(plan.target)
+    staging.repair()
+    if _is_complete(plan.target, fingerprint):
+        return plan.target
+    inputs = [reference.folder for reference in plan.references.values()]
+    check_target(plan.target, inputs=inputs, overwrite=overwrite)
+    sizes = {shard.name: shard.num_bytes for shard in plan.shards if not (link and shard.copied_from)}
+    check_space(plan.target, sum(sizes.values()) if not staging.folder.exists() else 0)
+    began = time.time()
+    with staging.opened(fingerprint):
+        check_space(plan.target, staging.remaining(sizes) + (8 << 20))
+        results = _reduce(plan, staging, workspace)
+        for shard in plan.shards:
+            if not staging.finished(shard.name, shard.num_bytes):
+                _write_shard(shard, staging, workspace, link=link, check=check)
+            progress(f"wrote {shard.name}", 0)
+        _write_small_files(plan, staging, workspace, results, hash=hash)
+        if plan.final.vocabulary is not plan.start.vocabulary:
+            check_tokenizer(staging.output, plan)
+        run = {"fingerprint": fingerprint, "seconds": round(time.time() - began, 3), "threads": torch.get_num_threads()}
+        run["files"] = {
+            path.name: path.stat().st_size for path in sorted(staging.output.iterdir()) if path.name != RUN_FILE
+        }
+        staging.write_file(RUN_FILE, _bytes_writer(to_json(run)))
+        staging.publish(overwrite=overwrite)
+    return plan.target
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        LepmergeError: the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise LepmergeError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise LepmergeError(f"--device {name}: there is no such device here; use --device cpu")
+    return device
+
+
+def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
+    """Return a hash of the recipe, the layout and each input file's path, inode, size and time of change."""
+    described = {
+        "lepmerge": lepmerge.__version__,
+        "torch": torch.__version__,
+        "recipe": plan.recipe.model_dump(mode="json", exclude={"output": {"path"}}),
+        "shards": {shard.name: hashlib.sha256(shard.header.encoded).hexdigest() for shard in plan.shards},
+        "inputs": [_identity(path) for path in _input_files(plan)],
+        **options,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _input_files(plan: Plan) -> list[Path]:
+    folders = {reference.folder for reference in plan.references.values()}
+    tokenizers = [step.tokenizer for step in plan.recipe.steps if step.op == "swap_vocabulary"]
+    folders |= {folder for name in tokenizers if (folder := plan.recipe.resolve(name)).is_dir()}
+    return [path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def _identity(path: Path) -> tuple[str, int, int, int]:
+    status = path.stat()
+    return (os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _is_complete(target: Path, fingerprint: str) -> bool:
+    """Tell whether the target holds the whole result of a run with this fingerprint."""
+    try:
+        run = json.loads((target / RUN_FILE).read_text())
+        return run["fingerprint"] == fingerprint and all(
+            (target / name).stat().st_size == size for name, size in run["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[int, dict[str, Any]]:
+    """Run the reductions, or take their results from the staging folder; return id → figures for the report."""
+    figures: dict[int, dict[str, Any]] = {}
+    for number, reduction in enumerate(plan.reductions):
+        name = f"result-{number}.safetensors"
+        kept = staging.result(name)
+        if kept is not None:
+            path, figures[id(reduction)] = kept
+            stored = SafetensorsFile(path)
+            tensors = {
+                tensor: StoredTensor.of(tensor, stored).whole().to(workspace.device) for tensor in stored.entries
+            }
+        else:
+            result = reduction.compute(workspace)
+            tensors, figures[id(reduction)] = result.tensors, result.report
+            header = build_header({tensor: ("F32", tuple(value.shape)) for tensor, value in tensors.items()}, None)
+            tensors = {tensor: value.to(torch.float32) for tensor, value in tensors.items()}
+            data = b"".join([header.encoded, *(bytes(to_bytes(value)) for value in tensors.values())])
+            staging.save_result(name, data, result.report)
+        workspace.results[reduction] = tensors
+    return figures
+
+
+def _write_shard(shard: Shard, staging: Staging, workspace: Workspace, *, link: str | None, check: bool) -> None:
+    if shard.copied_from is not None and link == "hard":
+        staging.link_file(shard.name, shard.copied_from)
+        workspace.progress(shard.name, shard.num_bytes)
+        return
+
+    def write(descriptor: int) -> dict[str, Any]:
+        not_finite: dict[str, int] = {}
+        if shard.copied_from is not None:
+            (file, *_) = {tensor.file for tensor in shard.tensors.values() if isinstance(tensor, StoredTensor)}
+            for count in copy_range(file.descriptor, 0, file.size, descriptor):
+                workspace.progress(shard.name, count)
+        else:
+            write_all(descriptor, shard.header.encoded)
+            for name, tensor in shard.tensors.items():
+                bad = _write_tensor(tensor, descriptor, workspace, shard.name)
+                not_finite.update({name: bad} if bad else {})
+        if check:
+            not_finite.update(_check_copied(shard, workspace))
+        return {"not_finite": not_finite} if not_finite else {}
+
+    staging.write_file(shard.name, write)
+
+
+def _write_tensor(tensor: LazyTensor, descriptor: int, workspace: Workspace, what: str) -> int:
+    """Write one tensor; return how many values of a computed one are NaN or infinite."""
+    if isinstance(tensor, StoredTensor):
+        for count in copy_range(tensor.file.descriptor, tensor.entry.start, tensor.num_bytes, descriptor):
+            workspace.progress(what, count)
+        return 0
+    not_finite = 0
+    for block in blocks(tensor):
+        rows = tensor.read(block, workspace).to(tensor.dtype)
+        not_finite += int((~torch.isfinite(rows)).sum())
+        data = to_bytes(rows)
+        write_all(descriptor, data)
+        workspace.progress(what, len(data))
+    return not_finite
+
+
+def _check_copied(shard: Shard, workspace: Workspace) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, tensor in shard.tensors.items():
+        if isinstance(tensor, StoredTensor) and is_computable(tensor):
+            bad = sum(int((~torch.isfinite(tensor.read(block, workspace))).sum()) for block in blocks(tensor))
+            found.update({name: bad} if bad else {})
+    return found
+
+
+def _write_small_files(
+    plan: Plan, staging: Staging, workspace: Workspace, figures: dict[int, dict[str, Any]], *, hash: bool
+) -> None:
+    files: dict[str, bytes | Path] = dict(plan.files)
+    index = index_of(plan)
+    if index is not None:
+        files[INDEX] = to_json(index)
+    not_finite = {
+        tensor: count
+        for file in staging.manifest["files"].values()
+        for tensor, count in file.get("not_finite", {}).items()
+    }
+    report = report_of(plan, figures, not_finite, device=str(workspace.device), hash=hash)
+    files["lepmerge_report.json"] = to_json(report)
+    files["README.md"] = model_card(plan, report).encode()
+    for name, content in sorted(files.items()):
+        staging.write_file(name, _bytes_writer(content if isinstance(content, bytes) else content.read_bytes()))
+
+
+def _bytes_writer(data: bytes) -> Callable[[int], dict[str, Any]]:
+    def write(descriptor: int) -> dict[str, Any]:
+        write_all(descriptor, data)
+        return {}
+
+    return write
+
+
+def check_tokenizer(folder: Path, plan: Plan) -> None:
+    """Raise VocabularyError when AutoTokenizer gives other ids than the tokenizer.json that was written."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    raw = plan.final.vocabulary.tokenizer
+    samples = ["Hello, world! 123", "Привет, мир!\n\n  x", *plan.final.vocabulary.added]
+    different = [text for text in samples if loaded.encode(text) != raw.encode(text).ids]
+    if different or len(loaded) > plan.final.num_rows:
+        raise VocabularyError(
+            f"the output's tokenizer loads with other ids than its tokenizer.json gives (for {different[:3]}, "
+            f"{len(loaded)} tokens for {plan.final.num_rows} rows): the tokenizer_config.json of {plan.start.name} names "
+            f"special tokens that the new vocabulary lacks; add them to its tokenizer.json as added tokens"
+        )

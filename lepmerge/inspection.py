@@ -1,0 +1,134 @@
+"""What `lepmerge inspect` and `lepmerge diff` find out about models."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+
+from lepmerge.checkpoint import files_of, is_embeddings_only
+from lepmerge.conversion import EXACT, Conversion, build_conversion, converted
+from lepmerge.model import Model
+from lepmerge.safetensors_io import StoredTensor, is_computable
+from lepmerge.tensors import LazyTensor, Workspace, blocks
+
+
+def inspect(model: Model) -> dict[str, Any]:
+    """Return what the headers and the tokenizer say of a model."""
+    vocabulary = model.vocabulary
+    holes = vocabulary.size - len(set(vocabulary.all_ids.values()))
+    return {
+        "model": model.name,
+        "folder": str(model.folder),
+        "architecture": (model.config.get("architectures") or [model.config.get("model_type")])[0],
+        "embeddings_only": is_embeddings_only(model),
+        "files": {file.path.name: file.size for file in files_of(model)},
+        "parameters": sum(tensor.num_rows * tensor.row_width for tensor in model.tensors.values()),
+        "tied": model.tied,
+        "tables": dict(model.tables),
+        "vocabulary": {
+            "tokenizer": vocabulary.spec["model"]["type"],
+            "family": vocabulary.family,
+            "tokens": len(vocabulary.all_ids),
+            "added_tokens": len(vocabulary.added),
+            "rows": model.num_rows,
+            "padding_rows": max(0, model.num_rows - vocabulary.size),
+            "id_holes": holes,
+        },
+        "tensors": {
+            name: {"dtype": tensor.entry.dtype, "shape": list(tensor.shape), "file": tensor.file.path.name}
+            for name, tensor in model.tensors.items()
+            if isinstance(tensor, StoredTensor)
+        },
+        "notes": list(model.notes),
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor differs: `state` is equal, changed, shape, only in A or only in B; change is ‖B - A‖ / ‖A‖."""
+
+    name: str
+    state: str
+    shapes: tuple[list[int] | None, list[int] | None]
+    change: float | None = None
+    rows: dict[str, int] | None = None
+
+
+def diff(a: Model, b: Model, *, progress: Callable[[str, int], None]) -> Iterator[Difference]:
+    """Yield a Difference for every tensor of either model; tables are compared by the rows of tokens that both have."""
+    to_b: Conversion | None = None
+    if a.vocabulary.all_ids != b.vocabulary.all_ids or a.num_rows != b.num_rows:
+        to_b = build_conversion(a.vocabulary, b.vocabulary, num_old_rows=a.num_rows, num_rows=b.num_rows)
+    tables_b = {name: role for role, name in b.tables.items()}
+    for name in [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]:
+        first, second = a.tensors.get(name), b.tensors.get(name)
+        shapes = (_shape(first), _shape(second))
+        if first is None or second is None:
+            yield Difference(name, "only in A" if second is None else "only in B", shapes)
+        elif to_b is not None and name in tables_b and name in a.tables.values():
+            yield _table_difference(name, first, second, to_b, shapes, progress)
+        elif first.shape != second.shape:
+            yield Difference(name, "shape", shapes)
+        else:
+            change = _change(first, second, None, progress)
+            yield Difference(name, "equal" if change == 0 else "changed", shapes, change)
+
+
+def _table_difference(
+    name: str,
+    first: LazyTensor,
+    second: LazyTensor,
+    to_b: Conversion,
+    shapes: tuple[Any, Any],
+    progress: Callable[[str, int], None],
+) -> Difference:
+    shared = torch.cat([to_b.rows_of(EXACT), to_b.rows_of(3)]).unique()
+    shared = shared[to_b.single_V[shared] >= 0]
+    change = _change(converted(first, to_b), second, shared, progress)
+    rows = {"shared": len(shared), "only_in_b": second.shape[0] - len(shared)}
+    return Difference(name, "equal rows" if change == 0 else "changed rows", shapes, change, rows)
+
+
+def _change(
+    first: LazyTensor, second: LazyTensor, rows: torch.Tensor | None, progress: Callable[[str, int], None]
+) -> float | None:
+    """Return ‖second - first‖ / ‖first‖ over the rows, 0.0 only when all bits agree; None for types without arithmetic."""
+    stored = [tensor for tensor in (first, second) if isinstance(tensor, StoredTensor)]
+    if not all(is_computable(tensor) for tensor in stored):
+        return 0.0 if _same_bytes(first, second) else None
+    workspace = Workspace()
+    square_first = square_delta = 0.0
+    for block in blocks(second):
+        where = block if rows is None else rows[(rows >= block.start) & (rows < block.stop)]
+        if len(where) == 0:
+            continue
+        a, b = (workspace.widen(tensor.read(where, workspace)) for tensor in (first, second))
+        square_first += float(a.double().square().sum())
+        square_delta += float((b - a).double().square().sum())
+        progress("comparing", a.numel() * second.dtype.itemsize)
+    if square_delta == 0:
+        return 0.0
+    return sqrt(square_delta / square_first) if square_first else float("inf")
+
+
+def _same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
+    if (
+        not (isinstance(first, StoredTensor) and isinstance(second, StoredTensor))
+        or first.entry.dtype != second.entry.dtype
+    ):
+        return False
+    step = 8 << 20
+    for start in range(0, first.num_bytes, step):
+        length = min(step, first.num_bytes - start)
+        pieces = [bytearray(length), bytearray(length)]
+        for piece, tensor in zip(pieces, (first, second), strict=True):
+            tensor.file.read_into(memoryview(piece), tensor.entry.start + start)
+        if pieces[0] != pieces[1]:
+            return False
+    return True
+
+
+def _shape(tensor: LazyTensor | None) -> list[int] | None:
+    return list(tensor.shape) if tensor is not None else None

@@ -1,0 +1,180 @@
+"""The streamed least-squares fit of P, the map from base to instruct embeddings (paper section 2.2, eq. 4-6).
+
+Solved in delta form: Y - X = X (P - I), which keeps the precision when P is near the identity. Float64 throughout.
+Legend: N rows of the fit, B rows of a block, D width of the tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+
+from lepmerge.errors import FitError
+from lepmerge.tensors import BLOCK_BYTES, Reduction, Result, Workspace, bytes_per_row, narrowest
+
+PANELS = 8
+WELL_CONDITIONED = 1e6
+"""Largest condition number of X for which the Gram matrix, which squares it, is solved by Cholesky."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fit(Reduction):
+    """P = argmin ‖X P - Y‖ over the rows row_N of two tables; where several P fit, the one nearest to the identity.
+
+    The result holds `delta_DD` = P - I in float32, and reports the rows used, rank, condition estimate, the residual
+    ‖X P - Y‖ relative to ‖Y - X‖ (1.0 is what P = I leaves) and the drift ‖Y - X‖ / ‖X‖.
+    """
+
+    row_N: torch.Tensor
+    label: str
+    kind: str = "least squares"
+
+    def num_bytes(self) -> int:
+        return 5 * 8 * self.operands[0].row_width ** 2
+
+    def work(self) -> int:
+        return len(self.row_N) * bytes_per_row(self.operands)
+
+    def compute(self, workspace: Workspace) -> Result:
+        """Raises FitError: no rows, or NaN or infinite values among them."""
+        width = self.operands[0].row_width
+        if len(self.row_N) == 0:
+            raise FitError(
+                f"{self.label}: the vocabularies share no token, so there is nothing to fit P on; use `swap`"
+            )
+        device = torch.device("cpu") if workspace.device.type == "mps" else workspace.device  # MPS has no float64
+        if len(self.row_N) < 4 * width:
+            solution = _solve_few_rows(self._rows(workspace.on("cpu", torch.float64)), width)
+        else:
+            solution = _solve_gram(self._rows(workspace.on(device, torch.float64)), width, device)
+        delta_DD, figures = solution
+        few = {"warning": f"only {len(self.row_N)} rows for width {width}"} if len(self.row_N) < 3 * width else {}
+        return Result({"delta_DD": delta_DD.to(torch.float32)}, {"rows": len(self.row_N), **figures, **few})
+
+    def _rows(self, workspace: Workspace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (X_BD, (Y - X)_BD)."""
+        base, instruct = self.operands
+        step = max(1, BLOCK_BYTES // (8 * base.row_width))
+        for start in range(0, len(self.row_N), step):
+            rows = narrowest(self.row_N[start : start + step])
+            X_BD = workspace.widen(base.read(rows, workspace))
+            delta_BD = workspace.widen(instruct.read(rows, workspace)).sub_(X_BD)
+            if not bool(torch.isfinite(delta_BD).all()):
+                bad = self.row_N[start : start + step][~torch.isfinite(delta_BD).all(1).cpu()]
+                raise FitError(
+                    f"{self.label}: NaN or infinite values in {len(bad)} rows of base or instruct, the first is the row "
+                    f"of new token {int(bad[0])}: the checkpoint is damaged, download it again"
+                )
+            yield X_BD, delta_BD
+            workspace.progress(f"fitting {self.label}", len(X_BD) * bytes_per_row(self.operands))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Drift(Reduction):
+    """How far two tables lie apart on some rows: ‖Y - X‖ / ‖X‖ in Frobenius norms."""
+
+    row_N: torch.Tensor
+    label: str
+    kind: str = "drift"
+
+    def num_bytes(self) -> int:
+        return 0
+
+    def work(self) -> int:
+        return len(self.row_N) * bytes_per_row(self.operands)
+
+    def compute(self, workspace: Workspace) -> Result:
+        base, instruct = self.operands
+        workspace = workspace.on("cpu", torch.float32)
+        step = max(1, BLOCK_BYTES // (4 * base.row_width))
+        square = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(self.row_N), step):
+            rows = narrowest(self.row_N[start : start + step])
+            X_BD = workspace.widen(base.read(rows, workspace))
+            delta_BD = workspace.widen(instruct.read(rows, workspace)) - X_BD
+            square += torch.stack([part.norm().double().square() for part in (X_BD, delta_BD)])
+            workspace.progress(f"comparing {self.label}", len(X_BD) * bytes_per_row(self.operands))
+        return Result({}, {"drift": _ratio(float(square[1]), float(square[0]))})
+
+
+Rows = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return P - I from the normal equations, by Cholesky, or by eigenvalues where that would lose precision."""
+    gram_DD, right_DD = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
+    square_X, square_delta = 0.0, 0.0
+    edges = [width * panel // PANELS for panel in range(PANELS + 1)]
+    panels = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
+    for X_BD, delta_BD in rows:
+        right_DD.addmm_(X_BD.T, delta_BD)
+        for start, stop in panels:
+            gram_DD[start:stop, start:].addmm_(X_BD[:, start:stop].T, X_BD[:, start:])
+        square_X += float(X_BD.square().sum())
+        square_delta += float(delta_BD.square().sum())
+    for start, stop in panels:
+        gram_DD[stop:, start:stop] = gram_DD[start:stop, stop:].T
+    norm_D = gram_DD.diagonal().sqrt()
+    scale_D = torch.where(norm_D > 0, 1 / norm_D, 0)  # Jacobi; a zero column keeps an identity row of P
+    gram_DD.mul_(scale_D).mul_(scale_D[:, None])
+    gram_DD.diagonal()[norm_D == 0] = 1.0
+    scaled_DD = right_DD * scale_D[:, None]
+    rank = int((norm_D > 0).sum())
+    factor_DD, failed = torch.linalg.cholesky_ex(gram_DD)
+    condition = float("inf") if int(failed) else _condition(gram_DD, factor_DD)
+    if condition <= WELL_CONDITIONED:
+        delta_DD = torch.cholesky_solve(scaled_DD, factor_DD)
+    else:
+        del factor_DD
+        values_D, vectors_DD = torch.linalg.eigh(gram_DD)
+        kept_D = values_D > values_D[-1] * width * torch.finfo(torch.float64).eps
+        rank = int(kept_D.sum()) - int((norm_D == 0).sum())
+        inverse_D = torch.where(kept_D, 1 / values_D, 0)
+        delta_DD = vectors_DD @ (inverse_D[:, None] * (vectors_DD.T @ scaled_DD))
+        condition = sqrt(float(values_D[-1] / values_D[kept_D][0]))
+    delta_DD.mul_(scale_D[:, None])
+    square_residual = max(0.0, square_delta - float((right_DD * delta_DD).sum()))
+    return delta_DD, _figures("gram", rank, condition, square_residual, square_delta, square_X)
+
+
+def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return P - I of minimum norm: QR of the rows, streamed, then the singular values of the D×D rest."""
+    R = torch.zeros(0, 2 * width, dtype=torch.float64)
+    square_X, square_delta = 0.0, 0.0
+    for X_BD, delta_BD in rows:
+        R = torch.linalg.qr(torch.cat([R, torch.cat([X_BD, delta_BD], 1)]), mode="r").R
+        square_X += float(X_BD.square().sum())
+        square_delta += float(delta_BD.square().sum())
+    X_RD, delta_RD = R[:, :width], R[:, width:]
+    solved = torch.linalg.lstsq(X_RD, delta_RD, driver="gelsd")
+    rank, values_D = int(solved.rank), solved.singular_values
+    condition = float(values_D[0] / values_D[rank - 1]) if rank else float("inf")
+    square_residual = float((delta_RD - X_RD @ solved.solution).square().sum())
+    return solved.solution, _figures("qr", rank, condition, square_residual, square_delta, square_X)
+
+
+def _figures(
+    solver: str, rank: int, condition: float, square_residual: float, square_delta: float, square_X: float
+) -> dict[str, Any]:
+    residual, drift = _ratio(square_residual, square_delta), _ratio(square_delta, square_X)
+    return {"solver": solver, "rank": rank, "condition": condition, "relative_residual": residual, "drift": drift}
+
+
+def _ratio(square_above: float, square_below: float) -> float:
+    return sqrt(square_above / square_below) if square_below else 0.0
+
+
+def _condition(gram_DD: torch.Tensor, factor_DD: torch.Tensor, *, iterations: int = 12) -> float:
+    """Return an estimate of the condition number of X: power iterations on the Gram matrix and on its inverse."""
+    start_D = torch.linspace(1, 2, len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+    start_D[1::2] *= -1
+    largest = smallest_inverse = start_D[:, None] / start_D.norm()
+    upper = lower = 1.0
+    for _ in range(iterations):
+        largest = gram_DD @ largest
+        smallest_inverse = torch.cholesky_solve(smallest_inverse, factor_DD)
+        upper, lower = float(largest.norm()), float(smallest_inverse.norm())
+        largest, smallest_inverse = largest / upper, smallest_inverse / lower
+    return sqrt(upper * lower)

@@ -1,0 +1,232 @@
+"""arithmetic: tensors computed from an expression over the models of the recipe, vocabulary-aware."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from lepmerge.conversion import NONE, Conversion, build_conversion, converted
+from lepmerge.errors import CheckpointError, RecipeError
+from lepmerge.expression import Node, parse
+from lepmerge.model import INPUT, OUTPUT, Facts, Model
+from lepmerge.safetensors_io import require_computable
+from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+FUNCTIONS = {
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "sqrt": torch.sqrt,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "row_norm": lambda rows: rows.norm(dim=1, keepdim=True),
+}
+CURRENT = "current"
+Values = Mapping[Any, torch.Tensor]
+
+
+def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, models: Mapping[str, Model]) -> Model:
+    """Return the model with the selected tensors replaced by the value of the expression.
+
+    tensors: glob(s) over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body` (all but
+    embeddings). Names in the expression mean `models` as loaded, `current` the model before this step. Operands of a
+    table are first converted to the model's vocabulary (T); rows that an operand has no source for, among them added
+    tokens that it lacks, stay the current ones.
+
+    Raises:
+        RecipeError: unknown name or function, no tensor selected.
+        CheckpointError: a tensor is missing in an operand, or has another shape there.
+    """
+    tree = parse(expression)
+    known = {**models, CURRENT: model}
+    unknown = [name for name in tree.names() if name not in known]
+    if unknown:
+        near = get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+        raise RecipeError(f"expression {expression!r}: there is no model {unknown[0]!r}{hint}")
+    selected = _select(model, tensors)
+    in_vocabulary = (
+        {name: _conversion(known[name], model) for name in tree.names()} if selected & _tables(model) else {}
+    )
+    computed: dict[str, LazyTensor] = {}
+    for tensor_name in model.tensors:
+        if tensor_name not in selected:
+            continue
+        roles = [role for role in model.tables if model.tables[role] == tensor_name]
+        if roles:
+            computed[tensor_name] = _table(model, roles[0], tree, known, in_vocabulary)
+        else:
+            computed[tensor_name] = _body_tensor(model, tensor_name, tree, known)
+    return replace(
+        model, tensors={**model.tensors, **computed}, facts=model.facts + _facts(model, computed, in_vocabulary)
+    )
+
+
+def _tables(model: Model) -> set[str]:
+    return set(model.tables.values())
+
+
+def _select(model: Model, tensors: str | Sequence[str]) -> set[str]:
+    """Return the names of the tensors that the selectors name."""
+    selected: set[str] = set()
+    for pattern in [tensors] if isinstance(tensors, str) else tensors:
+        if pattern == "embeddings":
+            found = _tables(model)
+        elif pattern in (INPUT, OUTPUT):
+            found = {model.tables[pattern]} if pattern in model.tables else set()
+        elif pattern == "body":
+            found = set(model.tensors) - _tables(model)
+        else:
+            found = {name for name in model.tensors if fnmatchcase(name, pattern)}
+        if not found:
+            near = get_close_matches(pattern, model.tensors, 1, cutoff=0.3)
+            reason = "the embeddings are tied" if pattern == OUTPUT else f"the nearest is {near[0] if near else 'none'}"
+            raise RecipeError(f"tensors: {pattern!r} selects nothing in {model.name} ({reason})")
+        selected |= found
+    return selected
+
+
+def _conversion(operand: Model, model: Model) -> Conversion | None:
+    """Return T from the operand's vocabulary to the model's, None when it is the same table layout."""
+    same = operand.vocabulary is model.vocabulary or operand.vocabulary.all_ids == model.vocabulary.all_ids
+    if same and operand.num_rows == model.num_rows:
+        return None
+    return build_conversion(
+        operand.vocabulary, model.vocabulary, num_old_rows=operand.num_rows, num_rows=model.num_rows
+    )
+
+
+def _table(
+    model: Model, role: str, tree: Node, known: Mapping[str, Model], conversions: Mapping[str, Conversion | None]
+) -> LazyTensor:
+    current = model.table(role)
+    operands: dict[str, LazyTensor] = {}
+    stays = torch.zeros(current.num_rows, dtype=torch.bool)
+    for name, conversion in conversions.items():
+        table = known[name].table(role)
+        operands[name] = table if conversion is None else converted(table, conversion)
+        if conversion is None:
+            continue
+        stays[conversion.rows_of(NONE)] = True
+        for token in model.vocabulary.added.values():
+            stays[token.id] |= known[name].vocabulary.id_of_added(token) is None
+    computed = _evaluated(tree, operands, current, f"{role} of ")
+    if not bool(stays.any()):
+        return computed
+    row_V = torch.arange(current.num_rows)
+    return ChosenRows(
+        operands=(computed, current),
+        operand_V=stays.to(torch.int8),
+        row_V=row_V,
+        shape=current.shape,
+        dtype=current.dtype,
+    )
+
+
+def _body_tensor(model: Model, tensor_name: str, tree: Node, known: Mapping[str, Model]) -> LazyTensor:
+    operands: dict[str, LazyTensor] = {}
+    for name in tree.names():
+        tensor = known[name].tensors.get(tensor_name)
+        if tensor is None:
+            near = get_close_matches(tensor_name, known[name].tensors, 1)
+            raise CheckpointError(
+                f"{name} ({known[name].folder}) lacks tensor {tensor_name}"
+                f"{f', the nearest is {near[0]}' if near else ''}: the models have different architectures"
+            )
+        operands[name] = tensor
+    return _evaluated(tree, operands, model.tensors[tensor_name], f"tensor {tensor_name} of ")
+
+
+def _evaluated(tree: Node, operands: Mapping[str, LazyTensor], like: LazyTensor, what: str) -> LazyTensor:
+    """Return the lazy value of the expression, shaped and typed like the current tensor."""
+    for name, operand in operands.items():
+        if operand.shape != like.shape:
+            raise CheckpointError(
+                f"{what}{name} has shape {list(operand.shape)}, expected {list(like.shape)} as in current"
+            )
+        require_computable(operand, f"{what}{name}")
+    norms = {
+        node: WholeNorm(operands=tuple(operands.values()), names=tuple(operands), node=node.arguments[0])
+        for node in _norms(tree)
+    }
+
+    def function(*values: Any) -> torch.Tensor:
+        rows, results = values[: len(operands)], values[len(operands) :]
+        known = {
+            **dict(zip(operands, rows, strict=True)),
+            **dict(zip(norms, (r["norm"] for r in results), strict=True)),
+        }
+        value = _value(tree, known)
+        return value.expand_as(rows[0]) if isinstance(value, torch.Tensor) else torch.full_like(rows[0], value)
+
+    if not operands:  # a constant
+        return _elementwise(lambda rows: torch.full_like(rows, float(_value(tree, {}))), (like,), (), like)
+    return _elementwise(function, tuple(operands.values()), tuple(norms.values()), like)
+
+
+def _elementwise(
+    function: Any, operands: tuple[LazyTensor, ...], reductions: tuple[Reduction, ...], like: LazyTensor
+) -> LazyTensor:
+    return Elementwise(function=function, operands=operands, reductions=reductions, shape=like.shape, dtype=like.dtype)
+
+
+def _norms(node: Node) -> list[Node]:
+    if node.kind == "function" and node.value == "norm":
+        return [node]
+    return list(dict.fromkeys(found for argument in node.arguments for found in _norms(argument)))
+
+
+def _value(node: Node, known: Mapping[Any, Any]) -> Any:
+    """Return the value of a node: a tensor of rows, or a number."""
+    if node in known:
+        return known[node]
+    if node.kind == "number":
+        return node.value
+    if node.kind == "name":
+        return known[node.value]
+    arguments = [_value(argument, known) for argument in node.arguments]
+    if node.kind == "operator":
+        if node.value == "/" and not any(isinstance(argument, torch.Tensor) for argument in arguments):
+            arguments[1] = torch.tensor(arguments[1], dtype=torch.float64)
+        return OPERATORS[str(node.value)](*arguments)
+    return FUNCTIONS[str(node.value)](*(torch.as_tensor(argument) for argument in arguments))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WholeNorm(Reduction):
+    """The Frobenius norm of the value of an expression over a whole tensor."""
+
+    node: Node
+    names: tuple[str, ...]
+    """Of the operands."""
+    kind: str = "norm"
+
+    def num_bytes(self) -> int:
+        return 0
+
+    def work(self) -> int:
+        return self.operands[0].num_rows * bytes_per_row(self.operands)
+
+    def compute(self, workspace: Workspace) -> Result:
+        square = torch.zeros((), dtype=torch.float64)
+        for rows in blocks(self.operands[0]):
+            read = (workspace.widen(tensor.read(rows, workspace)) for tensor in self.operands)
+            values = dict(zip(self.names, read, strict=True))
+            square += _value(self.node, values).norm().double().square().cpu()
+            workspace.progress("taking a norm", len(rows) * bytes_per_row(self.operands))
+        return Result({"norm": square.sqrt().to(torch.float32)}, {"norm": float(square.sqrt())})
+
+
+def _facts(
+    model: Model, computed: Mapping[str, LazyTensor], conversions: Mapping[str, Conversion | None]
+) -> tuple[Facts, ...]:
+    counts = {name: conversion.counts for name, conversion in conversions.items() if conversion is not None}
+    return tuple(
+        Facts("arithmetic", role, {"rows_by_operand": counts})
+        for role, name in model.tables.items()
+        if name in computed
+    )

@@ -1,0 +1,30 @@
+"""pad_vocabulary: as many rows as hardware likes, or exactly one row per token."""
+
+import torch
+
+from lepmerge.model import Facts, Model
+from lepmerge.tensors import ChosenRows, LazyTensor, MeanRow, RepeatedRow
+
+
+def pad_vocabulary(model: Model, *, multiple: int) -> Model:
+    """Return the model with the least number of rows that holds every token and is divisible by `multiple`.
+
+    Rows beyond the tokens that the tables have already stay; new ones are the mean row of the tokens.
+    """
+    num_rows = -(-model.vocabulary.size // multiple) * multiple
+    if num_rows == model.num_rows:
+        return model
+    tables = {role: _resized(model.table(role), model.vocabulary.size, num_rows) for role in model.tables}
+    facts = tuple(Facts("pad_vocabulary", role, {"rows_before": model.num_rows, "rows": num_rows}) for role in tables)
+    return model.with_tables(tables, model.vocabulary, facts)
+
+
+def _resized(table: LazyTensor, num_tokens: int, num_rows: int) -> LazyTensor:
+    shape = (num_rows, table.row_width)
+    mean_row = RepeatedRow(
+        reductions=(MeanRow(operands=(table,), row_N=torch.arange(num_tokens)),), shape=shape, dtype=table.dtype
+    )
+    row_V = torch.arange(num_rows)
+    beyond = (row_V >= table.num_rows).to(torch.int8)
+    operands = (table, mean_row) if num_rows > table.num_rows else (table,)
+    return ChosenRows(operands=operands, operand_V=beyond, row_V=row_V, shape=shape, dtype=table.dtype)

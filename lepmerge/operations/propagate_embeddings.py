@@ -1,0 +1,164 @@
+"""propagate_embeddings: the embeddings learned on the base, carried over to the instruct model (paper section 2.2).
+
+With A the adapted table, E_b and E_i those of base and instruct, T the vocabulary conversion:
+    swap        A
+    overlap     A P,  P = argmin ‖E_b[C] P - E_i[C]‖,  C the tokens with identical bytes in both vocabularies
+    conversion  A P,  P = argmin ‖T E_b P - T E_i‖
+    delta       A + T (E_i - E_b)
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from lepmerge.conversion import DECOMPOSED, EXACT, INEXACT, Conversion, build_conversion, converted, differing_tokens
+from lepmerge.errors import CheckpointError, VocabularyError
+from lepmerge.least_squares import Drift, Fit
+from lepmerge.model import OUTPUT, Facts, Model
+from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction
+from lepmerge.vocabulary import Vocabulary
+
+METHODS = ("swap", "overlap", "conversion", "delta")
+FITTED_KINDS = {"overlap": (EXACT,), "conversion": (EXACT, DECOMPOSED, INEXACT)}
+
+
+def propagate_embeddings(
+    model: Model, *, base: Model, adapted: Model, method: str | Mapping[str, str], keep_shared_rows: bool = False
+) -> Model:
+    """Return the instruct model with the embeddings of `adapted`, which learned a new vocabulary on the body of `base`.
+
+    method: one of METHODS, or table role → method. Output rows: those of the adapted tokenizer, then the model's added
+    tokens that it lacks. Added tokens of the model keep their rows; keep_shared_rows keeps also the rows of all tokens
+    whose bytes are in both vocabularies.
+
+    Raises:
+        VocabularyError: base and model do not share their vocabulary.
+        CheckpointError: tables of different width, or a tied model cannot hold two tables.
+    """
+    _check(model, base, adapted)
+    to_new = build_conversion(
+        model.vocabulary, adapted.vocabulary, num_old_rows=model.num_rows, num_rows=adapted.num_rows
+    )
+    if base.vocabulary.all_ids == model.vocabulary.all_ids and base.num_rows == model.num_rows:
+        base_to_new = to_new
+    else:
+        base_to_new = build_conversion(
+            base.vocabulary, adapted.vocabulary, num_old_rows=base.num_rows, num_rows=adapted.num_rows
+        )
+    vocabulary = adapted.vocabulary.with_added_of(model.vocabulary)
+    tables: dict[str, LazyTensor] = {}
+    facts: list[Facts] = []
+    for role in model.tables:
+        how = method if isinstance(method, str) else method[role]
+        label = f"{role.replace('_', ' ')} of {base.name} → {model.name}"
+        table, reductions = _propagated(
+            model.table(role), base.table(role), adapted.table(role), to_new, base_to_new, how, label
+        )
+        kept = _kept_rows(model, vocabulary, to_new, keep_shared_rows)
+        tables[role] = _with_kept_rows(table, model.table(role), kept, max(adapted.num_rows, vocabulary.size))
+        counts = {**to_new.counts, "kept_from_instruct": int((kept >= 0).sum())}
+        facts.append(Facts("propagate_embeddings", role, {"method": how, "rows": counts}, reductions))
+    return model.with_tables(tables, vocabulary, tuple(facts))
+
+
+def _propagated(
+    instruct: LazyTensor,
+    base: LazyTensor,
+    adapted: LazyTensor,
+    to_new: Conversion,
+    base_to_new: Conversion,
+    method: str,
+    label: str,
+) -> tuple[LazyTensor, tuple[Reduction, ...]]:
+    """Return the table of one role in the adapted vocabulary, and what was reduced for it."""
+    dtype = instruct.dtype
+    new_base, new_instruct = converted(base, base_to_new), converted(instruct, to_new)
+    same_kind = torch.where(to_new.kind_V == base_to_new.kind_V, to_new.kind_V, -1)
+    both = replace(to_new, kind_V=same_kind)
+    if method in FITTED_KINDS:
+        rows = both.rows_of(*FITTED_KINDS[method])
+        rows = _one_row_per_old_token(rows, to_new) if method == "overlap" else rows
+        fit = Fit(operands=(new_base, new_instruct), row_N=rows, label=label)
+        propagated = Elementwise(
+            function=_through_map, operands=(adapted,), reductions=(fit,), shape=adapted.shape, dtype=dtype
+        )
+        return propagated, (fit,)
+    drift = Drift(operands=(new_base, new_instruct), row_N=both.rows_of(EXACT), label=label)
+    if method == "swap":
+        return adapted, (drift,)
+    shifted = Elementwise(function=_shift, operands=(adapted, new_instruct, new_base), shape=adapted.shape, dtype=dtype)
+    moved = both.kind_V >= 0
+    if bool(moved.all()):
+        return shifted, (drift,)
+    return _rows_of((adapted, shifted), moved, torch.arange(adapted.num_rows), dtype), (drift,)
+
+
+def _rows_of(
+    operands: tuple[LazyTensor, LazyTensor], second: torch.Tensor, row_V: torch.Tensor, dtype: torch.dtype
+) -> LazyTensor:
+    """Return the table whose row v is row row_V[v] of the first operand, or of the second where `second` says so."""
+    shape = (len(row_V), operands[0].row_width)
+    return ChosenRows(operands=operands, operand_V=second.to(torch.int8), row_V=row_V, shape=shape, dtype=dtype)
+
+
+def _through_map(adapted_VD: torch.Tensor, fit: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A P, computed as A + A (P - I)."""
+    delta_DD = fit["delta_DD"].to(adapted_VD.device, adapted_VD.dtype)
+    return torch.addmm(adapted_VD, adapted_VD, delta_DD)
+
+
+def _shift(adapted_VD: torch.Tensor, instruct_VD: torch.Tensor, base_VD: torch.Tensor) -> torch.Tensor:
+    """A + (T E_i - T E_b)."""
+    return adapted_VD + (instruct_VD - base_VD)
+
+
+def _one_row_per_old_token(rows: torch.Tensor, conversion: Conversion) -> torch.Tensor:
+    """Return the rows without those whose old token an earlier row has already."""
+    first_row_of: dict[int, int] = {}
+    for row, old in zip(rows.tolist(), conversion.single_V[rows].tolist(), strict=True):
+        first_row_of.setdefault(old, row)
+    return torch.tensor(sorted(first_row_of.values()), dtype=torch.int64)
+
+
+def _kept_rows(model: Model, vocabulary: Vocabulary, to_new: Conversion, keep_shared_rows: bool) -> torch.Tensor:
+    """Return for each output row the row of the instruct table that it keeps, -1 where it is propagated."""
+    kept_V = torch.full((max(to_new.num_rows, vocabulary.size),), -1)
+    if keep_shared_rows:
+        exact = to_new.rows_of(EXACT)
+        kept_V[exact] = to_new.single_V[exact]
+    for token in vocabulary.added.values():
+        old = model.vocabulary.id_of_added(token)
+        if old is not None:
+            kept_V[token.id] = old
+    return kept_V
+
+
+def _with_kept_rows(table: LazyTensor, instruct: LazyTensor, kept_V: torch.Tensor, num_rows: int) -> LazyTensor:
+    assert len(kept_V) == num_rows and bool((kept_V[table.num_rows :] >= 0).all())
+    is_kept = kept_V >= 0
+    if not bool(is_kept.any()):
+        return table
+    row_V = torch.where(is_kept, kept_V, torch.arange(num_rows))
+    return _rows_of((table, instruct), is_kept, row_V, instruct.dtype)
+
+
+def _check(model: Model, base: Model, adapted: Model) -> None:
+    for each in (model, adapted):
+        each.require_row_of_every_token()
+    widths = {each.name: each.table("input_embeddings").row_width for each in (model, base, adapted)}
+    if len(set(widths.values())) != 1:
+        listed = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise CheckpointError(f"the embeddings have different widths ({listed}): these models do not belong together")
+    different = differing_tokens(base.vocabulary, model.vocabulary)
+    if different:
+        token, (base_id, model_id) = next(iter(different.items()))
+        raise VocabularyError(
+            f"{base.name} and {model.name} should share their vocabulary, but differ in {len(different)} tokens, such as "
+            f"{token!r} (ids {base_id} and {model_id}): is {base.name} the model that {model.name} was tuned from?"
+        )
+    if model.tied and not adapted.tied:
+        raise CheckpointError(
+            f"{adapted.name} has separate input and output embeddings, but {model.name} ties them ({OUTPUT} is the input "
+            f"table): train the adapted model with tied embeddings, or untie {model.name} first"
+        )

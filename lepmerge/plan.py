@@ -1,0 +1,241 @@
+"""A recipe and the headers of its models become a plan: the final model, its files, and what will be read and computed."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepmerge.carried_files import carried_files
+from lepmerge.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
+from lepmerge.errors import LepmergeError, RecipeError
+from lepmerge.model import Model
+from lepmerge.operations import OPERATIONS
+from lepmerge.operations.pad_vocabulary import pad_vocabulary
+from lepmerge.recipe import Arithmetic, PerTable, Recipe
+from lepmerge.references import Reference, resolve
+from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
+from lepmerge.tensors import BLOCK_BYTES, Elementwise, LazyTensor, Reduction, leaves_of, reductions_of
+from lepmerge.vocabulary import Vocabulary
+
+INTERPRETER_BYTES = 330 << 20
+"""Resident memory of Python with torch and tokenizers, before any tensor."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the output: a whole input file that is copied, or a header with the tensors to write."""
+
+    name: str
+    header: Header
+    tensors: Mapping[str, LazyTensor]
+    copied_from: Path | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.copied_from.stat().st_size if self.copied_from else self.header.file_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do; nothing but headers and small files was read for it."""
+
+    recipe: Recipe
+    references: Mapping[str, Reference]
+    models: Mapping[str, Model]
+    start: Model
+    final: Model
+    shards: tuple[Shard, ...]
+    files: Mapping[str, bytes | Path]
+
+    @property
+    def target(self) -> Path:
+        return self.recipe.resolve(self.recipe.output.path)
+
+    @cached_property
+    def computed(self) -> dict[str, LazyTensor]:
+        return {name: tensor for name, tensor in self.final.tensors.items() if not isinstance(tensor, StoredTensor)}
+
+    @cached_property
+    def reductions(self) -> list[Reduction]:
+        in_tensors = reductions_of(self.computed.values())
+        in_facts = [reduction for facts in self.final.facts for reduction in facts.reductions]
+        return list(dict.fromkeys([*in_tensors, *in_facts]))
+
+    @cached_property
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes to read, copy and write, and the memory that the run needs at most."""
+        written = sum(shard.num_bytes for shard in self.shards)
+        computed = sum(tensor.num_bytes for tensor in self.computed.values())
+        operands = [operand for reduction in self.reductions for operand in reduction.operands]
+        read = sum(leaf.num_bytes for tensor in [*self.computed.values(), *operands] for leaf in leaves_of(tensor))
+        widths = [reduction.num_bytes() for reduction in self.reductions]
+        blocks = 5 * BLOCK_BYTES if self.computed else 0
+        return {
+            "read": read,
+            "copied": written - computed,
+            "computed": computed,
+            "written": written,
+            "memory": INTERPRETER_BYTES + max(widths, default=0) + blocks,
+        }
+
+    def run(self, **options: Any) -> Path:
+        """Run the plan and return the output folder; see lepmerge.execute.run_plan."""
+        from lepmerge.execute import run_plan
+
+        return run_plan(self, **options)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Return the plan of a recipe.
+
+    Raises:
+        LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
+    """
+    references = {
+        name: resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+        for name, entry in recipe.models.items()
+    }
+    models = {name: open_checkpoint(reference, name=name) for name, reference in references.items()}
+    model = start = models[recipe.start]
+    for number, step in enumerate(recipe.steps):
+        try:
+            model = OPERATIONS[step.op](model, **_keywords(step, models, recipe.folder))
+        except LepmergeError as error:
+            raise type(error)(f"steps.{number} ({step.op}): {error}") from error
+    if recipe.output.pad_to_multiple_of is not None:
+        model = pad_vocabulary(model, multiple=recipe.output.pad_to_multiple_of)
+    if recipe.output.dtype is not None:
+        model = _cast(model, getattr(torch, recipe.output.dtype))
+    files = carried_files(start, model, dtype=recipe.output.dtype)
+    shards = _shards(model, recipe.output.shard_size)
+    clashes = sorted({shard.name for shard in shards} & files.keys())
+    assert not clashes, clashes
+    return Plan(recipe, references, models, start, model, shards, files)
+
+
+def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
+    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
+    return open_checkpoint(resolve(str(reference), revision=revision))
+
+
+def _keywords(step: Any, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:
+    """Return a step's fields as keywords of its operation: names become models and vocabularies."""
+    keywords: dict[str, Any] = {}
+    for field, info in type(step).model_fields.items():
+        value = getattr(step, field)
+        if "model" in info.metadata:
+            value = models[value]
+        elif "tokenizer" in info.metadata:
+            value = (
+                models[value].vocabulary
+                if value in models
+                else Vocabulary.in_folder(resolve(value, relative_to=folder).folder)
+            )
+        elif isinstance(value, PerTable):
+            value = {"input_embeddings": value.input, "output_embeddings": value.output}
+        keywords[field] = value
+    del keywords["op"]
+    return {**keywords, "models": models} if isinstance(step, Arithmetic) else keywords
+
+
+def _cast(model: Model, dtype: torch.dtype) -> Model:
+    """Return the model with every floating-point tensor in one type."""
+    if "quantization_config" in model.config:
+        raise RecipeError(f"output.dtype: {model.name} is quantized, its tensors keep their types; remove output.dtype")
+    cast = {
+        name: Elementwise(function=_same, operands=(tensor,), shape=tensor.shape, dtype=dtype)
+        for name, tensor in model.tensors.items()
+        if is_computable(tensor) and tensor.dtype != dtype
+    }
+    return replace(model, tensors={**model.tensors, **cast})
+
+
+def _same(rows: torch.Tensor) -> torch.Tensor:
+    return rows
+
+
+def _shards(model: Model, shard_size: int | None) -> tuple[Shard, ...]:
+    """Return the files of the output: those of the model, or new ones of at most shard_size bytes."""
+    names: dict[str, list[str]] = {}
+    for tensor_name in model.tensors:
+        names.setdefault(model.shards[tensor_name], []).append(tensor_name)
+    if shard_size is not None and set(names) != {EMBEDDINGS}:
+        names = _regrouped(model, shard_size)
+    return tuple(_shard(name, {tensor: model.tensors[tensor] for tensor in names[name]}) for name in sorted(names))
+
+
+def _regrouped(model: Model, shard_size: int) -> dict[str, list[str]]:
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for tensor_name, tensor in model.tensors.items():
+        if groups[-1] and filled + tensor.num_bytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor_name)
+        filled += tensor.num_bytes
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{place:05}-of-{len(groups):05}.safetensors": group for place, group in enumerate(groups, 1)}
+
+
+def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
+    files = {tensor.file if isinstance(tensor, StoredTensor) else None for tensor in tensors.values()}
+    (file, *others) = files
+    whole = file is not None and not others and len(file.entries) == len(tensors)
+    stored = {
+        tensor_name: (
+            tensor.entry.dtype if isinstance(tensor, StoredTensor) else DTYPE_NAMES[tensor.dtype],
+            tuple(tensor.shape),
+        )
+        for tensor_name, tensor in tensors.items()
+    }
+    return Shard(name, build_header(stored, {"format": "pt"}), tensors, file.path if file and whole else None)
+
+
+def index_of(plan: Plan) -> dict[str, Any] | None:
+    """Return the contents of model.safetensors.index.json, None when one file holds the model."""
+    if [shard.name for shard in plan.shards] in ([SINGLE], [EMBEDDINGS]):
+        return None
+    total_size = sum(tensor.num_bytes for tensor in plan.final.tensors.values())
+    weight_map = {tensor_name: shard.name for shard in plan.shards for tensor_name in shard.tensors}
+    return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain values: what is read, computed, copied and written."""
+    folder = next(parent for parent in plan.target.resolve().parents if parent.exists())
+    return {
+        "output": str(plan.target),
+        "models": {
+            name: {
+                "folder": str(model.folder),
+                "rows": model.num_rows,
+                "tied": model.tied,
+                "tensors": len(model.tensors),
+            }
+            for name, model in plan.models.items()
+        },
+        "steps": [step.model_dump(exclude_none=True) for step in plan.recipe.steps],
+        "reductions": [
+            {"kind": reduction.kind, "of": getattr(reduction, "label", ""), "bytes": reduction.work()}
+            for reduction in plan.reductions
+        ],
+        "files": [
+            {
+                "file": shard.name,
+                "action": "copy" if shard.copied_from else "write",
+                "bytes": shard.num_bytes,
+                "computed": [name for name in shard.tensors if name in plan.computed],
+            }
+            for shard in plan.shards
+        ],
+        "small_files": {name: "copy" if isinstance(content, Path) else "write" for name, content in plan.files.items()},
+        "vocabulary_rows": {"before": plan.start.num_rows, "after": plan.final.num_rows},
+        "bytes": plan.num_bytes,
+        "free_disk": shutil.disk_usage(folder).free,
+        "notes": list(plan.final.notes),
+    }

@@ -1,0 +1,61 @@
+"""A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepmerge.errors import ReferenceNotFound
+
+HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a model lies: its local folder, and the Hub id and commit it came from, if it did."""
+
+    text: str
+    folder: Path
+    hub_id: str | None = None
+    commit: str | None = None
+
+
+def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
+    """Return the local folder of `reference`; a path that exists never asks the network.
+
+    A relative path is looked up below `relative_to` (default: the current folder). What is not an existing folder and
+    looks like `owner/name[@revision]` is downloaded with huggingface_hub (safetensors, tokenizer and JSON files only).
+
+    Raises:
+        ReferenceNotFound: neither a folder nor a model on the Hub, or the Hub cannot be reached.
+    """
+    path = Path(reference).expanduser()
+    folder = path if path.is_absolute() else (relative_to or Path.cwd()) / path
+    if folder.is_dir():
+        if revision is not None:
+            raise ReferenceNotFound(
+                f"{reference} is a local folder, so `revision: {revision}` means nothing: remove it"
+            )
+        return Reference(reference, folder)
+    if folder.exists():
+        raise ReferenceNotFound(f"{folder} is a file; a model is a folder with config.json, tokenizer and safetensors")
+    match = HUB_ID.fullmatch(reference)
+    if match is None or reference.startswith((".", "/", "~")):
+        raise ReferenceNotFound(f"no such folder: {folder}")
+    return _download(reference, match["id"], revision or match["revision"], folder)
+
+
+def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ReferenceNotFound(
+            f"{reference}: there is no folder {folder}, and it cannot be had from the Hub ({reason}). "
+            f"Check the name, or download the model first and name its folder"
+        ) from error
+    commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
+    return Reference(reference, snapshot, hub_id=hub_id, commit=commit)

@@ -1,0 +1,220 @@
+"""The staged output: written beside the target, resumable after a kill, moved into place when complete.
+
+.NAME.lepmerge/manifest.json    what the run is, and which parts of it are finished
+.NAME.lepmerge/output/          the finished files; this folder becomes the target
+.NAME.lepmerge-old/             the target that --overwrite replaces, for the moment of the swap
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lepmerge.errors import OutputError
+
+MANIFEST = "manifest.json"
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Staging:
+    """The staging folder of one target, locked for this process while it is open."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.folder = self.target.parent / f".{self.target.name}.lepmerge"
+        self.old = self.target.parent / f".{self.target.name}.lepmerge-old"
+        self.output = self.folder / "output"
+        self.manifest: dict[str, Any] = {}
+
+    @contextmanager
+    def opened(self, fingerprint: str) -> Iterator["Staging"]:
+        """Lock the folder and take up what an earlier run of the same fingerprint finished; else start anew."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self.repair()
+            self.manifest = self._read_manifest()
+            if self.manifest.get("fingerprint") != fingerprint:
+                self._clear()
+                self.manifest = {"fingerprint": fingerprint, "files": {}, "results": {}}
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._save()
+            yield self
+
+    def repair(self) -> None:
+        """Undo an interrupted swap: put the old target back, or remove it when the new one is in place."""
+        if self.old.exists():
+            if self.target.exists():
+                shutil.rmtree(self.old)
+            else:
+                self.old.rename(self.target)
+
+    def finished(self, name: str, size: int) -> bool:
+        """Tell whether an earlier run finished this file."""
+        path = self.output / name
+        return (
+            self.manifest["files"].get(name, {}).get("size") == size and path.exists() and path.stat().st_size == size
+        )
+
+    def write_file(self, name: str, write: Callable[[int], dict[str, Any]]) -> None:
+        """Let `write` fill a new file through its descriptor; it counts as finished once it is on the disk."""
+        partial = self.folder / "partial"
+        with self.translated():
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                figures = write(descriptor)
+                os.fsync(descriptor)
+                size = os.fstat(descriptor).st_size
+            finally:
+                os.close(descriptor)
+            partial.replace(self.output / name)
+            _sync(self.output)
+            self._record("files", name, {"size": size, **figures})
+
+    def link_file(self, name: str, source: Path) -> None:
+        """Make the file a hard link of an input file."""
+        path = self.output / name
+        path.unlink(missing_ok=True)
+        try:
+            os.link(os.path.realpath(source), path)
+        except OSError as error:
+            raise OutputError(f"{source} cannot be hard-linked into {self.target.parent} ({error.strerror}); "
+                              f"run without --link hard to copy it") from error  # fmt: skip
+        self._record("files", name, {"size": path.stat().st_size})
+
+    def save_result(self, name: str, data: bytes, report: dict[str, Any]) -> None:
+        """Keep the result of a reduction, so that a resumed run need not compute it again."""
+        with self.translated():
+            write_durably(self.folder / name, data)
+            self._record("results", name, report)
+
+    def result(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        path = self.folder / name
+        return (path, self.manifest["results"][name]) if name in self.manifest["results"] and path.exists() else None
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Move the finished folder into place."""
+        expected = set(self.manifest["files"])
+        for path in self.output.iterdir():
+            if path.name not in expected:
+                path.unlink()
+        _sync(self.output)
+        if self.target.exists() and any(self.target.iterdir()):
+            assert overwrite, "the target was checked before"
+            self.target.rename(self.old)
+        self.output.rename(self.target)
+        _sync(self.target.parent)
+        if self.old.exists():
+            shutil.rmtree(self.old)
+        shutil.rmtree(self.folder)
+
+    def remaining(self, sizes: dict[str, int]) -> int:
+        """Return the bytes still to be written, of name → size."""
+        return sum(size for name, size in sizes.items() if not self.finished(name, size))
+
+    def _record(self, part: str, name: str, value: dict[str, Any]) -> None:
+        self.manifest[part][name] = value
+        self._save()
+
+    def _save(self) -> None:
+        write_durably(self.folder / MANIFEST, json.dumps(self.manifest).encode())
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / MANIFEST).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _clear(self) -> None:
+        """Empty the staging folder, which only this tool writes to; the lock file stays."""
+        for path in self.folder.iterdir():
+            if path.name == "lock":
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.translated():
+            self.folder.mkdir(exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(f"another run is writing {self.target} now (its lock: {self.folder}/lock)") from error
+            yield
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the operating system's refusals to write into errors that name the remedy."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise OutputError(
+                    f"the disk of {self.target.parent} is full; what was finished is kept in {self.folder}: free some "
+                    f"space and run the same command again, it goes on from there"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise OutputError(f"{self.target.parent} cannot be written to: {error.strerror}") from error
+            raise
+
+
+def check_target(target: Path, *, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Raise OutputError when writing the target could cost the user anything.
+
+    Refused: a target that is, holds or lies in an input; a file; a non-empty folder without `overwrite`; with it, a
+    folder that does not look like a model.
+    """
+    real = Path(os.path.realpath(target))
+    for path in inputs:
+        other = Path(os.path.realpath(path))
+        if real == other or real in other.parents or other in real.parents:
+            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another output.path")
+    if real.exists() and not real.is_dir():
+        raise OutputError(f"the output {target} is a file: choose another output.path")
+    if not real.exists() or not any(real.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"the output {target} is not empty: choose another output.path, or replace it with --overwrite"
+        )
+    strangers = [path.name for path in sorted(real.iterdir()) if path.is_dir()]
+    if not (real / "config.json").exists() or strangers:
+        what = f"it holds the folder {strangers[0]}" if strangers else "it has no config.json"
+        raise OutputError(
+            f"the output {target} does not look like a model ({what}), so --overwrite refuses to delete it"
+        )
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raise OutputError when the disk of the target has less free space than needed."""
+    folder = next(parent for parent in Path(os.path.realpath(target)).parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"the disk of {folder} has {free:,} bytes free, the run still writes {needed:,}: free some space"
+        )
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file in one step, flushed to the disk."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""The lazy tensor: knows its shape and dtype, and gives rows on demand.
+
+Every tensor is seen as a matrix: its rows run over all dimensions but the last one (a vector is one row). Rows are asked
+for as a `range` or as a 1-D int64 tensor of row numbers; computing them reads only the rows of the operands that they need.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+
+Rows = range | torch.Tensor
+BLOCK_BYTES = 64 << 20
+
+
+def _silent(what: str, num_bytes: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where and how precisely rows are computed, with the results of the reductions that have run.
+
+    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is told what is
+    being done and the bytes done since it was told last.
+    """
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    results: dict["Reduction", dict[str, torch.Tensor]] = field(default_factory=dict)
+    progress: Callable[[str, int], None] = _silent
+
+    def on(self, device: torch.device | str, dtype: torch.dtype) -> "Workspace":
+        return replace(self, device=torch.device(device), dtype=dtype)
+
+    def widen(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.to(torch.promote_types(rows.dtype, self.dtype))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LazyTensor(ABC):
+    """shape, dtype and rows on demand; `operands` and `reductions` are what its rows are computed from."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    operands: tuple["LazyTensor", ...] = ()
+    reductions: tuple["Reduction", ...] = ()
+
+    @abstractmethod
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        """Return the rows as (len(rows), row_width) on the workspace's device, not yet rounded to `dtype`."""
+
+    @property
+    def num_rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def row_width(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return rows start to stop, computed on the CPU and rounded to `dtype`; reductions are run as needed."""
+        workspace = Workspace()
+        for reduction in reductions_of([self]):
+            workspace.results[reduction] = reduction.compute(workspace).tensors
+        return self.read(range(start, self.num_rows if stop is None else stop), workspace).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a reduction found: small tensors, and figures for the report."""
+
+    tensors: dict[str, torch.Tensor]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reduction(ABC):
+    """A node of the plan that reads whole tensors once, before the rows that need its result (a fit, a norm, a mean).
+
+    Identity is the key: one object is computed once, however many tensors use it.
+    """
+
+    operands: tuple[LazyTensor, ...]
+    kind: str
+
+    @abstractmethod
+    def compute(self, workspace: Workspace) -> Result: ...
+
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Return the memory that computing it takes beyond one block of rows."""
+
+    @abstractmethod
+    def work(self) -> int:
+        """Return the bytes that it tells `progress` of, counted as the operands store them."""
+
+
+def reductions_of(tensors: Iterable[LazyTensor]) -> list[Reduction]:
+    """Return every reduction that the tensors need, each once, those that others depend on first."""
+    found: dict[Reduction, None] = {}
+    seen: set[int] = set()
+
+    def visit(tensor: LazyTensor) -> None:
+        if id(tensor) in seen:
+            return
+        seen.add(id(tensor))
+        for operand in tensor.operands:
+            visit(operand)
+        for reduction in tensor.reductions:
+            for operand in reduction.operands:
+                visit(operand)
+            found.setdefault(reduction)
+
+    for tensor in tensors:
+        visit(tensor)
+    return list(found)
+
+
+def leaves_of(tensor: LazyTensor) -> Iterator[LazyTensor]:
+    """Yield the tensors without operands from which `tensor` is computed, reductions included."""
+    below = [*tensor.operands, *(operand for reduction in tensor.reductions for operand in reduction.operands)]
+    if not below:
+        yield tensor
+    for operand in below:
+        yield from leaves_of(operand)
+
+
+def blocks(tensor: LazyTensor, *, itemsize: int = 4) -> Iterator[range]:
+    """Yield ranges that cover all rows, each of at most BLOCK_BYTES at `itemsize` bytes per element."""
+    step = max(1, BLOCK_BYTES // (itemsize * max(1, tensor.row_width)))
+    for start in range(0, tensor.num_rows, step):
+        yield range(start, min(start + step, tensor.num_rows))
+
+
+def bytes_per_row(tensors: Iterable[LazyTensor]) -> int:
+    return sum(tensor.row_width * tensor.dtype.itemsize for tensor in tensors)
+
+
+def narrowest(rows: torch.Tensor) -> Rows:
+    """Return the row numbers as a range when they are consecutive, which reads faster."""
+    if len(rows) == 0:
+        return range(0)
+    first, count = int(rows[0]), len(rows)
+    if int(rows[-1]) - first == count - 1 and bool((rows[1:] - rows[:-1] == 1).all()):
+        return range(first, first + count)
+    return rows
+
+
+def as_index(rows: Rows) -> torch.Tensor:
+    return torch.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Elementwise(LazyTensor):
+    """function(*operand rows), row by row; the operands have one shape."""
+
+    function: Callable[..., torch.Tensor]
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        read = [workspace.widen(operand.read(rows, workspace)) for operand in self.operands]
+        return self.function(*read, *(workspace.results[reduction] for reduction in self.reductions))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ChosenRows(LazyTensor):
+    """Row v is row `row_V[v]` of operand `operand_V[v]`; a row that is only moved keeps its bits."""
+
+    operand_V: torch.Tensor
+    row_V: torch.Tensor
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        index = as_index(rows)
+        operand_N, row_N = self.operand_V[index], self.row_V[index]
+        used = operand_N.unique().tolist()
+        if len(used) == 1:
+            return self.operands[used[0]].read(narrowest(row_N), workspace)
+        out: torch.Tensor | None = None
+        for which in used:
+            chosen = (operand_N == which).nonzero().squeeze(1)
+            read = workspace.widen(self.operands[which].read(narrowest(row_N[chosen]), workspace))
+            if out is None:
+                out = torch.empty(len(index), self.row_width, dtype=read.dtype, device=read.device)
+            elif read.dtype != out.dtype:
+                out = out.to(torch.promote_types(out.dtype, read.dtype))
+            out[chosen.to(out.device)] = read.to(out.dtype)
+        assert out is not None
+        return out
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeanRow(Reduction):
+    """The mean of the given rows of a table, in float64."""
+
+    row_N: torch.Tensor
+    kind: str = "mean row"
+
+    def num_bytes(self) -> int:
+        return 8 * self.operands[0].row_width
+
+    def work(self) -> int:
+        return len(self.row_N) * bytes_per_row(self.operands)
+
+    def compute(self, workspace: Workspace) -> Result:
+        (table,) = self.operands
+        workspace = workspace.on("cpu", torch.float64)
+        total = torch.zeros(table.row_width, dtype=torch.float64)
+        for block in blocks(table, itemsize=8):
+            rows = self.row_N[(self.row_N >= block.start) & (self.row_N < block.stop)]
+            if len(rows):
+                total += workspace.widen(table.read(narrowest(rows), workspace)).sum(0)
+                workspace.progress("averaging rows", len(rows) * bytes_per_row(self.operands))
+        return Result({"row": total / len(self.row_N)}, {})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RepeatedRow(LazyTensor):
+    """Every row is the same: the result of a MeanRow."""
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        row = workspace.results[self.reductions[0]]["row"]
+        return row.to(workspace.device, workspace.dtype).expand(len(rows), -1)

@@ -1,0 +1,342 @@
+"""A vocabulary: what bytes each token of a tokenizer.json stands for, and how other bytes fall into its tokens.
+
+Four ways to write bytes as a token string:
+    byte_level     every byte is one character of GPT-2's alphabet (space → Ġ)
+    sentencepiece  UTF-8 with ▁ for the space; <0xNN> is one byte when byte fallback is on
+    wordpiece      ##x continues a word with x, any other token x stands for " x"
+    plain          UTF-8 as it is
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lepmerge.errors import VocabularyError
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """An entry of `added_tokens`: it is found in text as it stands, before the model sees the text."""
+
+    id: int
+    content: str
+    special: bool
+    entry: Mapping[str, Any]
+
+
+class Vocabulary:
+    """The vocabulary of a tokenizer.json, given as its parsed `spec` or read from a folder when first asked for."""
+
+    def __init__(self, spec: dict[str, Any] | None = None, *, folder: Path | None = None) -> None:
+        self.folder = folder
+        if spec is not None:
+            self.spec = spec
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "Vocabulary":
+        """Return the vocabulary of a model or tokenizer folder; nothing is read yet."""
+        return cls(folder=folder)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The parsed tokenizer.json.
+
+        Raises:
+            VocabularyError: no tokenizer, or one that cannot be expressed as a tokenizer.json.
+        """
+        assert self.folder is not None
+        path = self.folder / "tokenizer.json"
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else _converted_by_transformers(self.folder)
+            spec = json.loads(text)
+            if spec["model"]["type"] not in ("BPE", "Unigram", "WordPiece", "WordLevel"):
+                raise VocabularyError(f"{path}: tokenizer model {spec['model']['type']!r} is not known to lepmerge")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise VocabularyError(f"{path} is not a readable tokenizer: {error}") from error
+        return spec
+
+    @cached_property
+    def family(self) -> str:
+        types = {(part, item.get("type")) for part in _PARTS for item in _flattened(self.spec.get(part))}
+        names = {name for _, name in types}
+        if "ByteLevel" in names:
+            return "byte_level"
+        if self.spec["model"]["type"] == "WordPiece":
+            return "wordpiece"
+        spaces = (item for part in _PARTS for item in _flattened(self.spec.get(part)) if item.get("type") == "Replace")
+        if "Metaspace" in names or any("▁" in (item.get("content"), _pattern(item)) for item in spaces):
+            return "sentencepiece"
+        return "plain"
+
+    @cached_property
+    def added(self) -> dict[str, AddedToken]:
+        """Special and added tokens, content → token."""
+        return {
+            entry["content"]: AddedToken(int(entry["id"]), entry["content"], bool(entry.get("special")), entry)
+            for entry in sorted(self.spec.get("added_tokens") or [], key=lambda entry: entry["id"])
+        }
+
+    @cached_property
+    def model_ids(self) -> dict[str, int]:
+        """Token string → id, of the tokenizer's model (without the added tokens that it does not hold)."""
+        vocab = self.spec["model"]["vocab"]
+        if isinstance(vocab, dict):
+            return vocab
+        return {token: id for id, (token, _) in enumerate(vocab)}
+
+    @cached_property
+    def ordinary(self) -> dict[str, int]:
+        """Token string → id, without added tokens."""
+        added_ids = {token.id for token in self.added.values()}
+        return {token: id for token, id in self.model_ids.items() if id not in added_ids}
+
+    @cached_property
+    def all_ids(self) -> dict[str, int]:
+        return {**self.model_ids, **{content: token.id for content, token in self.added.items()}}
+
+    @cached_property
+    def size(self) -> int:
+        """The highest id and one: the rows that a table needs at least."""
+        return max(self.all_ids.values(), default=-1) + 1
+
+    @cached_property
+    def byte_fallback(self) -> bool:
+        return bool(self.spec["model"].get("byte_fallback"))
+
+    def is_byte_token(self, token: str) -> bool:
+        """Tell whether the token string is a byte-fallback token such as <0x0A>."""
+        return self.byte_fallback and token in _BYTE_TOKENS
+
+    def token_bytes(self, token: str) -> bytes:
+        """Return the bytes that an ordinary token stands for."""
+        if self.family == "byte_level":
+            try:
+                return bytes(map(_BYTE_OF.__getitem__, token))
+            except KeyError:  # characters outside the alphabet: decoders take the token as text
+                return token.encode("utf-8", "surrogatepass")
+        if self.family == "wordpiece":
+            prefix = self.spec["model"].get("continuing_subword_prefix", "##")
+            return (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
+        if self.family == "sentencepiece":
+            if self.is_byte_token(token):
+                return bytes((_BYTE_TOKENS[token],))
+            return token.replace("▁", " ").encode("utf-8", "surrogatepass")
+        return token.encode("utf-8", "surrogatepass")
+
+    @cached_property
+    def bytes_of(self) -> dict[int, bytes]:
+        """Id → bytes, of the ordinary tokens in id order."""
+        return {id: self.token_bytes(token) for token, id in sorted(self.ordinary.items(), key=lambda item: item[1])}
+
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, list[tuple[int, str]]]:
+        """Bytes → (id, token string) of the ordinary tokens that stand for them, lowest id first; bytes are not unique."""
+        found: dict[bytes, list[tuple[int, str]]] = {}
+        for token, id in sorted(self.ordinary.items(), key=lambda item: item[1]):
+            found.setdefault(self.bytes_of[id], []).append((id, token))
+        return found
+
+    @cached_property
+    def plain_tokens(self) -> dict[bytes, int]:
+        """Bytes → id of the added tokens that are not special (runs of spaces, for example)."""
+        return {content.encode(): token.id for content, token in self.added.items() if not token.special}
+
+    def id_of_added(self, token: AddedToken) -> int | None:
+        """Return the id here of another vocabulary's added token, matched by its content."""
+        if token.content in self.all_ids:
+            return self.all_ids[token.content]
+        same_bytes = () if token.special else self.ids_by_bytes.get(token.content.encode(), ())
+        return same_bytes[0][0] if same_bytes else None
+
+    def id_of_bytes(self, data: bytes, *, token: str | None = None, byte_token: bool = False) -> int | None:
+        """Return the id of a token with these bytes: the same string first, then the same kind, then the lowest id."""
+        candidates = self.ids_by_bytes.get(data)
+        if not candidates:
+            return self.plain_tokens.get(data)
+        if len(candidates) == 1:
+            return candidates[0][0]
+        return min(candidates, key=lambda item: (item[1] != token, self.is_byte_token(item[1]) != byte_token, item[0]))[
+            0
+        ]
+
+    def ids_in(self, other: "Vocabulary") -> dict[int, int]:
+        """Return id → id in `other`, for the tokens that both have: added ones by content, ordinary ones by bytes."""
+        ids: dict[int, int | None] = {token.id: other.id_of_added(token) for token in self.added.values()}
+        for token, id in self.ordinary.items():
+            same_string = token if self.family == other.family else None
+            ids[id] = other.id_of_bytes(self.bytes_of[id], token=same_string, byte_token=self.is_byte_token(token))
+        return {id: new_id for id, new_id in ids.items() if new_id is not None}
+
+    def with_added_of(self, other: "Vocabulary") -> "Vocabulary":
+        """Return this vocabulary with the added tokens of `other` that it lacks, in the order of their ids there.
+
+        New ones follow the highest id. A special token that stands here as an ordinary one keeps that id.
+
+        Raises:
+            VocabularyError: the tokenizers library cannot give a token the id that it should have.
+        """
+        entries = []
+        num_new = 0
+        for token in other.added.values():
+            known = self.id_of_added(token)
+            if token.content in self.added or (known is not None and not token.special):
+                continue
+            entries.append({**token.entry, "id": self.size + num_new if known is None else known})
+            num_new += known is None
+        return self._with_entries(entries) if entries else self
+
+    def _with_entries(self, entries: list[dict[str, Any]]) -> "Vocabulary":
+        spec = {**self.spec, "added_tokens": [*(self.spec.get("added_tokens") or []), *entries]}
+        extended = Vocabulary(spec)
+        if extended.unfaithful_ids():  # the library numbers added tokens by count, which holes in the ids defeat
+            vocab = self.spec["model"]["vocab"]
+            if not isinstance(vocab, dict):
+                raise VocabularyError(
+                    f"cannot add {entries[0]['content']!r} to a Unigram vocabulary with holes in its ids"
+                )
+            spec["model"] = {**self.spec["model"], "vocab": {**vocab, **{e["content"]: e["id"] for e in entries}}}
+            extended = Vocabulary(spec)
+            assert not extended.unfaithful_ids()
+        return extended
+
+    def unfaithful_ids(self) -> dict[str, tuple[int, int | None]]:
+        """Return content → (id in the file, id that the tokenizers library gives) of the added tokens where they differ."""
+        given = {content: self.tokenizer.token_to_id(content) for content in self.added}
+        return {content: (self.added[content].id, id) for content, id in given.items() if id != self.added[content].id}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self._load(self.spec)
+
+    def encode(self, data: Iterable[bytes]) -> list[list[int]]:
+        """Return the ids of each byte string as the middle of a text: no prefix space, no special or added tokens.
+
+        Ids that would stand for other bytes (a normalizer's doing) are replaced by those of the bare model. What the
+        vocabulary cannot express at all is left out, so a list may be empty or cover only a part.
+        """
+        data = list(data)
+        encoded: list[list[int]] = [[] for _ in data]
+        texts: dict[int, str] = {}
+        for place, item in enumerate(data):
+            try:
+                texts[place] = item.decode()
+            except UnicodeDecodeError:
+                continue
+        for place, encoding in zip(texts, self._middle.encode_batch_fast([*texts.values()]), strict=True):
+            encoded[place] = [id for id in encoding.ids if id in self.bytes_of]
+        for place, item in enumerate(data):
+            if not self.spells(encoded[place], item):
+                bare = self._encode_bare(item)
+                if self.spells(bare, item) or not encoded[place]:
+                    encoded[place] = bare
+        return encoded
+
+    def spells(self, ids: Sequence[int], data: bytes) -> bool:
+        return b"".join(map(self.bytes_of.__getitem__, ids)) == data
+
+    @cached_property
+    def _middle(self) -> Tokenizer:
+        """The tokenizer as it treats the middle of a text."""
+        spec = {**self.spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        spec["normalizer"] = _without(self.spec.get("normalizer"), {"Prepend", "Strip"})
+        spec["pre_tokenizer"] = _without(self.spec.get("pre_tokenizer"), set())
+        for item in _flattened(spec["pre_tokenizer"]):
+            if "prepend_scheme" in item:
+                item["prepend_scheme"] = "never"
+            if "add_prefix_space" in item:
+                item["add_prefix_space"] = False
+        return self._load(spec)
+
+    def _encode_bare(self, data: bytes) -> list[int]:
+        if self.family == "byte_level":
+            return self._tokenize("".join(map(_CHARACTER_OF.__getitem__, data)))
+        ids: list[int] = []
+        for text, undecodable in _valid_parts(data):
+            if text:
+                ids += self._tokenize(text.replace(" ", "▁") if self.family == "sentencepiece" else text)
+            ids += [self.ordinary[token] for byte in undecodable if (token := f"<0x{byte:02X}>") in self.ordinary]
+        return ids
+
+    def _tokenize(self, text: str) -> list[int]:
+        return [token.id for token in self._middle.model.tokenize(text) if token.id in self.bytes_of]
+
+    def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
+        try:
+            return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+        except Exception as error:  # the tokenizers library raises plain Exception for every fault of a tokenizer.json
+            raise VocabularyError(
+                f"{self.folder or 'the tokenizer'}: the tokenizers library refuses it: {error}"
+            ) from error
+
+
+def _converted_by_transformers(folder: Path) -> str:
+    """Return a tokenizer.json for a folder that has only the files of a slow tokenizer."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise VocabularyError(f"{folder} has no tokenizer.json, and no other tokenizer that loads: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise VocabularyError(
+            f"{folder} has only a slow tokenizer ({type(tokenizer).__name__}) without a tokenizer.json"
+        )
+    return tokenizer.backend_tokenizer.to_str()
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for characters from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(0x100 + n) for n, byte in enumerate(others)}}
+
+
+_CHARACTER_OF = _byte_alphabet()
+_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+_BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
+_PARTS = ("normalizer", "pre_tokenizer", "decoder")
+_LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
+
+
+def _flattened(item: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the part of a tokenizer.json and, for a Sequence, its members at every depth."""
+    if item is None:
+        return []
+    members = [member for key in _LISTS for member in item.get(key, ())]
+    return [item, *(inner for member in members for inner in _flattened(member))]
+
+
+def _without(item: dict[str, Any] | None, types: set[str]) -> dict[str, Any] | None:
+    """Return a copy of a part of a tokenizer.json without members of these types."""
+    if item is None or item.get("type") in types:
+        return None
+    item = copy.deepcopy(item)
+    for key in _LISTS:
+        if key in item:
+            item[key] = [kept for member in item[key] if (kept := _without(member, types)) is not None]
+    return item
+
+
+def _pattern(item: Mapping[str, Any]) -> str | None:
+    pattern = item.get("pattern")
+    return pattern.get("String") if isinstance(pattern, dict) else pattern
+
+
+def _valid_parts(data: bytes) -> list[tuple[str, bytes]]:
+    """Return the longest valid UTF-8 stretches, each with the undecodable bytes that follow it."""
+    parts: list[tuple[str, bytes]] = []
+    while data:
+        try:
+            parts.append((data.decode(), b""))
+            break
+        except UnicodeDecodeError as error:
+            parts.append((data[: error.start].decode(), data[error.start : error.end]))
+            data = data[error.end :]
+    return parts
