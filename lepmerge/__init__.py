@@ -1,4 +1,4 @@
-"""lepmerge adapts instruct LLMs to another language: vocabulary swap, Learned Embedding Propagation, embedding arithmetic.
+"""lepmerge adapts instruct LLMs to another language: vocabulary swap, embedding propagation, arithmetic.
 
 recipe = lepmerge.load_recipe("recipe.yaml")
 print(recipe.plan().num_bytes)

@@ -82,7 +82,7 @@ def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {plan.target.name}",
-        f"Made by [lepmerge](https://pypi.org/project/lepmerge) {lepmerge.__version__} from `{plan.recipe.start}` with this recipe:",
+        f"Made by lepmerge {lepmerge.__version__} from `{plan.recipe.start}` with this recipe:",
         f"```yaml\n{plan.recipe.to_yaml()}```",
     ]
     if report["tables"]:

@@ -1,4 +1,4 @@
-"""The small files of the output: config, generation config, tokenizer, chat template, and what else the start model has."""
+"""The small files of the output: configs, tokenizer, chat template, and what else the start model has."""
 
 import json
 import re

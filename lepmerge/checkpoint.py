@@ -91,8 +91,8 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded; convert them "
-            f"first: AutoModelForCausalLM.from_pretrained(folder, weights_only=True).save_pretrained(new_folder)"
+            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded; convert "
+            f"them first: AutoModelForCausalLM.from_pretrained(folder, weights_only=True).save_pretrained(new_folder)"
         )
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
@@ -133,8 +133,8 @@ def _check_tables(model: Model) -> None:
     promised = vocab_size(model.config)
     if promised is not None and promised != model.num_rows:
         raise CheckpointError(
-            f"{model.name} ({model.folder}): config.json says vocab_size {promised}, but {model.tables['input_embeddings']} "
-            f"has {model.num_rows} rows: correct the config or download the model again"
+            f"{model.name} ({model.folder}): config.json says vocab_size {promised}, but "
+            f"{model.tables['input_embeddings']} has {model.num_rows} rows: correct it or download the model again"
         )
 
 

@@ -193,9 +193,9 @@ def _show_plan(plan: Any, as_json: bool) -> None:
     click.echo(table(rows, header=["file", "action", "size", "computed tensors"]))
     sizes = described["bytes"]
     click.echo(
-        f"reads {human_bytes(sizes['read'])} for {human_bytes(sizes['computed'])} computed, copies {human_bytes(sizes['copied'])}, "
-        f"writes {human_bytes(sizes['written'])} ({human_bytes(described['free_disk'])} free), "
-        f"memory at most about {human_bytes(sizes['memory'])}"
+        f"reads {human_bytes(sizes['read'])} for {human_bytes(sizes['computed'])} computed, "
+        f"copies {human_bytes(sizes['copied'])}, writes {human_bytes(sizes['written'])} "
+        f"({human_bytes(described['free_disk'])} free), memory at most about {human_bytes(sizes['memory'])}"
     )
     for note in described["notes"]:
         click.echo(f"note      {note}")

@@ -1,4 +1,4 @@
-"""The vocabulary conversion T: how each row of a new table is made of rows of an old one (paper section 2.1.2, eq. 1-2).
+"""The vocabulary conversion T: how rows of a new table are made of rows of an old one (paper section 2.1.2, eq. 1-2).
 
 Legend: V new rows, N entries of T, D width of a table.
 """
@@ -22,8 +22,8 @@ class Conversion:
     """T as a list of old ids for each new row, the row being their mean.
 
     The old ids of row v are `old_N[start_V1[v] : start_V1[v + 1]]`. kind_V tells how they were found: identical bytes
-    (exact), the old tokenization of the token's bytes (decomposed), one that loses some of the bytes (inexact), an added
-    token's content (added), or not at all: an id hole, padding, or bytes that the old vocabulary cannot spell (none).
+    (exact), the old tokenization of the token's bytes (decomposed), one that loses some of the bytes (inexact), an
+    added token's content (added), or not at all (none): id holes, padding, bytes that the old vocabulary cannot spell.
     """
 
     start_V1: torch.Tensor
@@ -63,10 +63,10 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
     kinds = [NONE] * num_rows
     sources: list[list[int]] = [[] for _ in range(num_rows)]
     if old is new:
+        added_ids = {token.id for token in new.added.values()}
         for id in new.all_ids.values():
-            kinds[id], sources[id] = EXACT, [id]
-        for token in new.added.values():
-            kinds[token.id] = ADDED
+            if id < num_old_rows:
+                kinds[id], sources[id] = (ADDED if id in added_ids else EXACT), [id]
         return _packed(kinds, sources, num_old_rows, identity=num_rows == num_old_rows)
 
     to_encode: dict[int, bytes] = {}

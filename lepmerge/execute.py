@@ -48,7 +48,7 @@ def run_plan(
 
     device: auto, cpu, cuda, cuda:N or mps. overwrite: replace a model at the target. link="hard" shares the files that
     nothing changes instead of copying them. hash adds content hashes of the inputs to the report; check counts NaN and
-    infinite values also in copied tensors. A run that was killed goes on where it was; one that is complete is left as it is.
+    infinite values also in copied tensors. A run that was killed goes on where it was; a complete one is left alone.
 
     Raises:
         LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
@@ -56,17 +56,18 @@ def run_plan(
     plan = plan.plan() if isinstance(plan, Recipe) else plan
     progress = progress or (lambda what, done: None)
     workspace = Workspace(device=choose_device(device), progress=progress)
-    fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "hash": hash, "check": check})
+    fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
     staging = Staging(plan.target)
     staging.repair()
     if _is_complete(plan.target, fingerprint):
+        staging.tidy(fingerprint)
         return plan.target
-    inputs = [reference.folder for reference in plan.references.values()]
-    check_target(plan.target, inputs=inputs, overwrite=overwrite)
+    check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)
     sizes = {shard.name: shard.num_bytes for shard in plan.shards if not (link and shard.copied_from)}
     check_space(plan.target, sum(sizes.values()) if not staging.folder.exists() else 0)
     began = time.time()
     with staging.opened(fingerprint):
+        check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)  # the lock is ours only now
         check_space(plan.target, staging.remaining(sizes) + (8 << 20))
         results = _reduce(plan, staging, workspace)
         for shard in plan.shards:
@@ -122,11 +123,14 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _input_files(plan: Plan) -> list[Path]:
+def _input_folders(plan: Plan) -> list[Path]:
     folders = {reference.folder for reference in plan.references.values()}
     tokenizers = [step.tokenizer for step in plan.recipe.steps if step.op == "swap_vocabulary"]
-    folders |= {folder for name in tokenizers if (folder := plan.recipe.resolve(name)).is_dir()}
-    return [path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()]
+    return sorted(folders | {folder for name in tokenizers if (folder := plan.recipe.resolve(name)).is_dir()})
+
+
+def _input_files(plan: Plan) -> list[Path]:
+    return [path for folder in _input_folders(plan) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def _identity(path: Path) -> tuple[str, int, int, int]:
@@ -255,6 +259,6 @@ def check_tokenizer(folder: Path, plan: Plan) -> None:
     if different or len(loaded) > plan.final.num_rows:
         raise VocabularyError(
             f"the output's tokenizer loads with other ids than its tokenizer.json gives (for {different[:3]}, "
-            f"{len(loaded)} tokens for {plan.final.num_rows} rows): the tokenizer_config.json of {plan.start.name} names "
-            f"special tokens that the new vocabulary lacks; add them to its tokenizer.json as added tokens"
+            f"{len(loaded)} tokens for {plan.final.num_rows} rows): the tokenizer_config.json of {plan.start.name} "
+            f"names special tokens that the new vocabulary lacks; add them to its tokenizer.json as added tokens"
         )

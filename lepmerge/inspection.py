@@ -94,7 +94,7 @@ def _table_difference(
 def _change(
     first: LazyTensor, second: LazyTensor, rows: torch.Tensor | None, progress: Callable[[str, int], None]
 ) -> float | None:
-    """Return ‖second - first‖ / ‖first‖ over the rows, 0.0 only when all bits agree; None for types without arithmetic."""
+    """Return ‖second - first‖ / ‖first‖ over the rows, 0.0 only for equal values; None for types without arithmetic."""
     stored = [tensor for tensor in (first, second) if isinstance(tensor, StoredTensor)]
     if not all(is_computable(tensor) for tensor in stored):
         return 0.0 if _same_bytes(first, second) else None

@@ -64,8 +64,8 @@ class Fit(Reduction):
             if not bool(torch.isfinite(delta_BD).all()):
                 bad = self.row_N[start : start + step][~torch.isfinite(delta_BD).all(1).cpu()]
                 raise FitError(
-                    f"{self.label}: NaN or infinite values in {len(bad)} rows of base or instruct, the first is the row "
-                    f"of new token {int(bad[0])}: the checkpoint is damaged, download it again"
+                    f"{self.label}: NaN or infinite values in {len(bad)} rows of base or instruct, the first is the "
+                    f"row of new token {int(bad[0])}: the checkpoint is damaged, download it again"
                 )
             yield X_BD, delta_BD
             workspace.progress(f"fitting {self.label}", len(X_BD) * bytes_per_row(self.operands))

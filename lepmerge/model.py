@@ -1,4 +1,4 @@
-"""The one noun: a model is its lazy tensors, config, generation config and vocabulary, with names for its two tables."""
+"""The one noun: a model is its lazy tensors, configs and vocabulary, with the names of its two tables."""
 
 import copy
 import re
@@ -70,9 +70,9 @@ class Model:
         if beyond:
             token, id = min(beyond.items(), key=lambda item: item[1])
             raise CheckpointError(
-                f"{self.name} ({self.folder}): the tokenizer has {len(beyond)} tokens beyond the {self.num_rows} rows of "
-                f"{self.tables[INPUT]}, the first is {token!r} with id {id}: remove them from the tokenizer, or give them "
-                f"rows with model.resize_token_embeddings() and save the model again"
+                f"{self.name} ({self.folder}): the tokenizer has {len(beyond)} tokens beyond the {self.num_rows} rows "
+                f"of {self.tables[INPUT]}, the first is {token!r} with id {id}: remove them from the tokenizer, or "
+                f"give them rows with model.resize_token_embeddings() and save the model again"
             )
 
     def with_tables(

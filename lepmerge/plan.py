@@ -1,4 +1,4 @@
-"""A recipe and the headers of its models become a plan: the final model, its files, and what will be read and computed."""
+"""A recipe and the headers of its models become a plan: the final model, its files, what is read and computed."""
 
 import shutil
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""The safetensors format: a header that is parsed and checked, rows and raw bytes read by range, files written header first.
+"""The safetensors format: headers parsed and checked, rows and raw bytes read by range, files written header first.
 
-The library's own loader maps whole files and reads whole tensors; here memory stays bounded by the rows that are asked for.
+The library's own loader maps files and reads whole tensors; here memory stays bounded by the rows that are asked for.
 Format: 8 bytes little-endian header length, JSON header, then the tensors' bytes without gaps.
 """
 
@@ -158,7 +158,7 @@ def require_computable(tensor: LazyTensor, what: str) -> None:
     """Raise CheckpointError for a tensor that can only be copied."""
     if not is_computable(tensor):
         raise CheckpointError(
-            f"{what} is stored as {tensor.dtype}, and lepmerge computes on float64, float32, float16 and bfloat16 only: "
+            f"{what} is stored as {tensor.dtype}, and lepmerge computes on float64, float32, float16 and bfloat16: "
             f"dequantize the model first (load it in bfloat16, then save_pretrained)"
         )
 

@@ -29,29 +29,46 @@ class Staging:
         self.folder = self.target.parent / f".{self.target.name}.lepmerge"
         self.old = self.target.parent / f".{self.target.name}.lepmerge-old"
         self.output = self.folder / "output"
+        self._partial = self.folder / "partial"
         self.manifest: dict[str, Any] = {}
 
     @contextmanager
     def opened(self, fingerprint: str) -> Iterator["Staging"]:
         """Lock the folder and take up what an earlier run of the same fingerprint finished; else start anew."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        with self.translated():
+            self.target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self.repair()
-            self.manifest = self._read_manifest()
-            if self.manifest.get("fingerprint") != fingerprint:
-                self._clear()
-                self.manifest = {"fingerprint": fingerprint, "files": {}, "results": {}}
-            self.output.mkdir(parents=True, exist_ok=True)
-            self._save()
+            with self.translated():
+                self._repair()
+                self.manifest = self._read_manifest()
+                if self.manifest.get("fingerprint") != fingerprint:
+                    self._clear()
+                    self.manifest = {"fingerprint": fingerprint, "files": {}, "results": {}}
+                self._partial.unlink(missing_ok=True)  # or its bytes would count as missing space
+                self.output.mkdir(parents=True, exist_ok=True)
+                self._save()
             yield self
 
     def repair(self) -> None:
-        """Undo an interrupted swap: put the old target back, or remove it when the new one is in place."""
+        """Undo an interrupted swap, unless another run is in the middle of it."""
         if self.old.exists():
-            if self.target.exists():
+            with self._locked():
+                self._repair()
+
+    def _repair(self) -> None:
+        """Put the old target back, or remove it when the new one is in place."""
+        if self.old.exists():
+            if self.target.exists() and any(self.target.iterdir()):
                 shutil.rmtree(self.old)
             else:
                 self.old.rename(self.target)
+
+    def tidy(self, fingerprint: str) -> None:
+        """Remove the staging folder of a run that was killed after it had moved its output into place."""
+        if self.folder.exists():
+            with self._locked():
+                if self._read_manifest().get("fingerprint", fingerprint) == fingerprint:
+                    shutil.rmtree(self.folder)
 
     def finished(self, name: str, size: int) -> bool:
         """Tell whether an earlier run finished this file."""
@@ -62,16 +79,15 @@ class Staging:
 
     def write_file(self, name: str, write: Callable[[int], dict[str, Any]]) -> None:
         """Let `write` fill a new file through its descriptor; it counts as finished once it is on the disk."""
-        partial = self.folder / "partial"
         with self.translated():
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
                 figures = write(descriptor)
                 os.fsync(descriptor)
                 size = os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
-            partial.replace(self.output / name)
+            self._partial.replace(self.output / name)
             _sync(self.output)
             self._record("files", name, {"size": size, **figures})
 
@@ -146,6 +162,8 @@ class Staging:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputError(f"another run is writing {self.target} now (its lock: {self.folder}/lock)") from error
+            if not os.path.exists(lock.name) or not os.path.samefile(lock.name, lock.fileno()):
+                raise OutputError(f"another run has just written {self.target}: run again to see what it did")
             yield
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The lazy tensor: knows its shape and dtype, and gives rows on demand.
 
-Every tensor is seen as a matrix: its rows run over all dimensions but the last one (a vector is one row). Rows are asked
-for as a `range` or as a 1-D int64 tensor of row numbers; computing them reads only the rows of the operands that they need.
+Every tensor is seen as a matrix: its rows run over all dimensions but the last one (a vector is one row). Rows are
+asked for as a `range` or as a 1-D int64 tensor of row numbers; computing them reads only the operands' rows they need.
 """
 
 from abc import ABC, abstractmethod
@@ -24,8 +24,8 @@ def _silent(what: str, num_bytes: int) -> None:
 class Workspace:
     """Where and how precisely rows are computed, with the results of the reductions that have run.
 
-    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is told what is
-    being done and the bytes done since it was told last.
+    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is told what
+    is being done and the bytes done since it was told last.
     """
 
     device: torch.device = torch.device("cpu")

@@ -136,7 +136,7 @@ class Vocabulary:
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, list[tuple[int, str]]]:
-        """Bytes → (id, token string) of the ordinary tokens that stand for them, lowest id first; bytes are not unique."""
+        """Bytes → (id, token string) of the ordinary tokens with these bytes, which are not unique, lowest id first."""
         found: dict[bytes, list[tuple[int, str]]] = {}
         for token, id in sorted(self.ordinary.items(), key=lambda item: item[1]):
             found.setdefault(self.bytes_of[id], []).append((id, token))
@@ -206,7 +206,7 @@ class Vocabulary:
         return extended
 
     def unfaithful_ids(self) -> dict[str, tuple[int, int | None]]:
-        """Return content → (id in the file, id that the tokenizers library gives) of the added tokens where they differ."""
+        """Return content → (id in the file, id that the tokenizers library gives) of added tokens where they differ."""
         given = {content: self.tokenizer.token_to_id(content) for content in self.added}
         return {content: (self.added[content].id, id) for content, id in given.items() if id != self.added[content].id}
 
@@ -292,7 +292,7 @@ def _converted_by_transformers(folder: Path) -> str:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for characters from U+0100 on."""
+    """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for characters from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(0x100 + n) for n, byte in enumerate(others)}}

@@ -137,7 +137,7 @@ def _kept_rows(model: Model, vocabulary: Vocabulary, to_new: Conversion, keep_sh
 def _with_kept_rows(table: LazyTensor, instruct: LazyTensor, kept_V: torch.Tensor, num_rows: int) -> LazyTensor:
     assert len(kept_V) == num_rows and bool((kept_V[table.num_rows :] >= 0).all())
     is_kept = kept_V >= 0
-    if not bool(is_kept.any()):
+    if not bool(is_kept.any()) and table.dtype == instruct.dtype:
         return table
     row_V = torch.where(is_kept, kept_V, torch.arange(num_rows))
     return _rows_of((table, instruct), is_kept, row_V, instruct.dtype)
@@ -154,11 +154,11 @@ def _check(model: Model, base: Model, adapted: Model) -> None:
     if different:
         token, (base_id, model_id) = next(iter(different.items()))
         raise VocabularyError(
-            f"{base.name} and {model.name} should share their vocabulary, but differ in {len(different)} tokens, such as "
-            f"{token!r} (ids {base_id} and {model_id}): is {base.name} the model that {model.name} was tuned from?"
+            f"{base.name} and {model.name} should share their vocabulary, but differ in {len(different)} tokens, such "
+            f"as {token!r} (ids {base_id} and {model_id}): is {base.name} the model that {model.name} was tuned from?"
         )
     if model.tied and not adapted.tied:
         raise CheckpointError(
-            f"{adapted.name} has separate input and output embeddings, but {model.name} ties them ({OUTPUT} is the input "
-            f"table): train the adapted model with tied embeddings, or untie {model.name} first"
+            f"{adapted.name} has separate input and output embeddings, but {model.name} ties them ({OUTPUT} is the "
+            f"input table): train the adapted model with tied embeddings, or untie {model.name} first"
         )

@@ -1,0 +1,30 @@
+"""Fixtures that several test files share: one trained pair of tokenizers and one LEP setting."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pico  # noqa: E402 -- transformers reads HF_HUB_OFFLINE when it is imported
+
+
+@pytest.fixture(scope="session")
+def english():
+    return pico.byte_level(pico.ENGLISH, 400)
+
+
+@pytest.fixture(scope="session")
+def russian():
+    return pico.byte_level([*pico.RUSSIAN, *pico.ENGLISH], 600)
+
+
+@pytest.fixture(scope="session")
+def setting(tmp_path_factory: pytest.TempPathFactory, english, russian) -> dict[str, Path]:
+    """base, instruct and adapted models, untied, byte-level; read-only for tests."""
+    folder = tmp_path_factory.mktemp("setting")
+    base = pico.save_model(folder / "base", english)
+    instruct = pico.save_instruct(folder / "instruct", base, english)
+    adapted = pico.save_adapted(folder / "adapted", base, russian)
+    return {"base": base, "instruct": instruct, "adapted": adapted}
