@@ -23,9 +23,7 @@ BYTES = [*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 OTHERS = [byte for byte in range(256) if byte not in BYTES]
 ALPHABET = {**{byte: chr(byte) for byte in BYTES}, **{byte: chr(256 + n) for n, byte in enumerate(OTHERS)}}
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 BLOCK_ROWS = 4096
 
@@ -45,7 +43,8 @@ def extended_spec(old: dict[str, Any], size: int, *, share: float, seed: int = 1
     ordinary = size - len(added)
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in old["model"]["merges"]]
     first: dict[str, tuple[str, str]] = {}
-    for left, right in pairs:
+    id_of = old["model"]["vocab"]
+    for left, right in sorted(pairs, key=lambda pair: id_of["".join(pair)]):
         first.setdefault(left + right, (left, right))  # one way to a token is enough
     kept = [*first.values()][: int(share * ordinary) - 256]
     vocab = sorted(old["model"]["vocab"], key=old["model"]["vocab"].__getitem__)[:256]
@@ -312,7 +311,13 @@ def remove(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    for option, value in {"old-rows": 128256, "new-rows": 48000, "width": 1024, "layers": 6, "intermediate": 2816}.items():
+    for option, value in {
+        "old-rows": 128256,
+        "new-rows": 48000,
+        "width": 1024,
+        "layers": 6,
+        "intermediate": 2816,
+    }.items():
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=8)

@@ -32,6 +32,8 @@ from lepmerge.tensors import LazyTensor, Workspace, blocks
 Progress = Callable[[str, int], None]
 """Called with what is done now and the bytes done since the last call."""
 RUN_FILE = "lepmerge_run.json"
+SMALL_FILES = 8 << 20
+"""Bytes that are kept free for configs, tokenizer and reports."""
 
 
 def run_plan(
@@ -64,11 +66,11 @@ def run_plan(
         return plan.target
     check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)
     sizes = {shard.name: shard.num_bytes for shard in plan.shards if not (link and shard.copied_from)}
-    check_space(plan.target, sum(sizes.values()) if not staging.folder.exists() else 0)
+    check_space(plan.target, sum(sizes.values()) + SMALL_FILES if not staging.folder.exists() else 0)
     began = time.time()
     with staging.opened(fingerprint):
         check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)  # the lock is ours only now
-        check_space(plan.target, staging.remaining(sizes) + (8 << 20))
+        check_space(plan.target, staging.remaining(sizes) + SMALL_FILES)
         results = _reduce(plan, staging, workspace)
         for shard in plan.shards:
             if not staging.finished(shard.name, shard.num_bytes):

@@ -1,5 +1,6 @@
 """Small real models and tokenizers, built in the process: trained tokenizers, Llama checkpoints with random weights."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,9 +194,7 @@ def edited(tokenizer: Tokenizer, **parts) -> Tokenizer:
 def with_holes(tokenizer: Tokenizer, *, first: int, width: int) -> Tokenizer:
     """Return the tokenizer with ids from `first` on moved up, so that `width` ids name no token."""
     spec = json.loads(tokenizer.to_str())
-    spec["model"]["vocab"] = {
-        token: id + width * (id >= first) for token, id in spec["model"]["vocab"].items()
-    }
+    spec["model"]["vocab"] = {token: id + width * (id >= first) for token, id in spec["model"]["vocab"].items()}
     for entry in spec["added_tokens"]:
         entry["id"] += width * (entry["id"] >= first)
     return Tokenizer.from_str(json.dumps(spec))
@@ -235,3 +234,53 @@ def bpe_of(merges: Sequence[tuple[str, str]], *, letters: Sequence[str] = (), **
 def alphabet() -> list[str]:
     """Return the characters of byte-level vocabularies, sorted."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def split(folder: Path, num_shards: int = 3) -> Path:
+    """Split a model's single file into shards with an index, as save_pretrained does for large models."""
+    tensors = load_file(folder / "model.safetensors")
+    names = list(tensors)
+    weight_map = {}
+    for number in range(num_shards):
+        file_name = f"model-{number + 1:05}-of-{num_shards:05}.safetensors"
+        chosen = names[number * len(names) // num_shards : (number + 1) * len(names) // num_shards]
+        save_file({name: tensors[name] for name in chosen}, folder / file_name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(chosen, file_name))
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return file name → bytes of a folder, without the file of timings."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "lepmerge_run.json"}
+
+
+def tree(*folders: Path) -> dict[str, tuple[int, int, int, str]]:
+    """Return inode, size, time of change and content hash of every file and folder below these folders."""
+    found = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        status = path.stat()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns, digest)
+    return found
+
+
+def command(*arguments):
+    """Return the result of a lepmerge command that was run in this process: exit_code, stdout, stderr."""
+    from click.testing import CliRunner
+
+    from lepmerge.cli import main
+
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_line_error(result, exit_code: int, *parts) -> None:
+    """Assert that a command failed with one line on stderr that holds these parts, and nothing on stdout."""
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.stdout == ""
+    assert result.exit_code == exit_code, result.stderr
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1, result.stderr
+    for part in parts:
+        assert str(part) in result.stderr, (part, result.stderr)

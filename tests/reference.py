@@ -44,7 +44,9 @@ class Tokens:
         self.strings = {id: token for token, id in vocab.items() if id not in self.added.values()}
         self.bytes = {id: self.decoded(token) for id, token in self.strings.items()}
         self.size = max([*vocab.values(), *self.added.values()]) + 1
-        self.encoder = Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": self.spec["model"]}))
+        self.encoder = Tokenizer.from_str(
+            json.dumps({"version": "1.0", "added_tokens": [], "model": self.spec["model"]})
+        )
         if self.is_byte_level:
             self.encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         else:
@@ -139,7 +141,9 @@ def solved(X_ND: torch.Tensor, Y_ND: torch.Tensor) -> torch.Tensor:
     fit = torch.linalg.lstsq(X_ND, Y_ND, driver="gelsd")
     if int(fit.rank) == X_ND.shape[1]:
         return fit.solution
-    return torch.eye(X_ND.shape[1], dtype=torch.float64) + torch.linalg.lstsq(X_ND, Y_ND - X_ND, driver="gelsd").solution
+    return (
+        torch.eye(X_ND.shape[1], dtype=torch.float64) + torch.linalg.lstsq(X_ND, Y_ND - X_ND, driver="gelsd").solution
+    )
 
 
 @dataclass
@@ -151,9 +155,7 @@ class Expected:
     num_fitted: int = 0
 
 
-def propagated(
-    folders: dict[str, Path], method: str, *, role: str = INPUT, keep_shared_rows: bool = False
-) -> Expected:
+def propagated(folders: dict[str, Path], method: str, *, role: str = INPUT, keep_shared_rows: bool = False) -> Expected:
     """Return what propagate_embeddings should give for one table."""
     tokens = {name: tokens_in(folder) for name, folder in folders.items()}
     table = {name: weights(folder)[role] for name, folder in folders.items()}
@@ -227,4 +229,6 @@ def assert_matches(got: torch.Tensor, expected: Expected) -> None:
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Tell whether two tensors are equal as bytes: -0.0 is not 0.0."""
-    return first.dtype == second.dtype and torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+    return first.dtype == second.dtype and torch.equal(
+        first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)
+    )

@@ -48,10 +48,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 def rows_of(conversion: Conversion) -> list[tuple[int, list[int]]]:
     """Return (kind, old ids) of every row."""
     starts, old = conversion.start_V1.tolist(), conversion.old_N.tolist()
-    return [
-        (kind, old[a:b])
-        for kind, a, b in zip(conversion.kind_V.tolist(), starts, starts[1:], strict=False)
-    ]
+    return [(kind, old[a:b]) for kind, a, b in zip(conversion.kind_V.tolist(), starts, starts[1:], strict=False)]
 
 
 def assert_is_reference(conversion: Conversion, old: Vocabulary, new: Vocabulary) -> None:

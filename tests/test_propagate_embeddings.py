@@ -138,9 +138,7 @@ def test_method_for_each_table(tmp_path: Path, models) -> None:
     out = pico.run_recipe(tmp_path, folders, [step({"input": "delta", "output": "overlap"})])
     got = reference.weights(out)
     reference.assert_matches(got[reference.INPUT], reference.propagated(folders, "delta"))
-    reference.assert_matches(
-        got[reference.OUTPUT], reference.propagated(folders, "overlap", role=reference.OUTPUT)
-    )
+    reference.assert_matches(got[reference.OUTPUT], reference.propagated(folders, "overlap", role=reference.OUTPUT))
 
 
 @pytest.mark.parametrize("name", ["untied", "padded", "added_in_other_order"])

@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def tokenizer_json(model: dict, special: list[tuple[str, int]], **parts: object)
     return spec
 
 
-@lru_cache(maxsize=None)
+@cache
 def vocabulary(name: str) -> Vocabulary:
     if name not in MISTRAL:
         return Vocabulary.in_folder(Path(FOLDER or "") / name)
@@ -134,7 +134,7 @@ def vocabulary(name: str) -> Vocabulary:
     return Vocabulary(from_sentencepiece((data / file).read_bytes()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def bytes_by_id(name: str) -> dict[int, bytes]:
     """Return id → bytes of the ordinary tokens, told by this file's own rules."""
     spec = vocabulary(name).spec
@@ -227,5 +227,7 @@ def test_smollm2_reports_what_it_cannot_spell() -> None:
     assert counts[INEXACT] + counts[NONE] > 0
     kinds = build_conversion(vocabulary("smollm2"), vocabulary("mistral_v3"), num_old_rows=49152).kind_V.tolist()
     residue = {id for id, kind in enumerate(kinds) if kind in (INEXACT, NONE) and id in bytes_by_id("mistral_v3")}
-    hold = {id for id, data in bytes_by_id("mistral_v3").items() if missing & set(data) and data not in smollm2.values()}
+    hold = {
+        id for id, data in bytes_by_id("mistral_v3").items() if missing & set(data) and data not in smollm2.values()
+    }
     assert residue and residue <= hold

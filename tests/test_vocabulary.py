@@ -113,7 +113,9 @@ def test_added_tokens_and_templates_stay_out_of_encoding() -> None:
     """Text that looks like a special token is spelled with ordinary tokens, and no <s> is put before it."""
     tokenizer = pico.byte_level(pico.ENGLISH, 300)
     tokenizer.add_tokens([AddedToken("quick", special=False)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=8)
     found = vocabulary(tokenizer)

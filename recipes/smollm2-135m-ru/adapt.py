@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "work/cache", metavar="FOLDER")
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     arguments = parser.parse_args()
     counts = {"num_tokens": arguments.tokens, "num_steps": arguments.steps}
     adapt(arguments.base, arguments.out, arguments.cache, **counts)
