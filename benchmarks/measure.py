@@ -1,6 +1,6 @@
 """What the benchmarks share: a command's CPU seconds and peak memory, alternating pairs, the machine, the JSON file.
 
-`python measure.py COMMAND …` runs a command and prints its figures as JSON. The others call it through `measured`, so that
+`python measure.py COMMAND …` runs a command and prints its figures as JSON. Others call it by `measured`, so that
 the parent of the command is a small process: Linux counts the memory of the parent at the moment of the start into a
 child's peak.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of any size with random weights, and byte-level BPE tokenizers of any size, written without a large model in
+"""Checkpoints of any size with random weights, and byte-level BPE tokenizers of any size, without a large model in
 memory.
 
 python synthetic.py FOLDER --rows 128256 --width 1024 --layers 6 --seed 0
@@ -23,7 +23,10 @@ BYTES = [*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 OTHERS = [byte for byte in range(256) if byte not in BYTES]
 ALPHABET = {**{byte: chr(byte) for byte in BYTES}, **{byte: chr(256 + n) for n, byte in enumerate(OTHERS)}}
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 BLOCK_ROWS = 4096
 
@@ -267,7 +270,7 @@ def save_setting(
     shards: int = 1,
     whole: bool = True,
 ) -> None:
-    """Write base, instruct and adapted, with the recipe of a conversion; base and adapted embeddings-only unless whole."""
+    """Write base, instruct and adapted, with the recipe of a conversion; base and adapted are embeddings-only."""
     shape = {
         "width": width,
         "layers": layers,

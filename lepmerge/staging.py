@@ -141,7 +141,8 @@ class Staging:
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / MANIFEST).read_text())
+            manifest = json.loads((self.folder / MANIFEST).read_text())
+            return manifest if isinstance(manifest, dict) else {}
         except (FileNotFoundError, ValueError):
             return {}
 
