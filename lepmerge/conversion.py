@@ -83,7 +83,7 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
         if found is not None and found < num_old_rows:
             kinds[token.id], sources[token.id] = ADDED, [found]
         else:
-            to_encode[token.id] = token.content.encode()
+            to_encode[token.id] = token.data
     for (id, data), ids in zip(to_encode.items(), old.encode(to_encode.values()), strict=True):
         ids = [old_id for old_id in ids if old_id < num_old_rows]
         if ids:

@@ -28,6 +28,8 @@ class AddedToken:
     content: str
     special: bool
     entry: Mapping[str, Any]
+    data: bytes
+    """The bytes that it stands for."""
 
 
 class Vocabulary:
@@ -77,10 +79,13 @@ class Vocabulary:
     @cached_property
     def added(self) -> dict[str, AddedToken]:
         """Special and added tokens, content → token."""
-        return {
-            entry["content"]: AddedToken(int(entry["id"]), entry["content"], bool(entry.get("special")), entry)
-            for entry in sorted(self.spec.get("added_tokens") or [], key=lambda entry: entry["id"])
-        }
+        found = {}
+        for entry in sorted(self.spec.get("added_tokens") or [], key=lambda entry: entry["id"]):
+            content, special = entry["content"], bool(entry.get("special"))
+            of_model = not special and content in self.model_ids  # Gemma's ▁▁ stands for two spaces
+            data = self.token_bytes(content) if of_model else content.encode()
+            found[content] = AddedToken(int(entry["id"]), content, special, entry, data)
+        return found
 
     @cached_property
     def model_ids(self) -> dict[str, int]:
@@ -145,14 +150,19 @@ class Vocabulary:
     @cached_property
     def plain_tokens(self) -> dict[bytes, int]:
         """Bytes → id of the added tokens that are not special (runs of spaces, for example)."""
-        return {content.encode(): token.id for content, token in self.added.items() if not token.special}
+        return {token.data: token.id for token in self.added.values() if not token.special}
+
+    @cached_property
+    def text_bytes_of(self) -> dict[int, bytes]:
+        """Id → bytes of the tokens that the model makes of text: the ordinary ones, and its plain added ones."""
+        plain = (token for token in self.added.values() if not token.special and token.content in self.model_ids)
+        return {**self.bytes_of, **{token.id: token.data for token in plain}}
 
     def id_of_added(self, token: AddedToken) -> int | None:
         """Return the id here of another vocabulary's added token, matched by its content."""
         if token.content in self.all_ids:
             return self.all_ids[token.content]
-        same_bytes = () if token.special else self.ids_by_bytes.get(token.content.encode(), ())
-        return same_bytes[0][0] if same_bytes else None
+        return None if token.special else self.id_of_bytes(token.data)
 
     def id_of_bytes(self, data: bytes, *, token: str | None = None, byte_token: bool = False) -> int | None:
         """Return the id of a token with these bytes: the same string first, then the same kind, then the lowest id."""
@@ -229,7 +239,7 @@ class Vocabulary:
             except UnicodeDecodeError:
                 continue
         for place, encoding in zip(texts, self._middle.encode_batch_fast([*texts.values()]), strict=True):
-            encoded[place] = [id for id in encoding.ids if id in self.bytes_of]
+            encoded[place] = [id for id in encoding.ids if id in self.text_bytes_of]
         for place, item in enumerate(data):
             if not self.spells(encoded[place], item):
                 bare = self._encode_bare(item)
@@ -238,7 +248,7 @@ class Vocabulary:
         return encoded
 
     def spells(self, ids: Sequence[int], data: bytes) -> bool:
-        return b"".join(map(self.bytes_of.__getitem__, ids)) == data
+        return b"".join(map(self.text_bytes_of.__getitem__, ids)) == data
 
     @cached_property
     def _middle(self) -> Tokenizer:
@@ -264,7 +274,7 @@ class Vocabulary:
         return ids
 
     def _tokenize(self, text: str) -> list[int]:
-        return [token.id for token in self._middle.model.tokenize(text) if token.id in self.bytes_of]
+        return [token.id for token in self._middle.model.tokenize(text) if token.id in self.text_bytes_of]
 
     def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
         try:

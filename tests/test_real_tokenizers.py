@@ -136,13 +136,13 @@ def vocabulary(name: str) -> Vocabulary:
 
 @cache
 def bytes_by_id(name: str) -> dict[int, bytes]:
-    """Return id → bytes of the ordinary tokens, told by this file's own rules."""
+    """Return id → bytes of the tokens that text falls into, told by this file's own rules: all but special ones."""
     spec = vocabulary(name).spec
     parts = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
-    added = {entry["id"] for entry in spec["added_tokens"]}
+    special = {entry["id"] for entry in spec["added_tokens"] if entry["special"]}
     found = {}
     for token, id in spec["model"]["vocab"].items():
-        if id in added:
+        if id in special:
             continue
         if "ByteLevel" in parts:
             found[id] = bytes(reference.BYTE_OF[character] for character in token)
@@ -164,23 +164,30 @@ def check(old: str, new: str) -> Counter:
     conversion = build_conversion(vocabulary(old), vocabulary(new), num_old_rows=vocabulary(old).size)
     old_bytes, new_bytes = bytes_by_id(old), bytes_by_id(new)
     in_old = set(old_bytes.values())
-    plain = {entry["content"].encode() for entry in vocabulary(old).spec["added_tokens"] if not entry["special"]}
+    alone = {  # added tokens that the model does not know: they stand for their content
+        entry["id"]: entry["content"].encode()
+        for entry in vocabulary(old).spec["added_tokens"]
+        if not entry["special"] and entry["id"] not in old_bytes
+    }
+    added = {entry["id"] for entry in vocabulary(new).spec["added_tokens"]}
     kinds = conversion.kind_V.tolist()
     for id, ids in enumerate(sources(conversion)):
         data = new_bytes.get(id)
         if data is None:
             assert kinds[id] in (ADDED, NONE)
             continue
-        spelled = b"".join(old_bytes.get(old_id, b"\0unknown\0") for old_id in ids)
-        if kinds[id] == EXACT:
-            assert len(ids) == 1 and (spelled == data or data in plain), (id, data, ids)
+        spelled = b"".join(alone.get(old_id) or old_bytes[old_id] for old_id in ids)
+        if id in added:
+            assert kinds[id] == ADDED and spelled == data or kinds[id] == NONE, (id, data, ids)
+        elif kinds[id] == EXACT:
+            assert len(ids) == 1 and spelled == data, (id, data, ids)
         elif kinds[id] == DECOMPOSED:
             assert len(ids) > 1 and spelled == data and data not in in_old, (id, data, ids)
         elif kinds[id] == INEXACT:
             assert ids and spelled != data and data not in in_old, (id, data, ids)
         else:
             assert kinds[id] == NONE and not ids and data not in in_old, (id, data, ids)
-    return Counter(kinds[id] for id in new_bytes)
+    return Counter(kinds[id] for id in new_bytes if id not in added)
 
 
 @pytest.mark.parametrize(("old", "new"), list(permutations(MISTRAL, 2)))
@@ -212,7 +219,7 @@ def test_other_vocabularies(old: str, new: str) -> None:
     began = time.process_time()
     counts = check(old, new)
     seconds = time.process_time() - began
-    residue = len(bytes_by_id(new)) - counts[EXACT] - counts[DECOMPOSED]
+    residue = counts[INEXACT] + counts[NONE]
     print(f"{old} -> {new}: {dict(sorted(counts.items()))}, residue {residue}, {seconds:.1f} CPU s")
 
 
