@@ -3,7 +3,7 @@
 Legend: V new rows, N entries of T, D width of a table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -61,12 +61,12 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
     """
     num_rows = max(new.size, num_rows or 0)
     kinds = [NONE] * num_rows
-    sources: list[list[int]] = [[] for _ in range(num_rows)]
+    sources: list[Sequence[int]] = [()] * num_rows
     if old is new:
         added_ids = {token.id for token in new.added.values()}
         for id in new.all_ids.values():
             if id < num_old_rows:
-                kinds[id], sources[id] = (ADDED if id in added_ids else EXACT), [id]
+                kinds[id], sources[id] = (ADDED if id in added_ids else EXACT), (id,)
         return _packed(kinds, sources, num_old_rows, identity=num_rows == num_old_rows)
 
     to_encode: dict[int, bytes] = {}
@@ -75,13 +75,13 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
         data = new.bytes_of[id]
         found = old.id_of_bytes(data, token=token if same_family else None, byte_token=new.is_byte_token(token))
         if found is not None and found < num_old_rows:
-            kinds[id], sources[id] = EXACT, [found]
+            kinds[id], sources[id] = EXACT, (found,)
         elif data:
             to_encode[id] = data
     for token in new.added.values():
         found = old.id_of_added(token)
         if found is not None and found < num_old_rows:
-            kinds[token.id], sources[token.id] = ADDED, [found]
+            kinds[token.id], sources[token.id] = ADDED, (found,)
         else:
             to_encode[token.id] = token.data
     for (id, data), ids in zip(to_encode.items(), old.encode(to_encode.values()), strict=True):
@@ -94,7 +94,7 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
     return _packed(kinds, sources, num_old_rows, identity=False)
 
 
-def _packed(kinds: list[int], sources: list[list[int]], num_old_rows: int, *, identity: bool) -> Conversion:
+def _packed(kinds: list[int], sources: list[Sequence[int]], num_old_rows: int, *, identity: bool) -> Conversion:
     lengths = torch.tensor([0, *map(len, sources)])
     old_ids = torch.tensor(list(chain.from_iterable(sources)), dtype=torch.int64)
     return Conversion(lengths.cumsum(0), old_ids, torch.tensor(kinds, dtype=torch.int8), num_old_rows, identity)

@@ -122,8 +122,8 @@ class Vocabulary:
         """Return the bytes that an ordinary token stands for."""
         if self.family == "byte_level":
             try:
-                return bytes(map(_BYTE_OF.__getitem__, token))
-            except KeyError:  # characters outside the alphabet: decoders take the token as text
+                return token.translate(_TO_LATIN_1).encode("latin-1")
+            except UnicodeEncodeError:  # characters outside the alphabet: decoders take the token as text
                 return token.encode("utf-8", "surrogatepass")
         if self.family == "wordpiece":
             prefix = self.spec["model"].get("continuing_subword_prefix", "##")
@@ -140,12 +140,17 @@ class Vocabulary:
         return {id: self.token_bytes(token) for token, id in sorted(self.ordinary.items(), key=lambda item: item[1])}
 
     @cached_property
-    def ids_by_bytes(self) -> dict[bytes, list[tuple[int, str]]]:
-        """Bytes → (id, token string) of the ordinary tokens with these bytes, which are not unique, lowest id first."""
-        found: dict[bytes, list[tuple[int, str]]] = {}
-        for token, id in sorted(self.ordinary.items(), key=lambda item: item[1]):
-            found.setdefault(self.bytes_of[id], []).append((id, token))
+    def ids_by_bytes(self) -> dict[bytes, tuple[int, ...]]:
+        """Bytes → ids of the ordinary tokens with these bytes, which are not unique, lowest id first."""
+        found: dict[bytes, tuple[int, ...]] = {}
+        for id, data in self.bytes_of.items():
+            found[data] = (*found[data], id) if data in found else (id,)
         return found
+
+    @cached_property
+    def token_of(self) -> dict[int, str]:
+        """Id → token string of the ordinary tokens."""
+        return {id: token for token, id in self.ordinary.items()}
 
     @cached_property
     def plain_tokens(self) -> dict[bytes, int]:
@@ -170,10 +175,12 @@ class Vocabulary:
         if not candidates:
             return self.plain_tokens.get(data)
         if len(candidates) == 1:
-            return candidates[0][0]
-        return min(candidates, key=lambda item: (item[1] != token, self.is_byte_token(item[1]) != byte_token, item[0]))[
-            0
-        ]
+            return candidates[0]
+
+        def preference(id: int) -> tuple[bool, bool, int]:
+            return self.token_of[id] != token, self.is_byte_token(self.token_of[id]) != byte_token, id
+
+        return min(candidates, key=preference)
 
     def ids_in(self, other: "Vocabulary") -> dict[int, int]:
         """Return id → id in `other`, for the tokens that both have: added ones by content, ordinary ones by bytes."""
@@ -309,7 +316,10 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 _CHARACTER_OF = _byte_alphabet()
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+_TO_LATIN_1 = {  # the byte's own character; one that Latin-1 lacks where a character is outside the alphabet
+    **{byte: "\uffff" for byte in range(256)},
+    **{ord(character): chr(byte) for byte, character in _CHARACTER_OF.items()},
+}
 _BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")

@@ -101,9 +101,12 @@ def tokens_in(folder: Path) -> Tokens:
 def conversion(old: Tokens, new: Tokens, num_rows: int) -> list[Row]:
     """Return T row by row."""
     rows = [Row("none", []) for _ in range(num_rows)]
+    old_ids: dict[bytes, list[int]] = {}
+    for old_id in sorted(old.bytes):
+        old_ids.setdefault(old.bytes[old_id], []).append(old_id)
     for id, token in new.strings.items():
         data = new.bytes[id]
-        same = [old_id for old_id in sorted(old.bytes) if old.bytes[old_id] == data]
+        same = old_ids.get(data, [])
         same_string = [i for i in same if old.is_byte_level == new.is_byte_level and old.strings[i] == token]
         same_kind = [i for i in same if old.is_byte_token(old.strings[i]) == new.is_byte_token(token)]
         for candidates in (same_string, same_kind, same):

@@ -1,0 +1,42 @@
+"""What one waits for before anything happens: `lepmerge --help`, and `lepmerge plan` on the quickstart recipe.
+
+python startup.py [--runs 7]
+
+Beside them `python -c "import torch"` and `import transformers`, which every peer pays first.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from measure import Report, aim, alternating, lepmerge, measured, medians, show_aims, table
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart" / "recipe.yaml"
+COMMANDS = {
+    "lepmerge --help": lepmerge("--help"),
+    "lepmerge plan (quickstart)": lepmerge("plan", RECIPE, "--json"),
+    "python -c pass": [sys.executable, "-c", "pass"],
+    "import torch": [sys.executable, "-c", "import torch"],
+    "import transformers' Llama": [sys.executable, "-c", "from transformers import LlamaForCausalLM, AutoTokenizer"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    report = Report("startup")
+    ways = {name: lambda name=name: measured(COMMANDS[name], label=name) for name in COMMANDS}
+    raw = alternating(ways, runs=options.runs)
+    mid = {name: medians(runs) for name, runs in raw.items()}
+    print(table([[n, mid[n]["cpu_s"], mid[n]["wall_s"], mid[n]["peak_mib"]] for n in mid], ["", "CPU s", "wall s", "MiB"]))
+    aims = [
+        aim("lepmerge --help, CPU seconds", mid["lepmerge --help"]["cpu_s"], 0.2),
+        aim("lepmerge plan, CPU seconds", mid["lepmerge plan (quickstart)"]["cpu_s"], 3.0),
+    ]
+    show_aims(aims)
+    report.write({"medians": mid, "runs": raw, "aims": aims})
+
+
+if __name__ == "__main__":
+    main()
