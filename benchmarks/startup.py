@@ -29,7 +29,9 @@ def main() -> None:
     ways = {name: lambda name=name: measured(COMMANDS[name], label=name) for name in COMMANDS}
     raw = alternating(ways, runs=options.runs)
     mid = {name: medians(runs) for name, runs in raw.items()}
-    print(table([[n, mid[n]["cpu_s"], mid[n]["wall_s"], mid[n]["peak_mib"]] for n in mid], ["", "CPU s", "wall s", "MiB"]))
+    print(
+        table([[n, mid[n]["cpu_s"], mid[n]["wall_s"], mid[n]["peak_mib"]] for n in mid], ["", "CPU s", "wall s", "MiB"])
+    )
     aims = [
         aim("lepmerge --help, CPU seconds", mid["lepmerge --help"]["cpu_s"], 0.2),
         aim("lepmerge plan, CPU seconds", mid["lepmerge plan (quickstart)"]["cpu_s"], 3.0),

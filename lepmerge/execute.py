@@ -207,18 +207,24 @@ def _write_tensor(tensor: LazyTensor, descriptor: int, workspace: Workspace, wha
     not_finite = 0
     for block in blocks(tensor):
         rows = tensor.read(block, workspace).to(tensor.dtype)
-        not_finite += int((~torch.isfinite(rows)).sum())
+        not_finite += num_not_finite(rows)
         data = to_bytes(rows)
         write_all(descriptor, data)
         workspace.progress(what, len(data))
     return not_finite
 
 
+def num_not_finite(rows: torch.Tensor) -> int:
+    """Return how many values are NaN or infinite; they are counted only where the sum, which is quicker, shows some."""
+    finite = bool(torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))))
+    return 0 if finite else int((~torch.isfinite(rows)).sum())
+
+
 def _check_copied(shard: Shard, workspace: Workspace) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, tensor in shard.tensors.items():
         if isinstance(tensor, StoredTensor) and is_computable(tensor):
-            bad = sum(int((~torch.isfinite(tensor.read(block, workspace))).sum()) for block in blocks(tensor))
+            bad = sum(num_not_finite(tensor.read(block, workspace)) for block in blocks(tensor))
             found.update({name: bad} if bad else {})
     return found
 

@@ -6,7 +6,7 @@ Legend: N rows of the fit, B rows of a block, D width of the tables.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from lepmerge.errors import FitError
 from lepmerge.tensors import BLOCK_BYTES, Reduction, Result, Workspace, bytes_per_row, narrowest
 
 PANELS = 8
+MIN_BLOCK_ROWS = 512
+"""A D×D matrix is updated with at least so many rows at a time, or memory traffic would take longer than arithmetic."""
 WELL_CONDITIONED = 1e6
 """Largest condition number of X for which the Gram matrix, which squares it, is solved by Cholesky."""
 
@@ -56,12 +58,12 @@ class Fit(Reduction):
     def _rows(self, workspace: Workspace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (X_BD, (Y - X)_BD)."""
         base, instruct = self.operands
-        step = max(1, BLOCK_BYTES // (8 * base.row_width))
+        step = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (8 * base.row_width))
         for start in range(0, len(self.row_N), step):
             rows = narrowest(self.row_N[start : start + step])
             X_BD = workspace.widen(base.read(rows, workspace))
             delta_BD = workspace.widen(instruct.read(rows, workspace)).sub_(X_BD)
-            if not bool(torch.isfinite(delta_BD).all()):
+            if not _square(delta_BD) < inf:
                 bad = self.row_N[start : start + step][~torch.isfinite(delta_BD).all(1).cpu()]
                 raise FitError(
                     f"{self.label}: NaN or infinite values in {len(bad)} rows of base or instruct, the first is the "
@@ -112,8 +114,8 @@ def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Ten
         right_DD.addmm_(X_BD.T, delta_BD)
         for start, stop in panels:
             gram_DD[start:stop, start:].addmm_(X_BD[:, start:stop].T, X_BD[:, start:])
-        square_X += float(X_BD.square().sum())
-        square_delta += float(delta_BD.square().sum())
+        square_X += _square(X_BD)
+        square_delta += _square(delta_BD)
     for start, stop in panels:
         gram_DD[stop:, start:stop] = gram_DD[start:stop, stop:].T
     norm_D = gram_DD.diagonal().sqrt()
@@ -145,8 +147,8 @@ def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, dict[str, Any
     square_X, square_delta = 0.0, 0.0
     for X_BD, delta_BD in rows:
         R = torch.linalg.qr(torch.cat([R, torch.cat([X_BD, delta_BD], 1)]), mode="r").R
-        square_X += float(X_BD.square().sum())
-        square_delta += float(delta_BD.square().sum())
+        square_X += _square(X_BD)
+        square_delta += _square(delta_BD)
     X_RD, delta_RD = R[:, :width], R[:, width:]
     solved = torch.linalg.lstsq(X_RD, delta_RD, driver="gelsd")
     rank, values_D = int(solved.rank), solved.singular_values
@@ -160,6 +162,12 @@ def _figures(
 ) -> dict[str, Any]:
     residual, drift = _ratio(square_residual, square_delta), _ratio(square_delta, square_X)
     return {"solver": solver, "rank": rank, "condition": condition, "relative_residual": residual, "drift": drift}
+
+
+def _square(rows_BD: torch.Tensor) -> float:
+    """Return the sum of the squares: NaN or infinite when a value is."""
+    flat = rows_BD.flatten()
+    return float(flat @ flat)
 
 
 def _ratio(square_above: float, square_below: float) -> float:

@@ -21,8 +21,8 @@ from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_hea
 from lepmerge.tensors import BLOCK_BYTES, Elementwise, LazyTensor, Reduction, leaves_of, reductions_of
 from lepmerge.vocabulary import Vocabulary
 
-INTERPRETER_BYTES = 330 << 20
-"""Resident memory of Python with torch and tokenizers, before any tensor."""
+INTERPRETER_BYTES = 300 << 20
+"""Resident memory of Python with torch and transformers, before any tensor."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,17 @@ class Plan:
         operands = [operand for reduction in self.reductions for operand in reduction.operands]
         read = sum(leaf.num_bytes for tensor in [*self.computed.values(), *operands] for leaf in leaves_of(tensor))
         widths = [reduction.num_bytes() for reduction in self.reductions]
-        blocks = 5 * BLOCK_BYTES if self.computed else 0
+        vocabularies = {id(model.vocabulary): model.vocabulary for model in [*self.models.values(), self.final]}
+        blocks = 8 * BLOCK_BYTES if self.computed else 0
         return {
             "read": read,
             "copied": written - computed,
             "computed": computed,
             "written": written,
-            "memory": INTERPRETER_BYTES + max(widths, default=0) + blocks,
+            "memory": INTERPRETER_BYTES
+            + sum(vocabulary.num_bytes for vocabulary in vocabularies.values())
+            + max(widths, default=0)
+            + blocks,
         }
 
     def run(self, **options: Any) -> Path:

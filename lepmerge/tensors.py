@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 Rows = range | torch.Tensor
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 8 << 20
 
 
 def _silent(what: str, num_bytes: int) -> None:
