@@ -2,8 +2,8 @@
 
 python propagate.py [--rows 128256 --new-rows 48000 --width 1024] [--runs 3]
 
-Both run in turn, each in a process of its own. The result is then compared with a float64 reference (tests/reference.py),
-entry by entry, in units of bfloat16's last place.
+Both run in turn, each in a process of its own. The result is then compared with a float64 reference
+(tests/reference.py), entry by entry, in units of bfloat16's last place.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from synthetic import TABLES, remove
 def accuracy(folder: Path) -> dict[str, Any]:
     """Return how far the result lies from the reference, and how many entries differ from its rounding.
 
-    The unit is bfloat16's last place, at least 2^-20 of the row's largest entry: float32 sums to a small number cannot be
-    better.
+    The unit is bfloat16's last place, at least 2^-20 of the row's largest entry: float32 sums to a small number
+    cannot be better.
     """
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import reference
