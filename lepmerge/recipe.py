@@ -149,7 +149,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = mark.line + 1 if mark else 1
+        raise RecipeError(f"{path}:{line}: not YAML: {' '.join(problem.split())}") from error
     if not isinstance(value, dict):
         raise RecipeError(f"{path} should hold a mapping with the keys models, steps, output")
     for override in overrides:
@@ -210,6 +212,13 @@ def _names_a_path(key: str, value: str) -> bool:
 
 
 def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
+    reserved = sorted({"current"} & recipe.models.keys())
+    if reserved:
+        raise RecipeError(f"{path}:{_line(node, ('models', 'current'))}: a model cannot be called `current`: it means "
+                          f"the model before a step")  # fmt: skip
+    for name in recipe.models:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise RecipeError(f"{path}:{_line(node, ('models', name))}: {name!r} is no name: use letters, digits and _")
     places: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
     for number, step in enumerate(recipe.steps):
         for field, info in type(step).model_fields.items():
@@ -220,13 +229,6 @@ def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
             near = get_close_matches(name, recipe.models, 1)
             hint = _hint(near, recipe.models)
             raise RecipeError(f"{path}:{_line(node, place)}: {_dotted(place)}: there is no model {name!r}; {hint}")
-    reserved = sorted({"current"} & recipe.models.keys())
-    if reserved:
-        raise RecipeError(f"{path}:{_line(node, ('models', 'current'))}: a model cannot be called `current`: it means "
-                          f"the model before a step")  # fmt: skip
-    for name in recipe.models:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise RecipeError(f"{path}:{_line(node, ('models', name))}: {name!r} is no name: use letters, digits and _")
 
 
 def _explained(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
