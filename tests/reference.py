@@ -232,6 +232,5 @@ def assert_matches(got: torch.Tensor, expected: Expected) -> None:
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Tell whether two tensors are equal as bytes: -0.0 is not 0.0."""
-    return first.dtype == second.dtype and torch.equal(
-        first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)
-    )
+    first_bytes, second_bytes = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (first, second))
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first_bytes, second_bytes)
