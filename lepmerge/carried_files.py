@@ -8,6 +8,7 @@ from typing import Any
 
 from lepmerge.checkpoint import read_json
 from lepmerge.model import Model
+from lepmerge.vocabulary import Vocabulary
 
 WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|index\.json)$|\.safetensors\..*|^optimizer|^training_args"
@@ -40,22 +41,22 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
         files["generation_config.json"] = to_json(final.generation_config)
     if new_vocabulary:
         files["tokenizer.json"] = to_json(final.vocabulary.spec)
-        files["tokenizer_config.json"] = to_json(tokenizer_config(start, final))
+        files["tokenizer_config.json"] = to_json(tokenizer_config(start.folder, final.vocabulary))
     return dict(sorted(files.items()))
 
 
-def tokenizer_config(start: Model, final: Model) -> dict[str, Any]:
-    """Return the start model's tokenizer_config.json for the output's vocabulary and the generic fast class.
+def tokenizer_config(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return a folder's tokenizer_config.json for another vocabulary and the generic fast class.
 
     Named classes replace the pre-tokenizer of a tokenizer.json by their own, silently; the generic one does not.
     """
-    config = read_json(start.folder / "tokenizer_config.json")
-    named = {key: value for key, value in read_json(start.folder / "special_tokens_map.json").items()}
+    config = read_json(folder / "tokenizer_config.json")
+    named = {key: value for key, value in read_json(folder / "special_tokens_map.json").items()}
     kept = {key: value for key, value in {**named, **config}.items() if key not in SLOW_ONLY}
     for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):  # tokenizer.json says these itself
         kept.pop(key, None)
     decoder = {
-        str(token.id): {k: v for k, v in token.entry.items() if k != "id"} for token in final.vocabulary.added.values()
+        str(token.id): {k: v for k, v in token.entry.items() if k != "id"} for token in vocabulary.added.values()
     }
     return {**kept, "added_tokens_decoder": decoder, "tokenizer_class": GENERIC_CLASS}
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import lepmerge
+from lepmerge.commands.tokenizer import tokenizer
 from lepmerge.console import CommandGroup, human_bytes, progress_bar, table
 
 
@@ -19,6 +20,9 @@ def main() -> None:
     lepmerge plan recipe.yaml      what a recipe would do
     lepmerge run recipe.yaml       do it
     """
+
+
+main.add_command(tokenizer)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -31,3 +31,7 @@ class FitError(LepmergeError):
 
 class OutputError(LepmergeError):
     """The output folder is unsafe to write, already there, or does not fit on the disk."""
+
+
+class CorpusError(LepmergeError):
+    """A corpus is missing, empty, binary, not UTF-8, or has no such column."""

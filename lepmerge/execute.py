@@ -27,7 +27,7 @@ from lepmerge.safetensors_io import (
     write_all,
 )
 from lepmerge.staging import Staging, check_space, check_target
-from lepmerge.tensors import LazyTensor, Workspace, blocks
+from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks
 
 Progress = Callable[[str, int], None]
 """Called with what is done now and the bytes done since the last call."""
@@ -205,8 +205,7 @@ def _write_tensor(tensor: LazyTensor, descriptor: int, workspace: Workspace, wha
             workspace.progress(what, count)
         return 0
     not_finite = 0
-    for block in blocks(tensor):
-        rows = tensor.read(block, workspace).to(tensor.dtype)
+    for rows in ahead(tensor.read(block, workspace).to(tensor.dtype).cpu() for block in blocks(tensor)):
         not_finite += num_not_finite(rows)
         data = to_bytes(rows)
         write_all(descriptor, data)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lepmerge.errors import FitError
-from lepmerge.tensors import BLOCK_BYTES, Reduction, Result, Workspace, bytes_per_row, narrowest
+from lepmerge.tensors import BLOCK_BYTES, Reduction, Result, Workspace, ahead, bytes_per_row, narrowest
 
 PANELS = 8
 MIN_BLOCK_ROWS = 512
@@ -48,9 +48,9 @@ class Fit(Reduction):
             )
         device = torch.device("cpu") if workspace.device.type == "mps" else workspace.device  # MPS has no float64
         if len(self.row_N) < 4 * width:
-            solution = _solve_few_rows(self._rows(workspace.on("cpu", torch.float64)), width)
+            solution = _solve_few_rows(ahead(self._rows(workspace.on("cpu", torch.float64))), width)
         else:
-            solution = _solve_gram(self._rows(workspace.on(device, torch.float64)), width, device)
+            solution = _solve_gram(ahead(self._rows(workspace.on(device, torch.float64))), width, device)
         delta_DD, figures = solution
         few = {"warning": f"only {len(self.row_N)} rows for width {width}"} if len(self.row_N) < 3 * width else {}
         return Result({"delta_DD": delta_DD.to(torch.float32)}, {"rows": len(self.row_N), **figures, **few})

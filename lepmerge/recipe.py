@@ -67,7 +67,8 @@ class Arithmetic(_Strict):
 Step = Annotated[SwapVocabulary | PropagateEmbeddings | Arithmetic, Field(discriminator="op")]
 
 
-def _size(value: Any) -> Any:
+def num_bytes(value: Any) -> int:
+    """Return the number of bytes that a text such as 5GB or 500MiB means; ValueError for another text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", str(value).strip().upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError("should be a number of bytes such as 5GB or 500MiB")
@@ -80,7 +81,7 @@ class Output(_Strict):
     path: str
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The type of all floating-point tensors; default: each tensor's own."""
-    shard_size: Annotated[int, BeforeValidator(_size), Field(gt=0)] | None = None
+    shard_size: Annotated[int, BeforeValidator(num_bytes), Field(gt=0)] | None = None
     """Largest file, such as 5GB; default: the files of the start model."""
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
     """Rows of the tables; default: as many as the step that made them gives."""

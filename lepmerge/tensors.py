@@ -6,13 +6,15 @@ asked for as a `range` or as a 1-D int64 tensor of row numbers; computing them r
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Rows = range | torch.Tensor
+Item = TypeVar("Item")
 BLOCK_BYTES = 8 << 20
 
 
@@ -138,6 +140,17 @@ def blocks(tensor: LazyTensor, *, itemsize: int = 4) -> Iterator[range]:
     step = max(1, BLOCK_BYTES // (itemsize * max(1, tensor.row_width)))
     for start in range(0, tensor.num_rows, step):
         yield range(start, min(start + step, tensor.num_rows))
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items, each made in a second thread while the one before it is in use: reading beside computing."""
+    iterator = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
 
 
 def bytes_per_row(tensors: Iterable[LazyTensor]) -> int:

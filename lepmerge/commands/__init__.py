@@ -1,0 +1,1 @@
+"""Command groups that lepmerge/cli.py puts together: one file a group."""

@@ -1,0 +1,1 @@
+"""Corpus → tokenizer: train, extend, optimize, and report."""

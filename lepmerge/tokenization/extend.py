@@ -1,0 +1,191 @@
+"""Continued BPE: new merges are learned on words that the old merges have already split.
+
+Old merges keep their ranks and new ones follow, so text falls into old tokens first; the new merges then join these. A
+new token is therefore always reached, and nothing changes where no new merge applies.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lepmerge.errors import VocabularyError
+from lepmerge.tokenization.script import Allowed
+from lepmerge.tokenization.words import old_tokens
+from lepmerge.vocabulary import Vocabulary
+
+LEAST_COUNT = 2
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """New tokens (strings, in the order of their ids) and merges (pairs of strings, in the order of their ranks)."""
+
+    tokens: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
+
+
+def learn(
+    words: Iterable[tuple[str, int]],
+    vocabulary: Vocabulary,
+    *,
+    num_tokens: int,
+    allowed: Allowed,
+    progress: Callable[[str, int], None] | None = None,
+) -> Extension:
+    """Return at most num_tokens new tokens with their merges: each step joins the most frequent allowed pair.
+
+    Ties go to the pair of lowest ids. A pair whose joined string is an old token is never joined: an old merge could go
+    on from there. Characters that the model does not know come first, where its alphabet is one of characters.
+
+    Raises:
+        VocabularyError: the old vocabulary is not a BPE.
+    """
+    if vocabulary.spec["model"]["type"] != "BPE":
+        kind = vocabulary.spec["model"]["type"]
+        raise VocabularyError(f"{vocabulary.folder}: only BPE vocabularies can be extended, this one is {kind}")
+    counted = sorted(words)
+    known = vocabulary.model_ids
+    letters = _new_letters(counted, vocabulary, allowed)[:num_tokens]
+    strings = {id: token for token, id in known.items()}
+    first_new = max(strings) + 1
+    id_of = {letter: first_new + place for place, letter in enumerate(letters)}
+    strings.update({id: letter for letter, id in id_of.items()})
+    words_of_ids = _split(counted, vocabulary, id_of)
+    learner = _Learner(words_of_ids, [count for _, count in counted])
+    merges: list[tuple[str, str]] = []
+    while len(id_of) < num_tokens:
+        pair = learner.best()
+        if pair is None:
+            break
+        left, right = strings[pair[0]], strings[pair[1]]
+        joined = left + right
+        if joined in known or not allowed(vocabulary.token_bytes(joined)):
+            learner.drop(pair)
+            continue
+        if joined not in id_of:
+            id_of[joined] = first_new + len(id_of)
+            strings[id_of[joined]] = joined
+            if progress:
+                progress("learning merges", 1)
+        merges.append((left, right))
+        learner.join(pair, id_of[joined])
+    return Extension(tuple(id_of), tuple(merges))
+
+
+def _new_letters(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, allowed: Allowed) -> list[str]:
+    """Return the characters of a SentencePiece-like vocabulary's words that it lacks, most frequent first."""
+    if vocabulary.family == "byte_level":
+        return []
+    counts: dict[str, int] = defaultdict(int)
+    for word, count in words:
+        for character in word:
+            if character not in vocabulary.model_ids:
+                counts[character] += count
+    found = [c for c, count in counts.items() if count >= LEAST_COUNT and allowed(vocabulary.token_bytes(c))]
+    return sorted(found, key=lambda character: (-counts[character], character))
+
+
+def _split(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, letters: dict[str, int]) -> list[list[int]]:
+    """Return the ids of each word; a new letter stands for itself, and what surrounds it is split on its own."""
+    split = list(old_tokens((word for word, _ in words), vocabulary))
+    if letters:
+        for place, (word, _) in enumerate(words):
+            if any(letter in word for letter in letters):
+                parts = _around(word, letters)
+                ids = iter(old_tokens((part for part in parts if part not in letters), vocabulary))
+                split[place] = [id for part in parts for id in ([letters[part]] if part in letters else next(ids))]
+    return split
+
+
+def _around(word: str, letters: dict[str, int]) -> list[str]:
+    parts = [""]
+    for character in word:
+        if character in letters:
+            parts += [character, ""]
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
+
+
+class _Learner:
+    """Counts of neighbouring pairs over words, kept up to date as pairs are joined."""
+
+    def __init__(self, words: list[list[int]], counts: Sequence[int]) -> None:
+        self.words, self.counts = words, counts
+        self.count_of: dict[Pair, int] = defaultdict(int)
+        self.words_of: dict[Pair, set[int]] = defaultdict(set)
+        for number, ids in enumerate(words):
+            count = counts[number]
+            for pair in zip(ids, ids[1:], strict=False):
+                self.count_of[pair] += count
+                self.words_of[pair].add(number)
+        self.heap = [(-count, pair) for pair, count in self.count_of.items() if count >= LEAST_COUNT]
+        heapq.heapify(self.heap)
+        self.dropped: set[Pair] = set()
+
+    def best(self) -> Pair | None:
+        """Return the most frequent pair, None when all are too rare."""
+        while self.heap:
+            negative, pair = self.heap[0]
+            count = self.count_of.get(pair, 0)
+            if count == -negative and pair not in self.dropped:
+                return pair
+            heapq.heappop(self.heap)
+            if count >= LEAST_COUNT and pair not in self.dropped and count < -negative:
+                heapq.heappush(self.heap, (-count, pair))
+        return None
+
+    def drop(self, pair: Pair) -> None:
+        """Never offer this pair again."""
+        self.dropped.add(pair)
+        self.words_of.pop(pair, None)
+
+    def join(self, pair: Pair, new: int) -> None:
+        """Replace the pair by one id in every word, from left to right."""
+        left, right = pair
+        changes: dict[Pair, int] = defaultdict(int)
+        for number in self.words_of.pop(pair):
+            ids, count = self.words[number], self.counts[number]
+            joined: list[int] = []
+            place, last = 0, len(ids) - 1
+            while place <= last:
+                if place < last and ids[place] == left and ids[place + 1] == right:
+                    joined.append(new)
+                    place += 2
+                else:
+                    joined.append(ids[place])
+                    place += 1
+            if len(joined) == len(ids):
+                continue  # an earlier change took the pair out of this word
+            for old_pair in zip(ids, ids[1:], strict=False):
+                changes[old_pair] -= count
+            for new_pair in zip(joined, joined[1:], strict=False):
+                changes[new_pair] += count
+                if new in new_pair:
+                    self.words_of[new_pair].add(number)
+            self.words[number] = joined
+        changes.pop(pair, None)
+        self.count_of.pop(pair, None)
+        for changed, difference in changes.items():
+            if difference:
+                count = self.count_of[changed] + difference
+                self.count_of[changed] = count
+                if difference > 0 and count >= LEAST_COUNT and changed not in self.dropped:
+                    heapq.heappush(self.heap, (-count, changed))
+
+
+def extended_spec(vocabulary: Vocabulary, extension: Extension) -> dict:
+    """Return the tokenizer.json with the new tokens behind the last used id, so that no old id moves."""
+    model = vocabulary.spec["model"]
+    vocab = {**model["vocab"]}
+    for place, token in enumerate(extension.tokens):
+        vocab[token] = vocabulary.size + place
+    as_strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
+    merges = [" ".join(pair) if as_strings else list(pair) for pair in extension.merges]
+    spec = {**vocabulary.spec, "model": {**model, "vocab": vocab, "merges": [*model["merges"], *merges]}}
+    if Vocabulary(spec).unfaithful_ids():  # the library numbers added tokens by count unless the model holds them
+        added = {token.content: token.id for token in vocabulary.added.values()}
+        spec["model"]["vocab"] = {**vocab, **added}
+    return spec

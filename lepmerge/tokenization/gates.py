@@ -1,0 +1,123 @@
+"""What must hold of a new tokenizer before it is written; each gate raises VocabularyError with an example."""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lepmerge.errors import VocabularyError
+from lepmerge.vocabulary import Vocabulary
+
+NUM_RANDOM_TEXTS = 10_000
+
+
+def check_extension(old: Vocabulary, new: Vocabulary, sample: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of every gate for a vocabulary that extends an old one.
+
+    Raises:
+        VocabularyError: an old id moved, a special token changed, a new token is never reached, or a text comes back
+            worse than it did from the old tokenizer.
+    """
+    check_ids(old, new)
+    new_ids = sorted(set(new.all_ids.values()) - set(old.all_ids.values()))
+    return {
+        "new_tokens": len(new_ids),
+        "unreachable": check_reachable(new, new_ids),
+        "round_trip": check_round_trip(new, [*sample, *random_texts()], old=old),
+        "digits": check_digits(old, new),
+    }
+
+
+def check_ids(old: Vocabulary, new: Vocabulary) -> None:
+    """Raise when an old token has another id in the new vocabulary, or is missing there."""
+    moved = [(token, id, new.all_ids.get(token)) for token, id in old.all_ids.items() if new.all_ids.get(token) != id]
+    if moved:
+        token, id, now = moved[0]
+        raise VocabularyError(f"{len(moved)} old tokens have moved, the first is {token!r}: id {id}, now {now}")
+    check_added(old, new)
+    if unfaithful := new.unfaithful_ids():
+        content, (wanted, given) = next(iter(unfaithful.items()))
+        raise VocabularyError(f"the tokenizers library gives {content!r} the id {given} instead of {wanted}")
+
+
+def check_added(old: Vocabulary, new: Vocabulary) -> None:
+    """Raise when a special or added token is missing or has other flags."""
+    for content, token in old.added.items():
+        now = new.added.get(content)
+        flags = {key: value for key, value in token.entry.items() if key != "id"}
+        if now is None or {key: value for key, value in now.entry.items() if key != "id"} != flags:
+            raise VocabularyError(f"the special token {content!r} is missing or changed in the new vocabulary")
+
+
+def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
+    """Return 0; raise when a token's own bytes fall into other tokens, so that it would never be used."""
+    ids = list(ids)
+    lost = [
+        id
+        for id, encoded in zip(ids, new.encode([new.bytes_of[id] for id in ids]), strict=True)
+        if encoded != [id] and _is_text(new.bytes_of[id])
+    ]
+    if lost:
+        data = new.bytes_of[lost[0]]
+        raise VocabularyError(f"{len(lost)} new tokens are never reached, the first is {data!r} (id {lost[0]})")
+    return 0
+
+
+def _is_text(data: bytes) -> bool:
+    """Tell whether bytes are whole characters; a part of one is never alone in a text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def check_round_trip(new: Vocabulary, texts: Sequence[str], *, old: Vocabulary | None = None) -> dict[str, int]:
+    """Return how many texts come back exactly; raise when one does not, or only the old tokenizer brought it back."""
+    good = [text == back for text, back in zip(texts, _there_and_back(new, texts), strict=True)]
+    if all(good):
+        return {"texts": len(texts), "exact": len(texts)}
+    failed = [place for place, is_good in enumerate(good) if not is_good]
+    if old is not None:
+        before = _there_and_back(old, [texts[place] for place in failed])
+        after = _there_and_back(new, [texts[place] for place in failed])
+        failed = [
+            place
+            for place, old_text, new_text in zip(failed, before, after, strict=True)
+            if old_text == texts[place] or old_text != new_text
+        ]
+    if failed:
+        text = texts[failed[0]]
+        raise VocabularyError(f"{len(failed)} texts do not come back from the new tokenizer, for example {text[:60]!r}")
+    return {"texts": len(texts), "exact": sum(good)}
+
+
+def _there_and_back(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
+    tokenizer = vocabulary.tokenizer
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return tokenizer.decode_batch([encoding.ids for encoding in encoded], skip_special_tokens=False)
+
+
+def check_digits(old: Vocabulary, new: Vocabulary) -> int:
+    """Return the number of texts of digits that were compared; raise when one falls into other tokens than before."""
+    texts = [str(7**n) for n in range(40)] + ["3.14159", "2024-12-31", "x1y22z333", " 1 000 000"]
+    encoded = (v.tokenizer.encode_batch_fast(texts, add_special_tokens=False) for v in (old, new))
+    for text, before, after in zip(texts, *encoded, strict=True):
+        if before.ids != after.ids:
+            raise VocabularyError(f"digits are split differently now, for example {text!r}")
+    return len(texts)
+
+
+def random_texts(count: int = NUM_RANDOM_TEXTS, *, seed: int = 0) -> list[str]:
+    """Return strings of random Unicode characters of every plane, with spaces and line ends among them."""
+    generator = random.Random(seed)
+    ranges = [(0x20, 0x7F), (0x80, 0x250), (0x370, 0x530), (0x530, 0x2000), (0x2000, 0xD800), (0xE000, 0x30000)]
+    texts = []
+    for _ in range(count):
+        characters = [
+            generator.choice(" \n\t")
+            if generator.random() < 0.15
+            else chr(generator.randrange(*generator.choice(ranges)))
+            for _ in range(generator.randrange(1, 24))
+        ]
+        texts.append("".join(characters))
+    return texts

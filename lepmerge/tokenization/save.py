@@ -1,0 +1,64 @@
+"""A tokenizer folder that AutoTokenizer loads and swap_vocabulary takes, written whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lepmerge.carried_files import to_json, tokenizer_config
+from lepmerge.errors import OutputError, VocabularyError
+from lepmerge.vocabulary import Vocabulary
+
+CARRIED = ("chat_template.jinja", "additional_chat_templates")
+
+
+def check_free(target: Path) -> None:
+    """Raise OutputError when there is something at the target already."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"the output {target} is not empty: choose another folder")
+
+
+def save_tokenizer(
+    target: Path, vocabulary: Vocabulary, *, like: Path, report: Mapping[str, Any], files: Mapping[str, Any] = {}
+) -> Path:
+    """Write tokenizer.json, its config and chat template of `like`, and what was done; return the folder.
+
+    Raises:
+        OutputError: the target is not empty, or cannot be written to.
+        VocabularyError: AutoTokenizer gives other ids than the tokenizer.json.
+    """
+    check_free(target)
+    staging = target.parent / f".{target.name}.lepmerge-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be written to: {error.strerror}") from error
+    try:
+        written = {"tokenizer.json": vocabulary.spec, "tokenizer_config.json": tokenizer_config(like, vocabulary)}
+        for name, value in {**written, "lepmerge_tokenizer.json": report, **files}.items():
+            (staging / name).write_bytes(to_json(value))
+        for name in CARRIED:
+            if (like / name).is_file():
+                shutil.copyfile(like / name, staging / name)
+        _check_loads(staging, vocabulary)
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _check_loads(folder: Path, vocabulary: Vocabulary) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    samples = ["Hello, world! 123", "Привет, мир!\n\n  x", *vocabulary.added]
+    for text in samples:
+        if loaded.encode(text) != vocabulary.tokenizer.encode(text).ids:
+            raise VocabularyError(
+                f"AutoTokenizer gives other ids than the new tokenizer.json, for example for {text!r}"
+            )

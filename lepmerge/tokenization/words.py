@@ -1,0 +1,44 @@
+"""The words of a corpus as the old tokenizer sees them: how often each occurs, and its old tokens."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+from lepmerge.errors import VocabularyError
+from lepmerge.vocabulary import Vocabulary
+
+SENTENCEPIECE_WORDS = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^▁\p{L}\p{M}\p{N}]+"
+"""SentencePiece models split nothing off, but none of their tokens goes beyond a word, a digit or a run of signs."""
+WORDS_AT_ONCE = 16384
+
+
+def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
+    """Return word → number of occurrences; words are written as the tokenizer's model gets them (Ġпривет, ▁привет).
+
+    Memory grows with the number of different words, not with the corpus.
+    """
+    tokenizer = vocabulary.tokenizer
+    normalizer = tokenizer.normalizer or normalizers.Sequence([])
+    splitters = [tokenizer.pre_tokenizer] if tokenizer.pre_tokenizer is not None else []
+    if vocabulary.family == "sentencepiece":
+        splitters.append(pre_tokenizers.Split(Regex(SENTENCEPIECE_WORDS), "isolated"))
+    if not splitters:
+        raise VocabularyError(f"{vocabulary.folder}: the tokenizer splits text into no words, so none can be counted")
+    splitter = pre_tokenizers.Sequence(splitters)
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update([piece for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))])
+    return found
+
+
+def old_tokens(words: Iterable[str], vocabulary: Vocabulary) -> Iterator[list[int]]:
+    """Yield the ids of the old tokens of each word, without what surrounds the tokenizer's model."""
+    model_only = {"version": "1.0", "added_tokens": [], "model": vocabulary.spec["model"]}
+    bare = Tokenizer.from_str(json.dumps(model_only, ensure_ascii=False))
+    words = iter(words)
+    while some := list(islice(words, WORDS_AT_ONCE)):
+        for encoding in bare.encode_batch_fast(some, add_special_tokens=False):
+            yield encoding.ids

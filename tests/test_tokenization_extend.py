@@ -1,0 +1,212 @@
+"""tokenizer extend: continued BPE as a naive reference does it, merge by merge; gates; a folder that loads."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pico
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+import lepmerge
+from lepmerge.errors import VocabularyError
+from lepmerge.tokenization.build import extend_tokenizer
+from lepmerge.tokenization.extend import extended_spec, learn
+from lepmerge.tokenization.gates import check_ids, check_reachable, check_round_trip, random_texts
+from lepmerge.tokenization.script import allowed_tokens
+from lepmerge.vocabulary import Vocabulary
+
+TEXT = [
+    "Съешь же ещё этих мягких французских булок, да выпей чаю.",
+    "В чащах юга жил бы цитрус? Да, но фальшивый экземпляр!",
+    "Привет, мир! Как дела? Сегодня 12 мая 2024 года, 3,5 градуса.",
+    "The quick brown fox jumps over the lazy dog 1234567890 times.",
+] * 30
+
+
+def naive(words: Counter[str], vocabulary: Vocabulary, num_tokens: int, allowed) -> list[tuple[str, str]]:
+    """Return the merges of continued BPE, counted anew from scratch before every merge."""
+    model = Tokenizer.from_str(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": vocabulary.spec["model"]})
+    ).model
+    split = {word: [token.value for token in model.tokenize(word)] for word in words}
+    order = {token: id for token, id in vocabulary.model_ids.items()}
+    known = set(order)
+    merges: list[tuple[str, str]] = []
+    while len(order) - len(known) < num_tokens:
+        counts: Counter[tuple[str, str]] = Counter()
+        for word, tokens in split.items():
+            for pair in zip(tokens, tokens[1:], strict=False):
+                counts[pair] += words[word]
+        good = [
+            pair for pair, count in counts.items()
+            if count >= 2 and "".join(pair) not in known and allowed(vocabulary.token_bytes("".join(pair)))
+        ]  # fmt: skip
+        if not good:
+            break
+        best = min(good, key=lambda pair: (-counts[pair], order[pair[0]], order[pair[1]]))
+        merges.append(best)
+        order.setdefault("".join(best), max(order.values()) + 1)
+        for word, tokens in split.items():
+            joined: list[str] = []
+            place = 0
+            while place < len(tokens):
+                if tuple(tokens[place : place + 2]) == best:
+                    joined.append("".join(best))
+                    place += 2
+                else:
+                    joined.append(tokens[place])
+                    place += 1
+            split[word] = joined
+    return merges
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Vocabulary:
+    return Vocabulary(json.loads(pico.byte_level(pico.ENGLISH, 330).to_str()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.dictionaries(st.text("абвгдaeio", min_size=1, max_size=9), st.integers(1, 9), min_size=1, max_size=25),
+    num_tokens=st.integers(1, 30),
+    scripts=st.sampled_from([(), ("Cyrillic",), ("Latin",)]),
+)
+def test_equals_the_naive_reference(byte_level, words: dict[str, int], num_tokens: int, scripts) -> None:
+    alphabet = reference.CHARACTER_OF
+    written = Counter({"".join(alphabet[byte] for byte in f" {word}".encode()): n for word, n in words.items()})
+    allowed = allowed_tokens(scripts)
+    found = learn(written.items(), byte_level, num_tokens=num_tokens, allowed=allowed)
+    expected = naive(written, byte_level, num_tokens, allowed)
+    assert list(found.merges) == expected
+    assert list(found.tokens) == list(dict.fromkeys("".join(pair) for pair in expected))
+    new = Vocabulary(extended_spec(byte_level, found))
+    check_ids(byte_level, new)
+    check_reachable(new, [new.model_ids[token] for token in found.tokens])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "ru.txt"
+    path.write_text("\n\n".join(TEXT), encoding="utf-8")
+    return path
+
+
+def with_string_merges() -> Tokenizer:
+    tokenizer = pico.byte_level(pico.ENGLISH, 330)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return pico.edited(tokenizer, model={"merges": [" ".join(pair) for pair in merges]})
+
+
+FAMILIES = {
+    "byte_level": lambda: pico.byte_level(pico.ENGLISH, 330),
+    "string merges": with_string_merges,
+    "ignore_merges": lambda: pico.edited(pico.byte_level(pico.ENGLISH, 330), model={"ignore_merges": True}),
+    "sentencepiece": lambda: pico.sentencepiece(pico.ENGLISH, 400),
+    "holes": lambda: pico.with_holes(pico.byte_level(pico.ENGLISH, 330), first=300, width=5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder(tmp_path: Path, corpus: Path, family: str) -> None:
+    base = pico.save_model(tmp_path / "base", FAMILIES[family](), chat=True, num_rows=512)
+    report = extend_tokenizer(str(base), [str(corpus)], tmp_path / "new", num_tokens=40, scripts=["Cyrillic"])
+    assert report["gates"]["new_tokens"] == 40 and report["gates"]["unreachable"] == 0
+    assert report["symbols_per_token"]["new"] > 1.2 * report["symbols_per_token"]["old"]
+    old, new = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "new")
+    for text in [*pico.ENGLISH, "x = 1234; naïve café 你好 γειά"]:
+        assert old(text).input_ids == new(text).input_ids
+    for text in TEXT[:3]:
+        assert new.decode(new(text).input_ids, skip_special_tokens=True) == text
+        assert len(new(text).input_ids) < len(old(text).input_ids)
+    chat = [{"role": "user", "content": "Привет"}]
+    assert old.apply_chat_template(chat, tokenize=False) == new.apply_chat_template(chat, tokenize=False)
+    step = {"op": "swap_vocabulary", "tokenizer": str(tmp_path / "new")}
+    folder = pico.run_recipe(tmp_path / "run", {"instruct": base}, [step])
+    assert lepmerge.open_model(folder).num_rows >= report["size"]
+
+
+def test_twice_the_same(tmp_path: Path, corpus: Path) -> None:
+    base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
+    for name in "ab":
+        extend_tokenizer(str(base), [str(corpus)], tmp_path / name, num_tokens=30)
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+
+
+def test_only_from_another_tokenizer(tmp_path: Path, corpus: Path, russian) -> None:
+    base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
+    pico.save_tokenizer(pico.byte_level(TEXT, 700), tmp_path / "other")
+    extend_tokenizer(
+        str(base),
+        [str(corpus)],
+        tmp_path / "new",
+        num_tokens=25,
+        scripts=["Cyrillic"],
+        only_from=str(tmp_path / "other"),
+    )
+    old, new, other = (Vocabulary.in_folder(tmp_path / name) for name in ("base", "new", "other"))
+    added = [new.bytes_of[id] for id in range(old.size, new.size)]
+    assert len(added) == 25 and set(added) <= set(other.bytes_of.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "part"),
+    [
+        ("", {"num_tokens": 5}, "empty"),
+        ("\n\n  \n", {"num_tokens": 5}, "empty"),
+        ("hello " * 50, {"num_tokens": 5, "scripts": ["Cyrillic"]}, "only 0 new tokens of the script Cyrillic"),
+        ("привет " * 50, {"num_tokens": 5000}, "5000 were asked for"),
+        ("привет " * 50, {"vocab_size": 5}, "tokens already"),
+        ("привет " * 50, {"num_tokens": 5, "scripts": ["Klingon"]}, "no script 'Klingon'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_faults(tmp_path: Path, content: str, arguments: dict, part: str) -> None:
+    base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
+    (tmp_path / "text.txt").write_text(content, encoding="utf-8")
+    before = pico.tree(tmp_path)
+    with pytest.raises(lepmerge.LepmergeError) as caught:
+        extend_tokenizer(str(base), [str(tmp_path / "text.txt")], tmp_path / "new", **arguments)
+    assert part in str(caught.value) and pico.tree(tmp_path) == before
+
+
+def test_unigram_and_wordpiece_are_refused(tmp_path: Path, corpus: Path) -> None:
+    for name, tokenizer in (
+        ("unigram", pico.unigram(pico.ENGLISH, 200)),
+        ("wordpiece", pico.wordpiece(pico.ENGLISH, 200)),
+    ):
+        folder = tmp_path / name
+        pico.save_tokenizer(tokenizer, folder)
+        with pytest.raises(VocabularyError, match="only BPE vocabularies"):
+            extend_tokenizer(str(folder), [str(corpus)], tmp_path / "new", num_tokens=5)
+
+
+def test_gates_find_what_is_wrong(byte_level) -> None:
+    spec = json.loads(json.dumps(byte_level.spec))
+    spec["model"]["vocab"]["zzzz"] = byte_level.size
+    with pytest.raises(VocabularyError, match="never reached, the first is b'zzzz'"):
+        check_reachable(Vocabulary(spec), [byte_level.size])
+    tokens = list(spec["model"]["vocab"])[-3:-1]
+    vocab = spec["model"]["vocab"]
+    vocab[tokens[0]], vocab[tokens[1]] = vocab[tokens[1]], vocab[tokens[0]]
+    with pytest.raises(VocabularyError, match="2 old tokens have moved"):
+        check_ids(byte_level, Vocabulary(spec))
+    lossy = {**byte_level.spec, "normalizer": {"type": "Lowercase"}}
+    with pytest.raises(VocabularyError, match="do not come back"):
+        check_round_trip(Vocabulary(lossy), ["ABC"])
+    assert len(set(random_texts(1000))) > 900 and random_texts(50) == random_texts(50)
+
+
+def test_command(tmp_path: Path, corpus: Path) -> None:
+    base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
+    command = ["tokenizer", "extend", base, corpus, "--add", 20, "-o", tmp_path / "new"]
+    result = pico.command(*command)
+    assert result.exit_code == 0 and "+ 20 =" in result.stdout, result.output
+    pico.assert_one_line_error(pico.command(*command), 1, "is not empty")
+    (tmp_path / "x.txt").write_bytes(b"\x00\x01")
+    command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"
+    pico.assert_one_line_error(pico.command(*command), 1, "x.txt:1", "binary")
