@@ -1,5 +1,9 @@
-"""Real English and Russian prose from Debian 12 packages, as paragraphs. Run `apt-get update` once before."""
+"""Real English and Russian prose from Debian 12 packages, as paragraphs. Run `apt-get update` once before.
 
+python recipes/quickstart/fetch_text.py FOLDER     writes ru.txt and en.txt (LICENSES.md)
+"""
+
+import argparse
 import gettext
 import hashlib
 import re
@@ -114,3 +118,17 @@ def fetch_documents(cache: Path) -> list[Document]:
                 if paragraphs:
                     documents.append(Document(family, language, path.name, paragraphs))
     return documents
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    documents = fetch_documents(folder / "packages")
+    for language in ("en", "ru"):
+        paragraphs = [text for document in documents if document.language == language for text in document.paragraphs]
+        (folder / f"{language}.txt").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
