@@ -108,7 +108,9 @@ def _opened(file: Path, raw: BinaryIO) -> Any:
             import zstandard
         except ImportError as error:
             raise CorpusError(f"{file}: reading .zst needs a package: pip install 'lepmerge[data]'") from error
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False))
+        return io.BufferedReader(
+            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
+        )
     return raw
 
 
