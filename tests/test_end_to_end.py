@@ -33,7 +33,7 @@ def test_same_recipe_gives_the_same_bytes(tmp_path: Path, setting: dict[str, Pat
     files = sorted(path.name for path in folders[0].iterdir())
     assert files == sorted(path.name for path in folders[1].iterdir())
     different = [name for name in files if (folders[0] / name).read_bytes() != (folders[1] / name).read_bytes()]
-    assert different == ["lepmerge_run.json"]
+    assert set(different) <= {"lepmerge_run.json"}
 
 
 def test_lazy_rows_of_a_stored_tensor(setting: dict[str, Path]) -> None:

@@ -1,11 +1,12 @@
 """lepmerge tokenizer: vocabularies that fit a language."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lepmerge.console import progress_bar
+from lepmerge.console import progress_bar, table
 
 _corpus = click.argument("corpus", nargs=-1, required=True)
 _column = click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
@@ -16,7 +17,7 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but err
 
 @click.group()
 def tokenizer() -> None:
-    """Build a vocabulary that fits a language: extend an old one."""
+    """Build a vocabulary that fits a language: train a new one, extend or optimize an old one; report on any."""
 
 
 @tokenizer.command()
@@ -49,12 +50,10 @@ def extend(
       lepmerge tokenizer extend models/base corpus/ --add 8000 --script Cyrillic -o tokenizers/ru
     """
     from lepmerge.tokenization.build import extend_tokenizer
-    from lepmerge.tokenization.corpus import find_files
 
     if (num_tokens is None) == (vocab_size is None):
         raise click.UsageError("give either --add or --vocab-size")
-    total = sum(path.stat().st_size for path in find_files(corpus))
-    with progress_bar(total, quiet=quiet) as progress:
+    with _progress(corpus, quiet) as progress:
         report = extend_tokenizer(
             model,
             corpus,
@@ -71,6 +70,146 @@ def extend(
         _show(output, report)
 
 
+@tokenizer.command()
+@click.argument("model")
+@_corpus
+@click.option("--keep", required=True, metavar="SHARE", help="Share of the old tokens that stays, such as 50%.")
+@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens in the end.")
+@click.option("--script", "scripts", multiple=True, help="New tokens only of this Unicode script, e.g. Cyrillic.")
+@_column
+@_limit
+@_output
+@_quiet
+def optimize(
+    model: str,
+    corpus: tuple[str, ...],
+    keep: str,
+    vocab_size: int,
+    scripts: tuple[str, ...],
+    column: str,
+    limit: str | None,
+    output: str,
+    quiet: bool,
+) -> None:
+    """Shrink MODEL's tokenizer to the tokens that CORPUS uses most, then extend it on CORPUS.
+
+    \b
+    Example:
+      lepmerge tokenizer optimize models/base corpus/ --keep 50% --vocab-size 114504 -o tokenizers/ru
+    """
+    from lepmerge.tokenization.build import optimize_tokenizer
+
+    with _progress(corpus, quiet) as progress:
+        report = optimize_tokenizer(
+            model, corpus, Path(output), keep=_share(keep), vocab_size=vocab_size, scripts=scripts, column=column,
+            limit=_bytes(limit), progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        _show(output, report)
+
+
+@tokenizer.command()
+@click.argument("corpus", nargs=-1, required=True)
+@click.option("--type", "kind", type=click.Choice(["bpe", "unigram"]), required=True)
+@click.option(
+    "--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens."
+)
+@click.option(
+    "--like", required=True, metavar="MODEL", help="Whose special tokens and chat template it has."
+)
+@_column
+@_limit
+@_output
+@_quiet
+def train(
+    corpus: tuple[str, ...],
+    kind: str,
+    vocab_size: int,
+    like: str,
+    column: str,
+    limit: str | None,
+    output: str,
+    quiet: bool,
+) -> None:
+    """Train a new tokenizer on CORPUS.
+
+    \b
+    Example:
+      lepmerge tokenizer train corpus/ --type bpe --vocab-size 32000 --like models/base -o tokenizers/ru-bpe
+    """
+    from lepmerge.tokenization.build import train_tokenizer
+
+    with _progress(corpus, quiet) as progress:
+        report = train_tokenizer(
+            kind, corpus, Path(output), like=like, vocab_size=vocab_size, column=column, limit=_bytes(limit),
+            progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        _show(output, report)
+
+
+@tokenizer.command()
+@click.argument("tokenizers", nargs=-1, required=True, metavar="TOKENIZER...")
+@click.option("--text", "files", multiple=True, required=True, help="A text to measure on; repeatable.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Write a bar chart of the symbols per token (PNG).")
+@_column
+@_limit
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def report(
+    tokenizers: tuple[str, ...],
+    files: tuple[str, ...],
+    plot: str | None,
+    column: str,
+    limit: str | None,
+    as_json: bool,
+) -> None:
+    """Measure TOKENIZERs on texts; the first is the one that the others are compared with.
+
+    \b
+    Example:
+      lepmerge tokenizer report models/base tokenizers/ru --text ru.txt --text en.txt --plot report.png
+    """
+    from lepmerge.tokenization.build import report_on
+
+    found = report_on(tokenizers, files, column=column, limit=_bytes(limit))
+    if plot is not None:
+        from lepmerge.plots import bars
+
+        values = {
+            text: {name: figures["symbols_per_token"] for name, figures in by_name.items()}
+            for text, by_name in found.items()
+        }
+        bars(Path(plot), values, label="symbols per token")
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for text, by_name in found.items():
+        click.echo(text)
+        keys = list(dict.fromkeys(key for figures in by_name.values() for key in figures if key != "differing"))
+        rows = [[name, *(figures.get(key) for key in keys)] for name, figures in by_name.items()]
+        click.echo(table(rows, header=["tokenizer", *(key.replace("_", " ") for key in keys)]))
+        for name, figures in by_name.items():
+            if "differing" in figures:
+                num, examples = figures["differing"]["texts"], figures["differing"]["examples"]
+                click.echo(f"{name}: {num} texts fall into other tokens" + (f", e.g. {examples[0]!r}" if num else ""))
+
+
+def _progress(corpus: tuple[str, ...], quiet: bool) -> Any:
+    from lepmerge.tokenization.corpus import find_files
+
+    return progress_bar(sum(path.stat().st_size for path in find_files(corpus)), quiet=quiet)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise click.BadParameter("expected a share such as 50% or 0.5", param_hint="--keep")
+    return share
+
+
 def _bytes(limit: str | None) -> int | None:
     from lepmerge.recipe import num_bytes
 
@@ -81,11 +220,9 @@ def _bytes(limit: str | None) -> int | None:
 
 
 def _show(output: str, report: dict[str, Any]) -> None:
-    gates = report["gates"]
-    click.echo(
-        f"{report['old_size']} tokens + {gates['new_tokens']} = {report['size']}; symbols per token "
-        f"{report['symbols_per_token']['old']:.2f} → {report['symbols_per_token']['new']:.2f} on a sample of the corpus"
-    )
+    gates, symbols = report["gates"], report["symbols_per_token"]
+    click.echo(f"{report['old_size']} tokens → {report['size']}, {gates['new_tokens']} of them new")
+    click.echo(f"symbols per token {symbols['old']:.2f} → {symbols['new']:.2f} on a sample of the corpus")
     exact, count = gates["round_trip"]["exact"], gates["round_trip"]["texts"]
-    click.echo(f"all new tokens reachable; {exact} of {count} texts come back exactly, none worse than before")
+    click.echo(f"{exact} of {count} texts come back exactly; new tokens that are never reached: {gates['unreachable']}")
     click.echo(output)

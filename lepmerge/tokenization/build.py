@@ -9,9 +9,20 @@ from lepmerge.errors import VocabularyError
 from lepmerge.references import resolve
 from lepmerge.tokenization.corpus import Progress, texts
 from lepmerge.tokenization.extend import extended_spec, learn
-from lepmerge.tokenization.gates import check_extension
+from lepmerge.tokenization.gates import (
+    check_added,
+    check_digits,
+    check_extension,
+    check_reachable,
+    check_round_trip,
+    num_lost,
+    random_texts,
+)
+from lepmerge.tokenization.optimize import shrunk_spec, token_counts
+from lepmerge.tokenization.report import differing_texts, measure
 from lepmerge.tokenization.save import check_free, save_tokenizer
 from lepmerge.tokenization.script import allowed_tokens
+from lepmerge.tokenization.train import train_bpe, train_unigram
 from lepmerge.tokenization.words import count_words
 from lepmerge.vocabulary import Vocabulary
 
@@ -51,31 +62,144 @@ def extend_tokenizer(
         among = frozenset(Vocabulary.in_folder(resolve(only_from).folder).bytes_of.values())
     sample: list[str] = []
     words = count_words(_sampled(texts(corpus, column=column, limit=limit, progress=progress), sample), old)
-    extension = learn(
-        words.items(), old, num_tokens=num_tokens, allowed=allowed_tokens(scripts, among=among), progress=None
-    )
-    if len(extension.tokens) < num_tokens:
-        raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts))
-    new = Vocabulary(extended_spec(old, extension))
+    new = _extended(old, words, num_tokens, scripts, among)
     report = {
         "operation": "extend",
         "model": model,
-        "old_size": old.size,
-        "size": new.size,
         "scripts": list(scripts),
         "only_from": only_from,
-        "words": {"different": len(words), "in_all": words.total()},
-        "symbols_per_token": {name: symbols_per_token(v, sample) for name, v in (("old", old), ("new", new))},
+        **_described(old, new, words, sample),
         "gates": check_extension(old, new, sample),
     }
     save_tokenizer(output, new, like=folder, report=report)
     return report
 
 
-def symbols_per_token(vocabulary: Vocabulary, sample: Sequence[str]) -> float:
-    """Return characters by tokens, added tokens of the start and end of a text left out."""
-    encoded = vocabulary.tokenizer.encode_batch_fast(list(sample), add_special_tokens=False)
-    return sum(map(len, sample)) / max(1, sum(len(encoding.ids) for encoding in encoded))
+def optimize_tokenizer(
+    model: str,
+    corpus: Sequence[str],
+    output: Path,
+    *,
+    keep: float,
+    vocab_size: int,
+    scripts: Sequence[str] = (),
+    column: str = "text",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the tokenizer of `model`, shrunk to the share `keep` of its tokens that the corpus uses most, then extended
+    to vocab_size; id_map.json beside it has old id → new id. Return what lepmerge_tokenizer.json holds.
+
+    Raises:
+        LepmergeError: nothing is written then.
+    """
+    check_free(output)
+    folder = resolve(model).folder
+    old = Vocabulary.in_folder(folder)
+    sample: list[str] = []
+    words = count_words(_sampled(texts(corpus, column=column, limit=limit, progress=progress), sample), old)
+    num_kept = round(keep * len(old.ordinary))
+    spec, id_map = shrunk_spec(old, token_counts(words.items(), old), num_kept=num_kept)
+    small = Vocabulary(spec)
+    if vocab_size < small.size:
+        raise VocabularyError(f"--vocab-size {vocab_size} is less than the {small.size} tokens that --keep leaves")
+    new = _extended(small, words, vocab_size - small.size, scripts, None) if vocab_size > small.size else small
+    check_added(old, new)
+    report = {
+        "operation": "optimize",
+        "model": model,
+        "scripts": list(scripts),
+        "kept": len(id_map),
+        **_described(old, new, words, sample),
+        "gates": {
+            "new_tokens": new.size - small.size,
+            "unreachable": check_reachable(new, range(small.size, new.size)),
+            "unreachable_kept": num_lost(old, new, id_map),
+            "round_trip": check_round_trip(new, [*sample, *random_texts()], old=old),
+            "digits": check_digits(old, new),
+        },
+    }
+    files = {"id_map.json": {str(old_id): new_id for old_id, new_id in sorted(id_map.items())}}
+    save_tokenizer(output, new, like=folder, report=report, files=files)
+    return report
+
+
+def train_tokenizer(
+    kind: str,
+    corpus: Sequence[str],
+    output: Path,
+    *,
+    like: str,
+    vocab_size: int,
+    column: str = "text",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a new tokenizer (kind: bpe or unigram) with the special tokens and chat template of the model `like`;
+    return what lepmerge_tokenizer.json holds.
+
+    Raises:
+        LepmergeError: nothing is written then.
+    """
+    check_free(output)
+    folder = resolve(like).folder
+    old = Vocabulary.in_folder(folder)
+    sample: list[str] = []
+    stream = _sampled(texts(corpus, column=column, limit=limit, progress=progress), sample)
+    train = {"bpe": train_bpe, "unigram": train_unigram}[kind]
+    new = Vocabulary(train(stream, like=old, vocab_size=vocab_size))
+    check_added(old, new)
+    round_trip = [text for text in [*sample, *random_texts()] if kind == "bpe" or "▁" not in text]
+    strict = None if kind == "unigram" or old.family == "byte_level" else old
+    report = {
+        "operation": "train",
+        "kind": kind,
+        "like": like,
+        **_described(old, new, None, sample),
+        "gates": {
+            "new_tokens": new.size,
+            "unreachable": num_lost(new, new, {id: id for id in new.bytes_of}) if kind == "unigram" else 0,
+            "round_trip": check_round_trip(new, round_trip, old=strict),
+        },
+    }
+    save_tokenizer(output, new, like=folder, report=report)
+    return report
+
+
+def report_on(
+    tokenizers: Sequence[str], files: Sequence[str], *, column: str = "text", limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return text file → tokenizer → figures (report.FIGURES); the others are compared with the first tokenizer."""
+    vocabularies = {name: Vocabulary.in_folder(resolve(name).folder) for name in tokenizers}
+    first = next(iter(vocabularies.values()))
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        stream = list(texts([file], column=column, limit=limit))
+        found[file] = {}
+        for name, vocabulary in vocabularies.items():
+            figures = measure(vocabulary, stream, first=None if vocabulary is first else first)
+            if vocabulary is not first:
+                places = differing_texts(first, vocabulary, stream)
+                examples = [stream[place][:80] for place in places[:3]]
+                figures["differing"] = {"texts": len(places), "examples": examples}
+            found[file][name] = figures
+    return found
+
+
+def _extended(
+    old: Vocabulary, words: Counter[str], num_tokens: int, scripts: Sequence[str], among: frozenset[bytes] | None
+) -> Vocabulary:
+    allowed = allowed_tokens(scripts, among=among)
+    extension = learn(words.items(), old, num_tokens=num_tokens, allowed=allowed)
+    if len(extension.tokens) < num_tokens:
+        raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts))
+    return Vocabulary(extended_spec(old, extension))
+
+
+def _described(old: Vocabulary, new: Vocabulary, words: Counter[str] | None, sample: Sequence[str]) -> dict[str, Any]:
+    counted = {} if words is None else {"words": {"different": len(words), "in_all": words.total()}}
+    symbols = {name: measure(v, sample)["symbols_per_token"] for name, v in (("old", old), ("new", new))}
+    return {"old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
 
 
 def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:

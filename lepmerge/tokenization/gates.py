@@ -1,7 +1,7 @@
 """What must hold of a new tokenizer before it is written; each gate raises VocabularyError with an example."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lepmerge.errors import VocabularyError
@@ -60,6 +60,14 @@ def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
         data = new.bytes_of[lost[0]]
         raise VocabularyError(f"{len(lost)} new tokens are never reached, the first is {data!r} (id {lost[0]})")
     return 0
+
+
+def num_lost(old: Vocabulary, new: Vocabulary, new_id_of: Mapping[int, int]) -> int:
+    """Return how many tokens that the old vocabulary reached from their own bytes the new one no longer reaches."""
+    ids = [id for id in new_id_of if id in old.bytes_of and _is_text(old.bytes_of[id])]
+    data = [old.bytes_of[id] for id in ids]
+    pairs = zip(ids, old.encode(data), new.encode(data), strict=True)
+    return sum(before == [id] and after != [new_id_of[id]] for id, before, after in pairs)
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,0 +1,79 @@
+"""Shrink a BPE to the tokens that a corpus uses; with what `extend` then adds, this is the paper's Optimization.
+
+A token is kept with what its merges need, so that every kept token is still reached. Kept tokens keep their order and
+are numbered anew.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from lepmerge.errors import VocabularyError
+from lepmerge.tokenization.train import renumbered
+from lepmerge.tokenization.words import old_tokens
+from lepmerge.vocabulary import Vocabulary
+
+
+def token_counts(words: Iterable[tuple[str, int]], vocabulary: Vocabulary) -> Counter[int]:
+    """Return id → number of uses in the words."""
+    counted = list(words)
+    found: Counter[int] = Counter()
+    for (_, count), ids in zip(counted, old_tokens((word for word, _ in counted), vocabulary), strict=True):
+        for id in ids:
+            found[id] += count
+    return found
+
+
+def shrunk_spec(
+    vocabulary: Vocabulary, counts: Counter[int], *, num_kept: int
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """Return a tokenizer.json with at most num_kept ordinary tokens, and old id → new id of the kept ones.
+
+    Taken in the order of their use (ties: lower id first), each with the tokens that its merges need. Bytes, single
+    characters, special and added tokens stay in any case.
+
+    Raises:
+        VocabularyError: not a BPE, or num_kept is less than what must stay.
+    """
+    model = vocabulary.spec["model"]
+    if model["type"] != "BPE":
+        raise VocabularyError(f"{vocabulary.folder}: only BPE vocabularies can be shrunk, this one is {model['type']}")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    parts: dict[str, tuple[str, str]] = {}
+    for left, right in pairs:
+        parts.setdefault(left + right, (left, right))
+    kept = {token for token in vocabulary.ordinary if token not in parts or vocabulary.is_byte_token(token)}
+    if num_kept < len(kept):
+        raise VocabularyError(f"at least {len(kept)} bytes and characters must stay, {num_kept} were to be kept")
+    by_use = sorted(vocabulary.ordinary.items(), key=lambda item: (-counts[item[1]], item[1]))
+    for token, _ in by_use:
+        needed = _with_parts(token, parts) - kept
+        if len(kept) + len(needed) <= num_kept:
+            kept |= needed
+    in_model = [token for token, id in sorted(vocabulary.model_ids.items(), key=lambda item: item[1])]
+    added = {token.content for token in vocabulary.added.values()}
+    staying = [token for token in in_model if token in kept or token in added]
+    alone = [token.content for token in vocabulary.added.values() if token.content not in vocabulary.model_ids]
+    new_id = {token: place for place, token in enumerate([*staying, *alone])}
+    merges = [merge for merge, (left, right) in zip(model["merges"], pairs, strict=True)
+              if left in kept and right in kept and left + right in kept]  # fmt: skip
+    spec = {
+        **vocabulary.spec,
+        "added_tokens": [{**token.entry, "id": new_id[token.content]} for token in vocabulary.added.values()],
+        "model": {**model, "vocab": {token: new_id[token] for token in staying}, "merges": merges},
+    }
+    spec["added_tokens"].sort(key=lambda entry: entry["id"])
+    id_map = {vocabulary.all_ids[token]: id for token, id in new_id.items()}
+    return {**spec, "post_processor": renumbered(spec.get("post_processor"), id_map)}, id_map
+
+
+def _with_parts(token: str, parts: dict[str, tuple[str, str]]) -> set[str]:
+    """Return the token and all tokens that its merges go through."""
+    found: set[str] = set()
+    waiting = [token]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += parts.get(one, ())
+    return found
