@@ -19,11 +19,12 @@ KINDS = ("exact", "decomposed", "inexact", "added", "without_source")
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """T as a list of old ids for each new row, the row being their mean.
+    """T as a list of old ids for each new row, the row being their mean (weighted, where there are weights).
 
-    The old ids of row v are `old_N[start_V1[v] : start_V1[v + 1]]`. kind_V tells how they were found: identical bytes
-    (exact), the old tokenization of the token's bytes (decomposed), one that loses some of the bytes (inexact), an
-    added token's content (added), or not at all (none): id holes, padding, bytes that the old vocabulary cannot spell.
+    The old ids of row v are `old_N[start_V1[v] : start_V1[v + 1]]`; weight_N holds their weights, which sum to 1 for a
+    row. kind_V tells how they were found: identical bytes (exact), the old tokenization of the token's bytes
+    (decomposed), one that loses some of the bytes (inexact), an added token's content (added), or not at all (none): id
+    holes, padding, bytes that the old vocabulary cannot spell.
     """
 
     start_V1: torch.Tensor
@@ -31,6 +32,7 @@ class Conversion:
     kind_V: torch.Tensor
     num_old_rows: int
     identity: bool
+    weight_N: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -120,7 +122,13 @@ class ConvertedTensor(LazyTensor):
         used, place_N = old_N.unique(return_inverse=True)
         used_UD = workspace.widen(table.read(narrowest(used), workspace))
         place_N, offset_V = place_N.to(used_UD.device), (length_V.cumsum(0) - length_V).to(used_UD.device)
-        out_VD = torch.nn.functional.embedding_bag(place_N, used_UD, offset_V, mode="mean")
+        if self.conversion.weight_N is None:
+            out_VD = torch.nn.functional.embedding_bag(place_N, used_UD, offset_V, mode="mean")
+        else:
+            weight_N = self.conversion.weight_N[entry_N + torch.arange(len(entry_N))].to(used_UD)
+            out_VD = torch.nn.functional.embedding_bag(
+                place_N, used_UD, offset_V, mode="sum", per_sample_weights=weight_N
+            )
         single = (single_V >= 0).nonzero().squeeze(1).to(used_UD.device)
         out_VD[single] = used_UD[place_N[offset_V[single]]]
         return out_VD

@@ -15,7 +15,7 @@ from lepmerge.errors import LepmergeError, RecipeError
 from lepmerge.model import Model
 from lepmerge.operations import OPERATIONS
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
-from lepmerge.recipe import Arithmetic, PerTable, Recipe
+from lepmerge.recipe import Arithmetic, InitPerTable, PerTable, Recipe
 from lepmerge.references import Reference, resolve
 from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
 from lepmerge.tensors import BLOCK_BYTES, Elementwise, LazyTensor, Reduction, leaves_of, reductions_of
@@ -139,7 +139,7 @@ def _keywords(step: Any, models: Mapping[str, Model], folder: Path) -> dict[str,
                 if value in models
                 else Vocabulary.in_folder(resolve(value, relative_to=folder).folder)
             )
-        elif isinstance(value, PerTable):
+        elif isinstance(value, InitPerTable | PerTable):
             value = {"input_embeddings": value.input, "output_embeddings": value.output}
         keywords[field] = value
     del keywords["op"]

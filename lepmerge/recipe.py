@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lepmerge.errors import RecipeError
 
 Method = Literal["swap", "overlap", "conversion", "delta"]
+Init = Literal["mean", "weighted_mean", "norm_calibrated"]
 ModelName = Annotated[str, "model"]
 TokenizerReference = Annotated[str, "tokenizer"]
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -35,13 +36,21 @@ class PerTable(_Strict):
     output: Method
 
 
+class InitPerTable(_Strict):
+    """An init for each table."""
+
+    input: Init
+    output: Init
+
+
 class SwapVocabulary(_Strict):
     """Replace the vocabulary; rows of tokens that are new are made from the old rows."""
 
     op: Literal["swap_vocabulary"]
     tokenizer: TokenizerReference
     """A model's name above, or a folder or Hub id with a tokenizer."""
-    init: Literal["mean"] = "mean"
+    init: Init | InitPerTable = "mean"
+    """How a new row is made of the rows of its old tokens."""
 
 
 class PropagateEmbeddings(_Strict):
@@ -236,7 +245,7 @@ def _explained(path: Path, node: yaml.Node | None, error: ValidationError) -> st
     """Return one line for the first fault: file:line, key, what is wrong, the nearest valid key."""
     faults = error.errors(include_url=False)
     fault = min(faults, key=lambda fault: fault["type"] not in ("extra_forbidden", "union_tag_invalid"))
-    tags = {"swap_vocabulary", "propagate_embeddings", "arithmetic", "PerTable"}
+    tags = {"swap_vocabulary", "propagate_embeddings", "arithmetic", "PerTable", "InitPerTable"}
     place = tuple(
         part for part in fault["loc"] if part not in tags and not str(part).startswith(("literal[", "function"))
     )
@@ -267,9 +276,11 @@ def _hint(near: list[str], known: Iterable[str]) -> str:
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the schema's part in which the last element of a fault's place stands."""
     steps = {"swap_vocabulary": SwapVocabulary, "propagate_embeddings": PropagateEmbeddings, "arithmetic": Arithmetic}
+    tables = {"PerTable": PerTable, "InitPerTable": InitPerTable}
+    parts: dict[str, type[_Strict]] = {"models": ModelEntry, "output": Output, **tables, **steps}
     schema: type[_Strict] = Recipe
     for part in place[:-1]:
-        schema = {"models": ModelEntry, "output": Output, "PerTable": PerTable, **steps}.get(str(part), schema)
+        schema = parts.get(str(part), schema)
     return [key for key in schema.model_fields if key != "folder"]
 
 

@@ -111,12 +111,8 @@ def optimize(
 @tokenizer.command()
 @click.argument("corpus", nargs=-1, required=True)
 @click.option("--type", "kind", type=click.Choice(["bpe", "unigram"]), required=True)
-@click.option(
-    "--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens."
-)
-@click.option(
-    "--like", required=True, metavar="MODEL", help="Whose special tokens and chat template it has."
-)
+@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens.")
+@click.option("--like", required=True, metavar="MODEL", help="Whose special tokens and chat template it has.")
 @_column
 @_limit
 @_output

@@ -5,6 +5,7 @@ python recipes/quickstart/fetch_text.py FOLDER     writes ru.txt and en.txt (LIC
 
 import argparse
 import gettext
+import gzip
 import hashlib
 import re
 import subprocess
@@ -92,41 +93,65 @@ def read_paragraphs(path: Path, language: str) -> list[str]:
     return [re.sub(r"<[^>]*>", "", paragraph) for text in texts for paragraph in text.split("\n")]
 
 
-def is_prose(text: str, language: str) -> bool:
+def is_prose(text: str, language: str, *, shortest: int = 60) -> bool:
     """True where a paragraph is long enough and in its language (untranslated paragraphs are not)."""
     letters = sum(character.isalpha() for character in text)
     cyrillic = len(re.findall("[а-яёА-ЯЁ]", text))
     is_in_language = cyrillic >= 0.7 * letters if language == "ru" else cyrillic == 0
-    return len(text) >= 60 and letters >= 0.7 * len(text) and is_in_language
+    return len(text) >= shortest and letters >= 0.7 * len(text) and is_in_language
 
 
-def fetch_documents(cache: Path) -> list[Document]:
+def fetch_documents(cache: Path, *, shortest: int = 60) -> list[Document]:
     """The documents of all families, in a fixed order, each paragraph once; packages are kept in `cache`."""
     documents, seen = [], set()
     for family, (packages, english_files, russian_files) in FAMILIES.items():
         for package in packages:
-            if not (cache / package).exists():
-                cache.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["apt-get", "-qq", "download", package], cwd=cache, check=True)
-                (archive,) = cache.glob(f"{package}_*.deb")
-                subprocess.run(["dpkg", "-x", archive, cache / package], check=True)
+            unpack(package, cache)
         for language, files in (("en", english_files), ("ru", russian_files)):
             for path in sorted(path for package in packages for path in (cache / package).glob(files)):
                 texts = (" ".join(text.split()) for text in read_paragraphs(path, language))
-                paragraphs = [t for t in dict.fromkeys(texts) if t not in seen and is_prose(t, language)]
+                paragraphs = [
+                    t for t in dict.fromkeys(texts) if t not in seen and is_prose(t, language, shortest=shortest)
+                ]
                 seen.update(paragraphs)
                 if paragraphs:
                     documents.append(Document(family, language, path.name, paragraphs))
     return documents
 
 
+def more_russian(cache: Path) -> list[str]:
+    """Russian paragraphs beside the families: manual pages without their markup, and the handbooks of KiCad."""
+    unpack("manpages-ru", cache)
+    unpack("kicad-doc-ru", cache)
+    found: dict[str, None] = {}
+    for path in sorted(cache.glob("manpages-ru/usr/share/man/ru/man*/*.gz")):
+        for block in re.split(r"^[.'].*\n", gzip.decompress(path.read_bytes()).decode(), flags=re.MULTILINE):
+            text = " ".join(re.sub(r"\\f.|\\&", "", block).replace("\\-", "-").split())
+            if is_prose(text, "ru", shortest=12):
+                found[text] = None
+    for path in sorted(cache.glob("kicad-doc-ru/usr/share/doc/kicad/help/ru/*.html")):
+        texts = (" ".join(text.split()) for text in read_paragraphs(path, "ru"))
+        found.update(dict.fromkeys(text for text in texts if is_prose(text, "ru", shortest=12)))
+    return list(found)
+
+
+def unpack(package: str, cache: Path) -> None:
+    """Download a package and unpack it into the cache, once."""
+    if not (cache / package).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "-qq", "download", package], cwd=cache, check=True)
+        (archive,) = cache.glob(f"{package}_*.deb")
+        subprocess.run(["dpkg", "-x", archive, cache / package], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    documents = fetch_documents(folder / "packages")
+    documents = fetch_documents(folder / "packages", shortest=12)
     for language in ("en", "ru"):
         paragraphs = [text for document in documents if document.language == language for text in document.paragraphs]
+        paragraphs += more_russian(folder / "packages") if language == "ru" else []
         (folder / f"{language}.txt").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 

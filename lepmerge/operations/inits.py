@@ -1,0 +1,150 @@
+"""How the row of a new token is made of the rows of its old tokens. Legend: V new rows, N entries of T, G scripts."""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lepmerge.conversion import DECOMPOSED, EXACT, INEXACT, Conversion, converted
+from lepmerge.tensors import (
+    ChosenRows,
+    LazyTensor,
+    MeanRow,
+    Reduction,
+    RepeatedRow,
+    Result,
+    Rows,
+    Workspace,
+    as_index,
+    blocks,
+    bytes_per_row,
+)
+from lepmerge.vocabulary import Vocabulary
+
+Init = Callable[[LazyTensor, Conversion, Vocabulary, Vocabulary], LazyTensor]
+"""(old table, T, old vocabulary, new vocabulary) → new table."""
+FEWEST_ROWS = 32
+"""A script with fewer rows than this says nothing of its norm: that of all rows is taken."""
+
+
+def mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
+    """Return T E: a new row is the mean of the rows of its old tokens (paper section 2.1.2, eq. 1-2)."""
+    return converted(table, conversion)
+
+
+def weighted_mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
+    """Return T E with each old token weighted by its length: `привет` of `при` + `вет` + `о` takes 3/7, 3/7, 1/7.
+
+    Lengths are in bytes, which in one script is the same as in characters, and says something of parts of characters.
+    """
+    length_of = torch.ones(conversion.num_old_rows, dtype=torch.float64)
+    for id, data in old.bytes_of.items():
+        if id < conversion.num_old_rows:
+            length_of[id] = max(1, len(data))
+    length_N = length_of[conversion.old_N]
+    count_V = conversion.start_V1[1:] - conversion.start_V1[:-1]
+    row_N = torch.repeat_interleave(torch.arange(conversion.num_rows), count_V)
+    total_V = torch.zeros(conversion.num_rows, dtype=torch.float64).index_add_(0, row_N, length_N)
+    return converted(table, replace(conversion, weight_N=length_N / total_V[row_N]))
+
+
+def norm_calibrated(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
+    """Return T E with every averaged row rescaled to the mean norm of the old rows of the same script.
+
+    A mean of rows is shorter than the rows are. Scripts of fewer than FEWEST_ROWS old rows take the norm of all rows.
+    """
+    averaged = converted(table, conversion)
+    scripts = {"": 0}
+    old_G = _scripts_of(old, conversion.num_old_rows, scripts)
+    counts = old_G.bincount(minlength=len(scripts))
+    new_G = _scripts_of(new, conversion.num_rows, scripts)
+    new_G[new_G >= len(counts)] = 0
+    new_G[counts[new_G] < FEWEST_ROWS] = 0
+    is_mean_V = torch.isin(conversion.kind_V, torch.tensor([DECOMPOSED, INEXACT], dtype=conversion.kind_V.dtype))
+    norms = MeanNorms(operands=(table,), group_V=old_G, num_groups=len(counts))
+    return RescaledRows(
+        operands=(averaged,),
+        reductions=(norms,),
+        group_V=torch.where(is_mean_V, new_G, -1),
+        shape=averaged.shape,
+        dtype=averaged.dtype,
+    )
+
+
+INITS: dict[str, Init] = {"mean": mean, "weighted_mean": weighted_mean, "norm_calibrated": norm_calibrated}
+
+
+def with_mean_row(new: LazyTensor, conversion: Conversion, old: LazyTensor, rows: torch.Tensor) -> LazyTensor:
+    """Return the table `new` with the mean of the old table's rows in these rows.
+
+    In the output table the mean row gives the average logit, so an unused id is never the likeliest.
+    """
+    if len(rows) == 0:
+        return new
+    used = conversion.old_N[conversion.start_V1[:-1][conversion.rows_of(EXACT)]].unique()
+    used = used if len(used) else torch.arange(old.num_rows)
+    mean_row = RepeatedRow(reductions=(MeanRow(operands=(old,), row_N=used),), shape=new.shape, dtype=new.dtype)
+    operand_V = torch.zeros(new.num_rows, dtype=torch.int8)
+    operand_V[rows] = 1
+    row_V = torch.arange(new.num_rows)
+    return ChosenRows(operands=(new, mean_row), operand_V=operand_V, row_V=row_V, shape=new.shape, dtype=new.dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeanNorms(Reduction):
+    """The mean Euclidean norm of a table's rows, for each group; group 0 stands for all rows. Result: norm_G."""
+
+    group_V: torch.Tensor
+    num_groups: int
+    kind: str = "mean norms"
+
+    def num_bytes(self) -> int:
+        return 16 * len(self.group_V)
+
+    def work(self) -> int:
+        return len(self.group_V) * bytes_per_row(self.operands)
+
+    def compute(self, workspace: Workspace) -> Result:
+        (table,) = self.operands
+        workspace = workspace.on("cpu", torch.float32)
+        norm_V = torch.cat(
+            [workspace.widen(table.read(block, workspace)).norm(dim=1).double() for block in blocks(table)]
+        )
+        workspace.progress("measuring norms", self.work())
+        total_G = torch.zeros(self.num_groups, dtype=torch.float64).index_add_(0, self.group_V, norm_V)
+        norm_G = total_G / self.group_V.bincount(minlength=self.num_groups).clamp(min=1)
+        norm_G[0] = norm_V.mean()
+        return Result({"norm_G": norm_G}, {})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RescaledRows(LazyTensor):
+    """Each row of a group rescaled to the group's norm; rows of group -1 stay as they are."""
+
+    group_V: torch.Tensor
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        group_N = self.group_V[as_index(rows)]
+        read = self.operands[0].read(rows, workspace)
+        changed = (group_N >= 0).nonzero().squeeze(1)
+        if len(changed) == 0:
+            return read
+        out = workspace.widen(read)
+        norm_G = workspace.results[self.reductions[0]]["norm_G"].to(out)
+        at = changed.to(out.device)
+        chosen = out[at]
+        wanted = norm_G[group_N[changed].to(out.device)]
+        out[at] = chosen * (wanted / chosen.norm(dim=1).clamp(min=torch.finfo(out.dtype).tiny))[:, None]
+        return out
+
+
+def _scripts_of(vocabulary: Vocabulary, num_rows: int, scripts: dict[str, int]) -> torch.Tensor:
+    """Return the number of the script of each token, by its first letter; new scripts are added to `scripts`."""
+    group_V = torch.zeros(num_rows, dtype=torch.int64)
+    for id, data in vocabulary.bytes_of.items():
+        letter = next((character for character in data.decode(errors="ignore") if character.isalpha()), None)
+        if letter is not None and id < num_rows:
+            script = unicodedata.name(letter, "").partition(" ")[0]
+            group_V[id] = scripts.setdefault(script, len(scripts))
+    return group_V
