@@ -205,7 +205,7 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
     base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
     command = ["tokenizer", "extend", base, corpus, "--add", 20, "-o", tmp_path / "new"]
     result = pico.command(*command)
-    assert result.exit_code == 0 and "+ 20 =" in result.stdout, result.output
+    assert result.exit_code == 0 and "20 of them new" in result.stdout, result.output
     pico.assert_one_line_error(pico.command(*command), 1, "is not empty")
     (tmp_path / "x.txt").write_bytes(b"\x00\x01")
     command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"

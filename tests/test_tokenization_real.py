@@ -26,6 +26,19 @@ LIKE = {
     "tekken": {"bos_token": "<SPECIAL_1>", "eos_token": "<SPECIAL_2>"},
 }
 
+DECODERS = {
+    "mistral_v3": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    },
+    "tekken": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+}
+
 
 def script(*arguments: object) -> None:
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
@@ -56,7 +69,7 @@ def folder_of(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> Path
     folder = tmp_path / name
     if name in LIKE:
         folder.mkdir()
-        (folder / "tokenizer.json").write_text(json.dumps(vocabulary(name).spec))
+        (folder / "tokenizer.json").write_text(json.dumps({**vocabulary(name).spec, "decoder": DECODERS[name]}))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **LIKE[name]}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         return folder

@@ -63,8 +63,12 @@ def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
 
 
 def num_lost(old: Vocabulary, new: Vocabulary, new_id_of: Mapping[int, int]) -> int:
-    """Return how many tokens that the old vocabulary reached from their own bytes the new one no longer reaches."""
+    """Return how many tokens that the old vocabulary reached from their own bytes the new one no longer reaches.
+
+    Byte-fallback tokens do not count: a character that the new vocabulary knows needs them no longer.
+    """
     ids = [id for id in new_id_of if id in old.bytes_of and _is_text(old.bytes_of[id])]
+    ids = [id for id in ids if not old.is_byte_token(old.token_of[id])]
     data = [old.bytes_of[id] for id in ids]
     pairs = zip(ids, old.encode(data), new.encode(data), strict=True)
     return sum(before == [id] and after != [new_id_of[id]] for id, before, after in pairs)
@@ -87,12 +91,7 @@ def check_round_trip(new: Vocabulary, texts: Sequence[str], *, old: Vocabulary |
     failed = [place for place, is_good in enumerate(good) if not is_good]
     if old is not None:
         before = _there_and_back(old, [texts[place] for place in failed])
-        after = _there_and_back(new, [texts[place] for place in failed])
-        failed = [
-            place
-            for place, old_text, new_text in zip(failed, before, after, strict=True)
-            if old_text == texts[place] or old_text != new_text
-        ]
+        failed = [place for place, old_text in zip(failed, before, strict=True) if old_text == texts[place]]
     if failed:
         text = texts[failed[0]]
         raise VocabularyError(f"{len(failed)} texts do not come back from the new tokenizer, for example {text[:60]!r}")
@@ -108,9 +107,15 @@ def _there_and_back(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
 def check_digits(old: Vocabulary, new: Vocabulary) -> int:
     """Return the number of texts of digits that were compared; raise when one falls into other tokens than before."""
     texts = [str(7**n) for n in range(40)] + ["3.14159", "2024-12-31", "x1y22z333", " 1 000 000"]
-    encoded = (v.tokenizer.encode_batch_fast(texts, add_special_tokens=False) for v in (old, new))
-    for text, before, after in zip(texts, *encoded, strict=True):
-        if before.ids != after.ids:
+    split = (
+        [
+            [vocabulary.text_bytes_of.get(id) for id in encoding.ids]
+            for encoding in vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+        for vocabulary in (old, new)
+    )
+    for text, before, after in zip(texts, *split, strict=True):
+        if before != after:
             raise VocabularyError(f"digits are split differently now, for example {text!r}")
     return len(texts)
 

@@ -5,7 +5,7 @@ are numbered anew.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lepmerge.errors import VocabularyError
@@ -30,7 +30,7 @@ def shrunk_spec(
     """Return a tokenizer.json with at most num_kept ordinary tokens, and old id → new id of the kept ones.
 
     Taken in the order of their use (ties: lower id first), each with the tokens that its merges need. Bytes, single
-    characters, special and added tokens stay in any case.
+    characters, numbers, special and added tokens stay in any case.
 
     Raises:
         VocabularyError: not a BPE, or num_kept is less than what must stay.
@@ -39,15 +39,19 @@ def shrunk_spec(
     if model["type"] != "BPE":
         raise VocabularyError(f"{vocabulary.folder}: only BPE vocabularies can be shrunk, this one is {model['type']}")
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    parts: dict[str, tuple[str, str]] = {}
-    for left, right in pairs:
-        parts.setdefault(left + right, (left, right))
-    kept = {token for token in vocabulary.ordinary if token not in parts or vocabulary.is_byte_token(token)}
+    rank = {pair: place for place, pair in reversed(list(enumerate(pairs)))}
+    joined = {left + right for left, right in pairs}
+    kept = {token for token in vocabulary.ordinary if token not in joined or vocabulary.is_byte_token(token)}
+    for token, id in vocabulary.ordinary.items():
+        if vocabulary.bytes_of[id].strip().isdigit():  # numbers fall into the same tokens as before
+            kept |= _with_parts(token, rank)
     if num_kept < len(kept):
-        raise VocabularyError(f"at least {len(kept)} bytes and characters must stay, {num_kept} were to be kept")
+        raise VocabularyError(
+            f"at least {len(kept)} bytes, characters and numbers must stay, {num_kept} were to be kept"
+        )
     by_use = sorted(vocabulary.ordinary.items(), key=lambda item: (-counts[item[1]], item[1]))
     for token, _ in by_use:
-        needed = _with_parts(token, parts) - kept
+        needed = _with_parts(token, rank) - kept
         if len(kept) + len(needed) <= num_kept:
             kept |= needed
     in_model = [token for token, id in sorted(vocabulary.model_ids.items(), key=lambda item: item[1])]
@@ -67,13 +71,14 @@ def shrunk_spec(
     return {**spec, "post_processor": renumbered(spec.get("post_processor"), id_map)}, id_map
 
 
-def _with_parts(token: str, parts: dict[str, tuple[str, str]]) -> set[str]:
-    """Return the token and all tokens that its merges go through."""
-    found: set[str] = set()
-    waiting = [token]
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.add(one)
-            waiting += parts.get(one, ())
+def _with_parts(token: str, rank: Mapping[tuple[str, str], int]) -> set[str]:
+    """Return the token and the tokens that BPE goes through to make it of its characters."""
+    found = {token}
+    parts = list(token)
+    while len(parts) > 1:
+        place = min(range(len(parts) - 1), key=lambda n: rank.get((parts[n], parts[n + 1]), len(rank)))
+        if (parts[place], parts[place + 1]) not in rank:
+            break
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        found.add(parts[place])
     return found

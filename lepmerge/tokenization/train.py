@@ -98,7 +98,7 @@ def train_unigram(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) ->
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+        reason = str(error).strip().rpartition("] ")[2] or "it gives no reason"
         raise CorpusError(f"sentencepiece cannot make {vocab_size} tokens of this corpus: {reason}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     pieces = [[processor.id_to_piece(id), processor.get_score(id)] for id in range(processor.get_piece_size())]

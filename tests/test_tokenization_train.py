@@ -1,0 +1,150 @@
+"""tokenizer train, optimize and report: exact round trips, repeatable bytes, maps of ids, figures by hand."""
+
+import json
+from pathlib import Path
+
+import pico
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+import lepmerge
+from lepmerge.tokenization.build import optimize_tokenizer, report_on, train_tokenizer
+from lepmerge.vocabulary import Vocabulary
+
+RUSSIAN = [
+    "Съешь же ещё этих мягких французских булок, да выпей чаю.",
+    "В чащах юга жил бы цитрус? Да, но фальшивый экземпляр!",
+    "Широкая электрификация южных губерний даст мощный толчок подъёму сельского хозяйства.",
+    "Эх, чужак, общий съём цен шляп (юфть) — вдрызг!",
+    "Привет, мир! Сегодня 12 мая 2024 года, температура 3,5 градуса выше нуля.",
+]
+BASES = {
+    "byte_level": lambda: pico.byte_level(pico.ENGLISH, 330),
+    "sentencepiece": lambda: pico.sentencepiece(pico.ENGLISH, 400),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Real Russian prose, some 50 kB."""
+    path = tmp_path_factory.mktemp("corpus") / "ru.txt"
+    held_out = (Path(__file__).parent.parent / "recipes/quickstart/heldout_ru.txt").read_text(encoding="utf-8")
+    path.write_text("\n\n".join([held_out[:30_000], *RUSSIAN * 5]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: pico.save_model(folder / name, make(), chat=True) for name, make in BASES.items()}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("base", BASES)
+def test_train(tmp_path: Path, corpus: Path, bases, base: str, kind: str) -> None:
+    for name in ("a", "b"):
+        train_tokenizer(kind, [str(corpus)], tmp_path / name, like=str(bases[base]), vocab_size=600)
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    old, new = Vocabulary.in_folder(bases[base]), Vocabulary.in_folder(tmp_path / "a")
+    assert new.size == 600 == len(new.all_ids) and new.added.keys() == old.added.keys()
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "a")
+    for text in [*RUSSIAN, *pico.ENGLISH, "\t日本 🎄\n x  y"]:
+        assert new.tokenizer.decode(new.tokenizer.encode(text, add_special_tokens=False).ids) == text
+    assert len(loaded(RUSSIAN[0]).input_ids) < len(AutoTokenizer.from_pretrained(bases[base])(RUSSIAN[0]).input_ids)
+    step = {"op": "swap_vocabulary", "tokenizer": str(tmp_path / "a")}
+    folder = pico.run_recipe(tmp_path / "run", {"instruct": bases[base]}, [step])
+    assert lepmerge.open_model(folder).num_rows == 600
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory, corpus: Path, bases) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("unigram") / "new"
+    train_tokenizer("unigram", [str(corpus)], folder, like=str(bases["byte_level"]), vocab_size=600)
+    return Vocabulary.in_folder(folder)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=30))
+def test_unigram_gives_every_text_back(unigram: Vocabulary, text: str) -> None:
+    ids = unigram.tokenizer.encode(text, add_special_tokens=False).ids
+    assert unigram.tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_optimize(tmp_path: Path, corpus: Path, bases, base: str) -> None:
+    old = Vocabulary.in_folder(bases[base])
+    report = optimize_tokenizer(str(bases[base]), [str(corpus)], tmp_path / "new", keep=0.9, vocab_size=old.size + 20)
+    new = Vocabulary.in_folder(tmp_path / "new")
+    id_map = {int(k): v for k, v in json.loads((tmp_path / "new" / "id_map.json").read_text()).items()}
+    assert new.size == old.size + 20 and report["gates"]["unreachable"] == report["gates"]["unreachable_kept"] == 0
+    tokens = {id: token for token, id in old.all_ids.items()}
+    assert all(new.all_ids[tokens[old_id]] == new_id for old_id, new_id in id_map.items())
+    assert len(id_map) < old.size and [id_map[id] for id in sorted(id_map)] == sorted(id_map.values())
+    assert {old.added[content].id for content in old.added} <= id_map.keys()
+    for text in RUSSIAN:
+        assert new.tokenizer.decode(new.tokenizer.encode(text, add_special_tokens=False).ids) == text
+    assert report["symbols_per_token"]["new"] > report["symbols_per_token"]["old"]
+
+
+def test_optimize_keeps_what_the_corpus_uses(tmp_path: Path, bases) -> None:
+    (tmp_path / "en.txt").write_text("the the the fox fox\n" * 50)
+    old = Vocabulary.in_folder(bases["byte_level"])
+    num = len(old.ordinary)
+    optimize_tokenizer(str(bases["byte_level"]), [str(tmp_path / "en.txt")], tmp_path / "new", keep=(num - 20) / num,
+                       vocab_size=old.size - 20)  # fmt: skip
+    new = Vocabulary.in_folder(tmp_path / "new")
+    for word in ("the", " the", " fox"):
+        before, after = (v.tokenizer.encode(word, add_special_tokens=False).tokens for v in (old, new))
+        assert before == after
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "part"),
+    [
+        (
+            ["optimize", "{base}", "{corpus}", "--keep", "1%", "--vocab-size", "500"],
+            1,
+            "must stay",
+        ),
+        (["optimize", "{base}", "{corpus}", "--keep", "100%", "--vocab-size", "300"], 1, "--keep leaves"),
+        (["optimize", "{base}", "{corpus}", "--keep", "half", "--vocab-size", "300"], 2, "50%"),
+        (["train", "{corpus}", "--type", "bpe", "--vocab-size", "100", "--like", "{base}"], 1, "bytes alone are"),
+        (
+            ["train", "{corpus}", "--type", "bpe", "--vocab-size", "99999", "--like", "{base}"],
+            1,
+            "99999 were asked for",
+        ),
+        (["train", "{corpus}", "--type", "unigram", "--vocab-size", "99999", "--like", "{base}"], 1, "99999 tokens"),
+        (["train", "nowhere", "--type", "bpe", "--vocab-size", "600", "--like", "{base}"], 1, "nowhere"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[4:6]) if isinstance(value, list) else None,
+)
+def test_faults(tmp_path: Path, corpus: Path, bases, command: list[str], exit_code: int, part: str) -> None:
+    places = {"base": bases["byte_level"], "corpus": corpus}
+    arguments = [argument.format(**places) for argument in command]
+    result = pico.command("tokenizer", *arguments, "-o", tmp_path / "new")
+    assert result.exit_code == exit_code and part in result.stderr, result.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_report(tmp_path: Path, corpus: Path, bases) -> None:
+    train_tokenizer("bpe", [str(corpus)], tmp_path / "new", like=str(bases["byte_level"]), vocab_size=600)
+    first, second = str(bases["byte_level"]), str(tmp_path / "new")
+    text = tmp_path / "text.txt"
+    text.write_text("Съешь же\n\nthe fox", encoding="utf-8")
+    found = report_on([first, second], [str(text)])[str(text)]
+    for name, figures in found.items():
+        tokenizer = Vocabulary.in_folder(Path(name)).tokenizer
+        encoded = [tokenizer.encode(part, add_special_tokens=False) for part in ("Съешь же", "the fox")]
+        count = sum(len(encoding.ids) for encoding in encoded)
+        assert figures["tokens"] == count and figures["symbols_per_token"] == pytest.approx(15 / count)
+        assert figures["tokens_per_word"] == count / 4 and figures["bytes_per_token"] == pytest.approx(22 / count)
+        assert figures["exact_texts"] == 1.0
+    assert found[second]["speed_up"] == found[first]["tokens"] / found[second]["tokens"]
+    assert found[second]["differing"]["texts"] >= 1 and 0 < found[second]["new_tokens_share"] < 1
+    chart = tmp_path / "chart.png"
+    result = pico.command("tokenizer", "report", first, second, "--text", text, "--plot", chart)
+    assert result.exit_code == 0 and "symbols per token" in result.stdout, result.output
+    assert chart.read_bytes().startswith(b"\x89PNG") and chart.stat().st_size > 5000
