@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pico
 import pytest
 import yaml
 
@@ -16,13 +17,13 @@ README = (ROOT / "README.md").read_text()
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
+def commands(text: str = README) -> list[str]:
     """Return the lepmerge commands of the shell blocks, comments left out."""
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for block in blocks("sh", text) for line in block.splitlines()]
     return [line for line in lines if shlex.split(line, comments=True)[:1] == ["lepmerge"]]
 
 
@@ -38,6 +39,28 @@ def test_commands(checkout: Path) -> None:
     for line in commands():
         done = subprocess.run(line, shell=True, cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_vocabularies_of_the_paper(tmp_path: Path) -> None:
+    """The commands of recipes/paper with small models and sizes in place of the real ones, in their order."""
+    small = {
+        "mistralai/Mistral-7B-v0.1": "sentencepiece",
+        "meta-llama/Meta-Llama-3-8B": "byte_level",
+        "32000": "600", "55328": "440", "128000": "600", "174816": "380", "114504": "345", "50%": "98%",
+    }  # fmt: skip
+    pico.save_model(tmp_path / "sentencepiece", pico.sentencepiece(pico.ENGLISH, 400))
+    pico.save_model(tmp_path / "byte_level", pico.byte_level(pico.ENGLISH, 330))
+    (tmp_path / "corpus").mkdir()
+    text = (ROOT / "recipes/quickstart/heldout_ru.txt").read_text(encoding="utf-8")[:30_000]
+    (tmp_path / "corpus" / "ru.txt").write_text(text, encoding="utf-8")
+    found = commands((ROOT / "recipes/paper/README.md").read_text())
+    assert len(found) == 7
+    for line in found:
+        for old, new in small.items():
+            line = line.replace(old, new)
+        done = subprocess.run(line, shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 7
 
 
 def test_python(checkout: Path) -> None:

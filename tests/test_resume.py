@@ -50,6 +50,70 @@ def reference_of(recipe: Path, tmp_path: Path) -> dict[str, bytes]:
     return pico.contents(run(folder / "recipe.yaml"))
 
 
+class Crash:
+    """Raises Killed before the call number `point` that changes something on the disk, counted from 0."""
+
+    CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "link", "copy_file_range")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, point: int) -> None:
+        self.left = point
+        for name in self.CALLS:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, call):
+        def counted(*arguments, **keywords):
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+            return call(*arguments, **keywords)
+
+        return counted
+
+
+def crash_everywhere(recipe: Path, tmp_path: Path, monkeypatch, *, overwrite: bool, first: int, step: int) -> int:
+    """Crash a run before every `step`-th disk call, and let the next one recover; return how many crashes there were."""
+    new = reference_of(recipe, tmp_path)
+    old = {"config.json": b"{}", "model-00009-of-00009.safetensors": b"old weights"}
+    plan = lepmerge.load_recipe(recipe).plan()
+    target, aside = plan.target, plan.target.with_name(".out.lepmerge-old")
+    monkeypatch.setattr(execute, "check_tokenizer", lambda folder, plan: None)  # slow, and only reads
+    for number, point in enumerate(range(first, 100_000, step)):
+        shutil.rmtree(target, ignore_errors=True)
+        if overwrite:
+            target.mkdir()
+            for name, data in old.items():
+                (target / name).write_bytes(data)
+        with monkeypatch.context() as patch:
+            Crash(patch, point)
+            try:
+                execute.run_plan(plan, device="cpu", overwrite=overwrite)
+            except Killed:
+                is_killed = True
+            else:
+                is_killed = False
+        if target.exists():
+            assert pico.contents(target) in ([old, new] if overwrite else [new]), point
+        elif overwrite:
+            assert pico.contents(aside) == old, point
+        execute.run_plan(plan, device="cpu", overwrite=overwrite)
+        assert pico.contents(target) == new, point
+        assert beside(recipe) == ["out", "recipe.yaml"], point
+        if not is_killed:  # the run has no such call any more
+            return number
+    raise AssertionError("the run never ended")
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_some_crash_points_are_recovered_from(recipe: Path, tmp_path: Path, overwrite: bool, monkeypatch) -> None:
+    assert crash_everywhere(recipe, tmp_path, monkeypatch, overwrite=overwrite, first=3, step=11) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_every_crash_point_is_recovered_from(recipe: Path, tmp_path: Path, overwrite: bool, monkeypatch) -> None:
+    assert crash_everywhere(recipe, tmp_path, monkeypatch, overwrite=overwrite, first=0, step=1) > 100
+
+
 def test_a_swap_that_was_interrupted_is_undone_for_a_run_that_may_not_overwrite(recipe: Path) -> None:
     target, aside = recipe.parent / "out", recipe.parent / ".out.lepmerge-old"
     aside.mkdir()

@@ -5,7 +5,7 @@ are numbered anew.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lepmerge.errors import VocabularyError
@@ -38,7 +38,7 @@ def shrunk_spec(
     model = vocabulary.spec["model"]
     if model["type"] != "BPE":
         raise VocabularyError(f"{vocabulary.folder}: only BPE vocabularies can be shrunk, this one is {model['type']}")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    pairs = [_pair(merge) for merge in model["merges"]]
     rank = {pair: place for place, pair in reversed(list(enumerate(pairs)))}
     joined = {left + right for left, right in pairs}
     kept = {token for token in vocabulary.ordinary if token not in joined or vocabulary.is_byte_token(token)}
@@ -69,6 +69,11 @@ def shrunk_spec(
     spec["added_tokens"].sort(key=lambda entry: entry["id"])
     id_map = {vocabulary.all_ids[token]: id for token, id in new_id.items()}
     return {**spec, "post_processor": renumbered(spec.get("post_processor"), id_map)}, id_map
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
 
 
 def _with_parts(token: str, rank: Mapping[tuple[str, str], int]) -> set[str]:
