@@ -71,7 +71,7 @@ class Crash:
 
 
 def crash_everywhere(recipe: Path, tmp_path: Path, monkeypatch, *, overwrite: bool, first: int, step: int) -> int:
-    """Crash a run before every `step`-th disk call, and let the next one recover; return how many crashes there were."""
+    """Crash a run before every `step`-th disk call, and let the next one recover; return the number of crashes."""
     new = reference_of(recipe, tmp_path)
     old = {"config.json": b"{}", "model-00009-of-00009.safetensors": b"old weights"}
     plan = lepmerge.load_recipe(recipe).plan()
