@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -74,6 +74,11 @@ class Arithmetic(_Strict):
 
 
 Step = Annotated[SwapVocabulary | PropagateEmbeddings | Arithmetic, Field(discriminator="op")]
+
+STEPS: dict[str, type[BaseModel]] = {
+    get_args(step.model_fields["op"].annotation)[0]: step for step in get_args(get_args(Step)[0])
+}
+"""Operation → its entry in a recipe."""
 
 
 def num_bytes(value: Any) -> int:
@@ -245,7 +250,7 @@ def _explained(path: Path, node: yaml.Node | None, error: ValidationError) -> st
     """Return one line for the first fault: file:line, key, what is wrong, the nearest valid key."""
     faults = error.errors(include_url=False)
     fault = min(faults, key=lambda fault: fault["type"] not in ("extra_forbidden", "union_tag_invalid"))
-    tags = {"swap_vocabulary", "propagate_embeddings", "arithmetic", "PerTable", "InitPerTable"}
+    tags = {*STEPS, "PerTable", "InitPerTable"}
     place = tuple(
         part for part in fault["loc"] if part not in tags and not str(part).startswith(("literal[", "function"))
     )
@@ -275,10 +280,9 @@ def _hint(near: list[str], known: Iterable[str]) -> str:
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the schema's part in which the last element of a fault's place stands."""
-    steps = {"swap_vocabulary": SwapVocabulary, "propagate_embeddings": PropagateEmbeddings, "arithmetic": Arithmetic}
     tables = {"PerTable": PerTable, "InitPerTable": InitPerTable}
-    parts: dict[str, type[_Strict]] = {"models": ModelEntry, "output": Output, **tables, **steps}
-    schema: type[_Strict] = Recipe
+    parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "output": Output, **tables, **STEPS}
+    schema: type[BaseModel] = Recipe
     for part in place[:-1]:
         schema = parts.get(str(part), schema)
     return [key for key in schema.model_fields if key != "folder"]

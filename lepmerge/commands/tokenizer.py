@@ -8,8 +8,9 @@ import click
 
 from lepmerge.console import progress_bar, table
 
-_corpus = click.argument("corpus", nargs=-1, required=True)
+_corpus = click.argument("corpus", nargs=-1, required=True)  # files, folders, globs, Hub data sets
 _column = click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
+_split = click.option("--split", help="Of folders and Hub data sets, only files of this name, such as train.")
 _limit = click.option("--limit", metavar="SIZE", help="Read at most so much text, such as 1GB.")
 _output = click.option("--output", "-o", required=True, type=click.Path(file_okay=False), help="The new folder.")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -26,8 +27,11 @@ def tokenizer() -> None:
 @click.option("--add", "num_tokens", type=click.IntRange(min=1), help="Number of new tokens.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Number of tokens in the end, instead of --add.")
 @click.option("--script", "scripts", multiple=True, help="Only tokens of this Unicode script, e.g. Cyrillic.")
+@click.option("--layout", type=click.Choice(["after", "before"]), default="after", show_default=True,
+              help="New ids after the last used one, or before the added tokens at the end.")  # fmt: skip
 @click.option("--from", "from_", metavar="TOKENIZER", help="Only tokens that this tokenizer has: the best of them.")
 @_column
+@_split
 @_limit
 @_output
 @_quiet
@@ -37,8 +41,10 @@ def extend(
     num_tokens: int | None,
     vocab_size: int | None,
     scripts: tuple[str, ...],
+    layout: str,
     from_: str | None,
     column: str,
+    split: str | None,
     limit: str | None,
     output: str,
     quiet: bool,
@@ -53,7 +59,7 @@ def extend(
 
     if (num_tokens is None) == (vocab_size is None):
         raise click.UsageError("give either --add or --vocab-size")
-    with _progress(corpus, quiet) as progress:
+    with _progress(corpus, split, quiet) as progress:
         report = extend_tokenizer(
             model,
             corpus,
@@ -62,7 +68,9 @@ def extend(
             vocab_size=vocab_size,
             scripts=scripts,
             only_from=from_,
+            layout=layout,
             column=column,
+            split=split,
             limit=_bytes(limit),
             progress=progress,
         )
@@ -77,6 +85,7 @@ def extend(
 @click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens in the end.")
 @click.option("--script", "scripts", multiple=True, help="New tokens only of this Unicode script, e.g. Cyrillic.")
 @_column
+@_split
 @_limit
 @_output
 @_quiet
@@ -87,6 +96,7 @@ def optimize(
     vocab_size: int,
     scripts: tuple[str, ...],
     column: str,
+    split: str | None,
     limit: str | None,
     output: str,
     quiet: bool,
@@ -99,10 +109,10 @@ def optimize(
     """
     from lepmerge.tokenization.build import optimize_tokenizer
 
-    with _progress(corpus, quiet) as progress:
+    with _progress(corpus, split, quiet) as progress:
         report = optimize_tokenizer(
             model, corpus, Path(output), keep=_share(keep), vocab_size=vocab_size, scripts=scripts, column=column,
-            limit=_bytes(limit), progress=progress,
+            split=split, limit=_bytes(limit), progress=progress,
         )  # fmt: skip
     if not quiet:
         _show(output, report)
@@ -114,6 +124,7 @@ def optimize(
 @click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens.")
 @click.option("--like", required=True, metavar="MODEL", help="Whose special tokens and chat template it has.")
 @_column
+@_split
 @_limit
 @_output
 @_quiet
@@ -123,6 +134,7 @@ def train(
     vocab_size: int,
     like: str,
     column: str,
+    split: str | None,
     limit: str | None,
     output: str,
     quiet: bool,
@@ -135,10 +147,10 @@ def train(
     """
     from lepmerge.tokenization.build import train_tokenizer
 
-    with _progress(corpus, quiet) as progress:
+    with _progress(corpus, split, quiet) as progress:
         report = train_tokenizer(
-            kind, corpus, Path(output), like=like, vocab_size=vocab_size, column=column, limit=_bytes(limit),
-            progress=progress,
+            kind, corpus, Path(output), like=like, vocab_size=vocab_size, column=column, split=split,
+            limit=_bytes(limit), progress=progress,
         )  # fmt: skip
     if not quiet:
         _show(output, report)
@@ -190,10 +202,10 @@ def report(
                 click.echo(f"{name}: {num} texts fall into other tokens" + (f", e.g. {examples[0]!r}" if num else ""))
 
 
-def _progress(corpus: tuple[str, ...], quiet: bool) -> Any:
+def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
     from lepmerge.tokenization.corpus import find_files
 
-    return progress_bar(sum(path.stat().st_size for path in find_files(corpus)), quiet=quiet)
+    return progress_bar(sum(path.stat().st_size for path in find_files(corpus, split=split)), quiet=quiet)
 
 
 def _share(text: str) -> float:

@@ -39,12 +39,15 @@ def extend_tokenizer(
     vocab_size: int | None = None,
     scripts: Sequence[str] = (),
     only_from: str | None = None,
+    layout: str = "after",
     column: str = "text",
+    split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the tokenizer of `model` with new tokens learned on the corpus; return what lepmerge_tokenizer.json holds.
 
+    layout: new ids come `after` the last used id, so that no old id moves, or `before` the added tokens at the end.
     Exactly one of num_tokens and vocab_size is given. only_from names a tokenizer: only tokens that it has are added
     (the paper's Extension).
 
@@ -61,15 +64,18 @@ def extend_tokenizer(
     if only_from is not None:
         among = frozenset(Vocabulary.in_folder(resolve(only_from).folder).bytes_of.values())
     sample: list[str] = []
-    words = count_words(_sampled(texts(corpus, column=column, limit=limit, progress=progress), sample), old)
-    new = _extended(old, words, num_tokens, scripts, among)
+    words = count_words(
+        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample), old
+    )
+    new = _extended(old, words, num_tokens, scripts, among, layout)
     report = {
         "operation": "extend",
         "model": model,
         "scripts": list(scripts),
         "only_from": only_from,
+        "layout": layout,
         **_described(old, new, words, sample),
-        "gates": check_extension(old, new, sample),
+        "gates": check_extension(old, new, sample, added_move=layout == "before"),
     }
     save_tokenizer(output, new, like=folder, report=report)
     return report
@@ -84,6 +90,7 @@ def optimize_tokenizer(
     vocab_size: int,
     scripts: Sequence[str] = (),
     column: str = "text",
+    split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -97,13 +104,15 @@ def optimize_tokenizer(
     folder = resolve(model).folder
     old = Vocabulary.in_folder(folder)
     sample: list[str] = []
-    words = count_words(_sampled(texts(corpus, column=column, limit=limit, progress=progress), sample), old)
+    words = count_words(
+        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample), old
+    )
     num_kept = round(keep * len(old.ordinary))
     spec, id_map = shrunk_spec(old, token_counts(words.items(), old), num_kept=num_kept)
     small = Vocabulary(spec)
     if vocab_size < small.size:
         raise VocabularyError(f"--vocab-size {vocab_size} is less than the {small.size} tokens that --keep leaves")
-    new = _extended(small, words, vocab_size - small.size, scripts, None) if vocab_size > small.size else small
+    new = _extended(small, words, vocab_size - small.size, scripts) if vocab_size > small.size else small
     check_added(old, new)
     report = {
         "operation": "optimize",
@@ -132,6 +141,7 @@ def train_tokenizer(
     like: str,
     vocab_size: int,
     column: str = "text",
+    split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def train_tokenizer(
     folder = resolve(like).folder
     old = Vocabulary.in_folder(folder)
     sample: list[str] = []
-    stream = _sampled(texts(corpus, column=column, limit=limit, progress=progress), sample)
+    stream = _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample)
     train = {"bpe": train_bpe, "unigram": train_unigram}[kind]
     new = Vocabulary(train(stream, like=old, vocab_size=vocab_size))
     check_added(old, new)
@@ -187,13 +197,18 @@ def report_on(
 
 
 def _extended(
-    old: Vocabulary, words: Counter[str], num_tokens: int, scripts: Sequence[str], among: frozenset[bytes] | None
+    old: Vocabulary,
+    words: Counter[str],
+    num_tokens: int,
+    scripts: Sequence[str],
+    among: frozenset[bytes] | None = None,
+    layout: str = "after",
 ) -> Vocabulary:
     allowed = allowed_tokens(scripts, among=among)
     extension = learn(words.items(), old, num_tokens=num_tokens, allowed=allowed)
     if len(extension.tokens) < num_tokens:
         raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts))
-    return Vocabulary(extended_spec(old, extension))
+    return Vocabulary(extended_spec(old, extension, layout=layout))
 
 
 def _described(old: Vocabulary, new: Vocabulary, words: Counter[str] | None, sample: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import glob
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,13 +18,17 @@ from lepmerge.errors import CorpusError
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LONGEST_PARAGRAPH = 1 << 20
 """Characters after which a paragraph without an end is cut at a line, so that memory stays bounded."""
 Progress = Callable[[str, int], None]
 
 
-def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """Return the corpus files that the sources name: files, folders (searched to the bottom) and globs.
+def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:
+    """Return the corpus files that the sources name: files, folders (searched to the bottom), globs, Hub data sets.
+
+    What is no file or folder and looks like `owner/name` is downloaded from the Hub. Of a data set and of a folder,
+    only files whose name or folder begins with `split` are taken.
 
     Raises:
         CorpusError: a source that names nothing, or a file of another kind.
@@ -31,10 +36,14 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for source in map(str, sources):
         path = Path(source).expanduser()
+        if not path.exists() and HUB_ID.fullmatch(source):
+            path = _downloaded(source)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+            files = [file for file in files if split is None or _is_of_split(file.relative_to(path), split)]
             if not files:
-                raise CorpusError(f"{path} holds no {', '.join(FORMATS)} file (also .gz, .zst)")
+                of_split = f" of split {split!r}" if split else ""
+                raise CorpusError(f"{path} holds no {', '.join(FORMATS)} file{of_split} (also .gz, .zst)")
         elif path.exists():
             files = [path]
         else:
@@ -52,6 +61,7 @@ def texts(
     sources: Iterable[str | Path],
     *,
     column: str = "text",
+    split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[str]:
@@ -64,7 +74,7 @@ def texts(
     """
     left = limit
     is_empty = True
-    for file in find_files(sources):
+    for file in find_files(sources, split=split):
         for text in _texts_of(file, column, progress or (lambda what, count: None)):
             is_empty = False
             if left is not None:
@@ -74,6 +84,25 @@ def texts(
             yield text
     if is_empty:
         raise CorpusError(f"the corpus is empty: no text in {', '.join(map(str, sources))}")
+
+
+def _downloaded(dataset: str) -> Path:
+    """Return the folder of a data set on the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"*{kind}{compression}" for kind in FORMATS for compression in COMPRESSIONS]
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CorpusError(
+            f"{dataset}: no such file or folder, and no data set that the Hub gives ({reason})"
+        ) from error
+
+
+def _is_of_split(file: Path, split: str) -> bool:
+    return any(re.split(r"[-_.]", part)[0] == split for part in file.parts)
 
 
 def _kind(file: Path) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lepmerge.errors import VocabularyError
 from lepmerge.tokenization.script import Allowed
+from lepmerge.tokenization.train import renumbered
 from lepmerge.tokenization.words import old_tokens
 from lepmerge.vocabulary import Vocabulary
 
@@ -176,12 +177,18 @@ class _Learner:
                     heapq.heappush(self.heap, (-count, changed))
 
 
-def extended_spec(vocabulary: Vocabulary, extension: Extension) -> dict:
-    """Return the tokenizer.json with the new tokens behind the last used id, so that no old id moves."""
+def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str = "after") -> dict:
+    """Return the tokenizer.json with the new tokens behind the last used id, so that no old id moves.
+
+    With the layout `before` they stand in front of the added tokens that end the vocabulary.
+    """
+    if layout == "before":
+        vocabulary = _with_room(vocabulary, len(extension.tokens))
+    first = max(vocabulary.ordinary.values()) + 1 if layout == "before" else vocabulary.size
     model = vocabulary.spec["model"]
     vocab = {**model["vocab"]}
     for place, token in enumerate(extension.tokens):
-        vocab[token] = vocabulary.size + place
+        vocab[token] = first + place
     as_strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
     merges = [" ".join(pair) if as_strings else list(pair) for pair in extension.merges]
     spec = {**vocabulary.spec, "model": {**model, "vocab": vocab, "merges": [*model["merges"], *merges]}}
@@ -189,3 +196,22 @@ def extended_spec(vocabulary: Vocabulary, extension: Extension) -> dict:
         added = {token.content: token.id for token in vocabulary.added.values()}
         spec["model"]["vocab"] = {**vocab, **added}
     return spec
+
+
+def _with_room(vocabulary: Vocabulary, count: int) -> Vocabulary:
+    """Return the vocabulary with the added tokens behind the last ordinary one moved up by `count` ids."""
+    last = max(vocabulary.ordinary.values())
+    id_map = {token.id: token.id + count * (token.id > last) for token in vocabulary.added.values()}
+    moved = {content: id_map[token.id] for content, token in vocabulary.added.items()}
+    model = vocabulary.spec["model"]
+    vocab = {token: moved.get(token, id) for token, id in model["vocab"].items()}
+    added = [{**entry, "id": id_map[entry["id"]]} for entry in vocabulary.spec["added_tokens"]]
+    post_processor = renumbered(vocabulary.spec.get("post_processor"), id_map)
+    return Vocabulary(
+        {
+            **vocabulary.spec,
+            "added_tokens": added,
+            "post_processor": post_processor,
+            "model": {**model, "vocab": vocab},
+        }
+    )

@@ -13,6 +13,7 @@ FIGURES = {
     "bytes_per_token": "bytes of UTF-8 by tokens",
     "split_characters": "share of tokens that hold a part of a character",
     "new_tokens_share": "share of the text's bytes in tokens that the first tokenizer lacks",
+    "unreachable": "tokens whose own bytes fall into others, so that text never has them",
     "unused_tokens": "share of the vocabulary that the text does not use",
     "exact_texts": "share of texts that come back exactly",
     "speed_up": "tokens of the first tokenizer by tokens of this one: how much faster a text is written",
@@ -32,6 +33,7 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
         "tokens_per_word": used.total() / max(1, sum(len(text.split()) for text in texts)),
         "bytes_per_token": num_bytes / num_tokens,
         "split_characters": sum(count for id, count in used.items() if not _whole(bytes_of[id])) / num_tokens,
+        "unreachable": num_lost_in(vocabulary),
         "unused_tokens": 1 - len(used) / vocabulary.size,
         "exact_texts": _exact(vocabulary, texts),
     }
@@ -52,6 +54,14 @@ def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str])
         if next(pieces) != next(pieces):
             found.append(place)
     return found
+
+
+def num_lost_in(vocabulary: Vocabulary) -> int:
+    """Return how many tokens of whole characters are not reached from their own bytes; byte-fallback tokens apart."""
+    ids = [id for id, data in vocabulary.bytes_of.items() if data and _whole(data)]
+    ids = [id for id in ids if not vocabulary.is_byte_token(vocabulary.token_of[id])]
+    encoded = vocabulary.encode([vocabulary.bytes_of[id] for id in ids])
+    return sum(found != [id] for id, found in zip(ids, encoded, strict=True))
 
 
 def _used(vocabulary: Vocabulary, texts: Sequence[str]) -> Counter[int]:
