@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mistral-common==1.13.1
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(VENV)/tokenizers mistral-common==1.13.1
 	touch $@
 
 $(VENV)/installed-slow: $(VENV)/installed

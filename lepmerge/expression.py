@@ -13,6 +13,8 @@ from lepmerge.errors import RecipeError
 
 FUNCTIONS = {"abs": 1, "sign": 1, "sqrt": 1, "min": 2, "max": 2, "norm": 1, "row_norm": 1}
 """Name → number of arguments; norm is over the whole tensor, row_norm over each row, the others per element."""
+MAX_DEPTH, MAX_OPERATORS = 60, 150
+"""Trees are walked by recursion, which Python bounds."""
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*/(),]))")
 
 
@@ -28,6 +30,21 @@ class Node:
         """Yield the model names, in the order of their first use."""
         yield from dict.fromkeys(
             [str(self.value)] if self.kind == "name" else [name for node in self.arguments for name in node.names()]
+        )
+
+    def norms(self) -> Iterator["Node"]:
+        """Yield the norms of whole tensors, the outermost where they are nested."""
+        if self.kind == "function" and self.value == "norm":
+            yield self
+        else:
+            yield from dict.fromkeys(found for argument in self.arguments for found in argument.norms())
+
+    def is_number(self) -> bool:
+        """Tell whether the value is one number for a whole tensor."""
+        return (
+            self.kind == "number"
+            or (self.kind != "name" and all(a.is_number() for a in self.arguments))
+            or (self.kind == "function" and self.value == "norm")
         )
 
 
@@ -46,7 +63,7 @@ def parse(text: str) -> Node:
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text, self.stop, self.depth = text, 0, 0
+        self.text, self.stop, self.depth, self.num_operators = text, 0, 0, 0
         self.advance()
 
     def advance(self) -> str:
@@ -76,12 +93,15 @@ class _Parser:
     def chain(self, signs: str, operand) -> Node:
         node = operand()
         while self.kind == "sign" and self.value in signs:
+            self.num_operators += 1
+            if self.num_operators > MAX_OPERATORS:
+                self.fail(f"more than {MAX_OPERATORS} operators")
             node = Node("operator", self.advance(), (node, operand()))
         return node
 
     def factor(self) -> Node:
         self.depth += 1
-        if self.depth > 100:
+        if self.depth > MAX_DEPTH:
             self.fail("nested too deeply")
         node = self._factor()
         self.depth -= 1
@@ -115,6 +135,10 @@ class _Parser:
         self.expect(")")
         if len(arguments) != FUNCTIONS[name]:
             self.fail(f"{name} takes {FUNCTIONS[name]} argument(s), not {len(arguments)},")
+        if name in ("norm", "row_norm") and arguments[0].is_number():
+            self.fail(f"{name} of a number, not of tensors,")
+        if name == "norm" and any(True for _ in arguments[0].norms()):
+            self.fail("a norm within a norm,")
         return Node("function", name, tuple(arguments))
 
     def expect(self, sign: str) -> None:

@@ -185,6 +185,8 @@ class _NoDuplicates(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -196,7 +198,10 @@ def _override(value: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"--set {override}: expected KEY=VALUE, such as models.base=some/folder")
-    new = yaml.safe_load(text) if text else None
+    try:
+        new = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML: {getattr(error, 'problem', error)}") from error
     if isinstance(new, str) and _names_a_path(key, new):
         new = str(Path(new).expanduser().absolute())
     *parents, last = key.split(".")

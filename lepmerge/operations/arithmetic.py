@@ -151,7 +151,7 @@ def _evaluated(tree: Node, operands: Mapping[str, LazyTensor], like: LazyTensor,
         require_computable(operand, f"{what}{name}")
     norms = {
         node: WholeNorm(operands=tuple(operands.values()), names=tuple(operands), node=node.arguments[0])
-        for node in _norms(tree)
+        for node in tree.norms()
     }
 
     def function(*values: Any) -> torch.Tensor:
@@ -172,12 +172,6 @@ def _elementwise(
     function: Any, operands: tuple[LazyTensor, ...], reductions: tuple[Reduction, ...], like: LazyTensor
 ) -> LazyTensor:
     return Elementwise(function=function, operands=operands, reductions=reductions, shape=like.shape, dtype=like.dtype)
-
-
-def _norms(node: Node) -> list[Node]:
-    if node.kind == "function" and node.value == "norm":
-        return [node]
-    return list(dict.fromkeys(found for argument in node.arguments for found in _norms(argument)))
 
 
 def _value(node: Node, known: Mapping[Any, Any]) -> Any:
