@@ -1,7 +1,7 @@
 """T between real vocabularies, checked byte by byte: no chosen old token may stand for other bytes unnoticed.
 
-The SentencePiece and byte-level vocabularies of the package `mistral-common` are used where `make` has put its files. More
-run when LEPMERGE_TOKENIZERS names a folder with `<name>/tokenizer.json` (smollm2, llama3, qwen3, gemma3, ...).
+The SentencePiece and byte-level vocabularies of the package `mistral-common` are used where `make` has put its files.
+More run when LEPMERGE_TOKENIZERS names a folder with `<name>/tokenizer.json` (smollm2, llama3, qwen3, gemma3, ...).
 """
 
 import base64
