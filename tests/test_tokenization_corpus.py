@@ -92,3 +92,24 @@ def test_nothing_there(tmp_path: Path, monkeypatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CorpusError):
         find_files([source])
+
+
+def test_data_set_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the local cache, as huggingface_hub lays it out; files of the split only."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "datasets--someone--texts"
+    for name in ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"):
+        path = repo / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": name}))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    assert list(texts(["someone/texts"], split="train")) == ["data/train-00000-of-00001.jsonl"]
+    assert len(list(texts(["someone/texts"]))) == 2
+    with pytest.raises(CorpusError, match="of split 'dev'"):
+        list(texts(["someone/texts"], split="dev"))
+    with pytest.raises(CorpusError, match="someone/other: no such file or folder"):
+        list(texts(["someone/other"]))

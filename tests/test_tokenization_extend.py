@@ -210,3 +210,23 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\x00\x01")
     command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"
     pico.assert_one_line_error(pico.command(*command), 1, "x.txt:1", "binary")
+
+
+@pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
+def test_layout_before_the_added_tokens(tmp_path: Path, corpus: Path, family: str) -> None:
+    """New ids follow the ordinary ones; the chat tokens at the end move up, and the model's ids follow."""
+    base = pico.save_model(tmp_path / "base", FAMILIES[family](), chat=True)
+    extend_tokenizer(str(base), [str(corpus)], tmp_path / "new", num_tokens=40, layout="before")
+    old, new = Vocabulary.in_folder(base), Vocabulary.in_folder(tmp_path / "new")
+    last = max(old.ordinary.values())
+    assert {token: new.all_ids[token] for token in old.ordinary} == old.ordinary
+    assert [token.id for token in new.added.values()] == [t.id + 40 * (t.id > last) for t in old.added.values()]
+    assert sorted(new.all_ids.values()) == list(range(old.size + 40))
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "new")
+    assert loaded.convert_tokens_to_ids("<|end|>") == new.added["<|end|>"].id
+    step = {"op": "swap_vocabulary", "tokenizer": str(tmp_path / "new")}
+    folder = pico.run_recipe(tmp_path / "run", {"instruct": base}, [step])
+    for role in (reference.INPUT, reference.OUTPUT):
+        before, after = reference.weights(base)[role], reference.weights(folder)[role]
+        for content, token in old.added.items():
+            assert reference.same_bits(after[new.added[content].id], before[token.id])
