@@ -15,6 +15,7 @@ import reference
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import lepmerge
 from lepmerge.errors import CheckpointError
@@ -80,9 +81,14 @@ def as_qwen(tokenizer):
     """Return the tokenizer as transformers 5 loads it for Qwen2 models: with Qwen's way to split and its end token."""
     spec = json.loads(tokenizer.to_str())
     end = {**spec["added_tokens"][0], "id": tokenizer.get_vocab_size(), "content": "<|endoftext|>"}
-    qwen = json.loads(transformers.Qwen2Tokenizer().backend_tokenizer.to_str())
-    parts = {key: qwen[key] for key in ("normalizer", "pre_tokenizer")}
-    return pico.edited(tokenizer, added_tokens=[*spec["added_tokens"], end], **parts)
+    split = {"type": "Split", "pattern": {"Regex": PRETOKENIZE_REGEX}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return pico.edited(
+        tokenizer,
+        added_tokens=[*spec["added_tokens"], end],
+        normalizer={"type": "NFC"},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
