@@ -58,9 +58,7 @@ def tokenizer_config(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     decoder = {
         str(token.id): {k: v for k, v in token.entry.items() if k != "id"} for token in vocabulary.added.values()
     }
-    kept.setdefault(
-        "model_input_names", ["input_ids", "attention_mask"]
-    )  # the generic class adds token types otherwise
+    kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # not token types
     return {**kept, "added_tokens_decoder": decoder, "tokenizer_class": GENERIC_CLASS}
 
 
