@@ -48,6 +48,11 @@ class Node:
         )
 
 
+def shorten(text: str, length: int) -> str:
+    """Return the text, cut where it is longer."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 def parse(text: str) -> Node:
     """Return the tree of an expression such as `instruct + 0.5 * (adapted - base)`.
 
@@ -80,9 +85,8 @@ class _Parser:
         return value
 
     def fail(self, reason: str) -> None:
-        raise RecipeError(
-            f"expression {self.text!r}: {reason} at position {self.start + 1} ({self.text[self.start :]!r})"
-        )
+        text, rest = (shorten(part, 80) for part in (self.text, self.text[self.start :]))
+        raise RecipeError(f"expression {text!r}: {reason} at position {self.start + 1} ({rest!r})")
 
     def sum(self) -> Node:
         return self.chain("+-", self.product)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepmerge.errors import RecipeError
-from lepmerge.expression import Node, parse
+from lepmerge.expression import MAX_DEPTH, MAX_OPERATORS, Node, parse
 
 VALUES = {"base": 3.0, "instruct": -0.5, "adapted": 7.25}
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -47,6 +47,12 @@ def test_names_in_the_order_of_use() -> None:
     assert list(parse("instruct + 0.5*(adapted - base) - instruct").names()) == ["instruct", "adapted", "base"]
 
 
+def test_the_longest_and_deepest_that_are_read_can_be_walked() -> None:
+    inner = "(" * (MAX_DEPTH - 2) + "norm(base)" + ")" * (MAX_DEPTH - 2)
+    tree = parse(" + ".join([inner if n == 0 else "base" for n in range(MAX_OPERATORS + 1)]))
+    assert list(tree.names()) == ["base"] and len(list(tree.norms())) == 1 and not tree.is_number()
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -65,10 +71,15 @@ def test_names_in_the_order_of_use() -> None:
         ("1e999999 * base; 2", ";"),
         ("(" * 5000 + "base" + ")" * 5000, "nested"),
         ("-" * 5000 + "base", "nested"),
+        (" + ".join(["base"] * 5000), "operators"),
+        ("norm(2) * base", "norm of a number"),
+        ("norm(norm(base) + 1) * base", "norm of a number"),
+        ("row_norm(norm(base))", "row_norm of a number"),
+        ("norm(base / norm(base))", "a norm within a norm"),
     ],
     ids=lambda text: text[:20],
 )
 def test_faults(text: str, part: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse(text)
-    assert part in str(caught.value)
+    assert part in str(caught.value) and len(str(caught.value)) < 300

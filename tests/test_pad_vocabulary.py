@@ -10,11 +10,8 @@ import torch
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize(
-    ("padded_before", "multiple", "rows"), [(None, 64, 448), (None, 1, 400), (512, 64, 448), (512, 1024, 1024)]
-)
-def test_rows(tmp_path: Path, english, tied: bool, padded_before, multiple: int, rows: int) -> None:
-    assert english.get_vocab_size() == 390 or english.get_vocab_size() <= 400
+@pytest.mark.parametrize(("padded_before", "multiple"), [(None, 64), (None, 1), (512, 1), (512, 64), (512, 1024)])
+def test_rows(tmp_path: Path, english, tied: bool, padded_before, multiple: int) -> None:
     num_tokens = english.get_vocab_size()
     rows = -(-num_tokens // multiple) * multiple
     model = pico.save_model(tmp_path / "model", english, tied=tied, num_rows=padded_before)

@@ -66,6 +66,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("  base: some/base", "  current: some/base", 2, ["current"]),
         ("  base: some/base", "  my-base: some/base", 2, ["'my-base' is no name"]),
         ("steps:", "steps: [", 6, ["not YAML"]),
+        ("output:\n", "? [output]\n:\n", 13, ["a key should be a word"]),
     ],
     ids=lambda value: value[:24].strip() if isinstance(value, str) else None,
 )
@@ -109,12 +110,13 @@ def test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("steps.5.method=swap", "no '5'"),
         ("steps.0.metod=swap", "did you mean method?"),
         ("output.dtyp=float16", "did you mean dtype?"),
+        ("output.path=[x", "the value is not YAML"),
     ],
 )
 def test_set_of_what_is_not_there(tmp_path: Path, override: str, part: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, GOOD, override)
-    assert part in str(caught.value)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path, setting, monkeypatch: pytest.MonkeyPatch) -> None:
