@@ -7,43 +7,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from lepmerge.errors import RecipeError
+from lepmerge.schema import Schema, Strict, dotted, hint, line_of, num_bytes
 
 Method = Literal["swap", "overlap", "conversion", "delta"]
 Init = Literal["mean", "weighted_mean", "norm_calibrated"]
 ModelName = Annotated[str, "model"]
 TokenizerReference = Annotated[str, "tokenizer"]
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelEntry(_Strict):
+class ModelEntry(Strict):
     """Where a model lies: a folder, or a Hub id with an optional revision."""
 
     path: str
     revision: str | None = None
 
 
-class PerTable(_Strict):
+class PerTable(Strict):
     """A method for each table."""
 
     input: Method
     output: Method
 
 
-class InitPerTable(_Strict):
+class InitPerTable(Strict):
     """An init for each table."""
 
     input: Init
     output: Init
 
 
-class SwapVocabulary(_Strict):
+class SwapVocabulary(Strict):
     """Replace the vocabulary; rows of tokens that are new are made from the old rows."""
 
     op: Literal["swap_vocabulary"]
@@ -53,7 +49,7 @@ class SwapVocabulary(_Strict):
     """How a new row is made of the rows of its old tokens."""
 
 
-class PropagateEmbeddings(_Strict):
+class PropagateEmbeddings(Strict):
     """Carry the embeddings that `adapted` learned on `base` over to the current model."""
 
     op: Literal["propagate_embeddings"]
@@ -64,7 +60,7 @@ class PropagateEmbeddings(_Strict):
     """Keep the current row of every token whose bytes are in both vocabularies."""
 
 
-class Arithmetic(_Strict):
+class Arithmetic(Strict):
     """Compute tensors from an expression over the models."""
 
     op: Literal["arithmetic"]
@@ -81,15 +77,7 @@ STEPS: dict[str, type[BaseModel]] = {
 """Operation → its entry in a recipe."""
 
 
-def num_bytes(value: Any) -> int:
-    """Return the number of bytes that a text such as 5GB or 500MiB means; ValueError for another text."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", str(value).strip().upper())
-    if match is None or match[2] not in _UNITS:
-        raise ValueError("should be a number of bytes such as 5GB or 500MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-class Output(_Strict):
+class Output(Strict):
     """Where and in which form the result is written."""
 
     path: str
@@ -101,7 +89,7 @@ class Output(_Strict):
     """Rows of the tables; default: as many as the step that made them gives."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """How a checkpoint is transformed."""
 
     models: dict[str, ModelEntry]
@@ -156,89 +144,39 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.load(text, Loader=_NoDuplicates)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        line = mark.line + 1 if mark else 1
-        raise RecipeError(f"{path}:{line}: not YAML: {' '.join(problem.split())}") from error
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path} should hold a mapping with the keys models, steps, output")
-    for override in overrides:
-        _override(value, override)
-    try:
-        recipe = Recipe.model_validate({**value, "folder": path.resolve().parent})
-    except ValidationError as error:
-        raise RecipeError(_explained(path, node, error)) from None
-    _check_names(recipe, path, node)
+    recipe, node = _SCHEMA.load(Path(path), overrides)
+    _check_names(recipe, Path(path), node)
     return recipe
-
-
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _override(value: dict[str, Any], override: str) -> None:
-    """Set one value of the parsed YAML in place."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"--set {override}: expected KEY=VALUE, such as models.base=some/folder")
-    try:
-        new = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not YAML: {getattr(error, 'problem', error)}") from error
-    if isinstance(new, str) and _names_a_path(key, new):
-        new = str(Path(new).expanduser().absolute())
-    *parents, last = key.split(".")
-    place: Any = value
-    for parent in parents:
-        if isinstance(place, list) and parent.isdigit() and int(parent) < len(place):
-            place = place[int(parent)]
-        elif isinstance(place, dict):
-            if isinstance(place.get(parent), str):
-                place[parent] = {"path": place[parent]}
-            place = place.setdefault(parent, {})
-        else:
-            raise RecipeError(f"--set {override}: there is no {parent!r} in the recipe")
-    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-        place[int(last)] = new
-    elif isinstance(place, dict):
-        place[last] = new
-    else:
-        raise RecipeError(f"--set {override}: there is no {last!r} in the recipe")
 
 
 def _names_a_path(key: str, value: str) -> bool:
     if key == "output.path":
         return True
     return (
-        bool(re.fullmatch(r"models\.[^.]+(\.path)?|steps\.\d+\.tokenizer", key)) and Path(value).expanduser().exists()
+        bool(re.fullmatch(r"models\.[^.]+(\.(path|train))?|steps\.\d+\.tokenizer", key))
+        and Path(value).expanduser().exists()
     )
+
+
+_TABLES: dict[str, type[BaseModel]] = {"PerTable": PerTable, "InitPerTable": InitPerTable}
+_SCHEMA = Schema(
+    Recipe,
+    what="recipe",
+    parts={"models": ModelEntry, "output": Output},
+    choices={**_TABLES, **STEPS},
+    names_a_path=_names_a_path,
+    short_form={"models": "path"},
+)
 
 
 def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
     reserved = sorted({"current"} & recipe.models.keys())
     if reserved:
-        raise RecipeError(f"{path}:{_line(node, ('models', 'current'))}: a model cannot be called `current`: it means "
+        raise RecipeError(f"{path}:{line_of(node, ('models', 'current'))}: a model cannot be called `current`: it means "
                           f"the model before a step")  # fmt: skip
     for name in recipe.models:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise RecipeError(f"{path}:{_line(node, ('models', name))}: {name!r} is no name: use letters, digits and _")
+            raise RecipeError(f"{path}:{line_of(node, ('models', name))}: {name!r} is no name: use letters, digits and _")
     places: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
     for number, step in enumerate(recipe.steps):
         for field, info in type(step).model_fields.items():
@@ -247,66 +185,4 @@ def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
     for place, name in places:
         if name not in recipe.models:
             near = get_close_matches(name, recipe.models, 1)
-            hint = _hint(near, recipe.models)
-            raise RecipeError(f"{path}:{_line(node, place)}: {_dotted(place)}: there is no model {name!r}; {hint}")
-
-
-def _explained(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
-    """Return one line for the first fault: file:line, key, what is wrong, the nearest valid key."""
-    faults = error.errors(include_url=False)
-    fault = min(faults, key=lambda fault: fault["type"] not in ("extra_forbidden", "union_tag_invalid"))
-    tags = {*STEPS, "PerTable", "InitPerTable"}
-    place = tuple(
-        part for part in fault["loc"] if part not in tags and not str(part).startswith(("literal[", "function"))
-    )
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(fault["loc"])
-        near = get_close_matches(str(place[-1]), known, 1)
-        message = f"unknown key; {_hint(near, known)}"
-    elif fault["type"] == "missing":
-        message = "this key is missing"
-        return f"{path}:{_line(node, place[:-1])}: {_dotted(place)}: {message}"
-    elif fault["type"] == "union_tag_invalid":
-        given, known = (
-            str(fault.get("ctx", {})["tag"]),
-            re.findall(r"'(\w+)'", str(fault.get("ctx", {})["expected_tags"])),
-        )
-        near = get_close_matches(given, known, 1)
-        message = f"there is no operation {given!r}; {_hint(near, known)}"
-    elif fault["type"] == "union_tag_not_found":
-        message = "a step needs the key `op`"
-    return f"{path}:{_line(node, place)}: {_dotted(place)}: {message}"
-
-
-def _hint(near: list[str], known: Iterable[str]) -> str:
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-
-
-def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the schema's part in which the last element of a fault's place stands."""
-    tables = {"PerTable": PerTable, "InitPerTable": InitPerTable}
-    parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "output": Output, **tables, **STEPS}
-    schema: type[BaseModel] = Recipe
-    for part in place[:-1]:
-        schema = parts.get(str(part), schema)
-    return [key for key in schema.model_fields if key != "folder"]
-
-
-def _line(node: yaml.Node | None, place: Iterable[int | str]) -> int:
-    """Return the line, counted from 1, of the deepest part of a place that stands in the file."""
-    line = 1
-    for part in place:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = (node.value[part], node.value[part])
-        if found is None:
-            return line
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
-
-
-def _dotted(place: Iterable[int | str]) -> str:
-    return ".".join(map(str, place)) or "recipe"
+            raise RecipeError(f"{path}:{line_of(node, place)}: {dotted(place)}: there is no model {name!r}; {hint(near, recipe.models)}")

@@ -219,7 +219,7 @@ def _share(text: str) -> float:
 
 
 def _bytes(limit: str | None) -> int | None:
-    from lepmerge.recipe import num_bytes
+    from lepmerge.schema import num_bytes
 
     try:
         return None if limit is None else num_bytes(limit)
