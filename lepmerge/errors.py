@@ -35,3 +35,13 @@ class OutputError(LepmergeError):
 
 class CorpusError(LepmergeError):
     """A corpus is missing, empty, binary, not UTF-8, or has no such column."""
+
+
+class TrainingError(LepmergeError):
+    """A training cannot go on: its loss is not finite or diverges, memory is out, or it was asked to stop."""
+
+
+class Stopped(TrainingError):
+    """A training was asked to stop by a signal; what it learned is in its checkpoint."""
+
+    exit_code = 143

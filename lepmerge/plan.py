@@ -18,11 +18,16 @@ from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.recipe import Arithmetic, InitPerTable, PerTable, Recipe
 from lepmerge.references import Reference, resolve
 from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
-from lepmerge.tensors import BLOCK_BYTES, Elementwise, LazyTensor, Reduction, leaves_of, reductions_of
+from lepmerge.tensors import (
+    BLOCK_BYTES,
+    INTERPRETER_BYTES,
+    Elementwise,
+    LazyTensor,
+    Reduction,
+    leaves_of,
+    reductions_of,
+)
 from lepmerge.vocabulary import Vocabulary
-
-INTERPRETER_BYTES = 300 << 20
-"""Resident memory of Python with torch and transformers, before any tensor."""
 
 
 @dataclass(frozen=True)

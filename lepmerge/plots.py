@@ -1,7 +1,8 @@
 """Charts as PNG files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lepmerge.errors import OutputError
 
@@ -12,12 +13,8 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OutputError(f"{path}: charts need a package: pip install 'lepmerge[plots]'") from error
     names = list(dict.fromkeys(name for group in values.values() for name in group))
-    figure = Figure(figsize=(2 + 1.2 * len(values) * max(2, len(names)) / 2, 4), layout="constrained")
+    figure = _figure(path, 2 + 1.2 * len(values) * max(2, len(names)) / 2, 4)
     axes = figure.add_subplot()
     width = 0.8 / len(names)
     for place, name in enumerate(names):
@@ -29,6 +26,38 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.15)
     figure.legend(loc="outside upper center", ncols=min(3, len(names)), frameon=False)
+    _save(figure, path)
+
+
+def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str) -> None:
+    """Write a chart with a panel side by side for each outer key, its label, and a line (x, y) for each inner one.
+
+    Raises:
+        OutputError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure(path, 5.5 * len(panels), 3.8)
+    for number, (label, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for name, (positions, values) in lines.items():
+            axes.plot(positions, values, label=name, marker="o" if len(values) < 40 else None, markersize=3)
+        axes.set_xlabel(x)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1 or any(lines):
+            axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _figure(path: Path, width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OutputError(f"{path}: charts need a package: pip install 'lepmerge[plots]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

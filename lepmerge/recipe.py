@@ -172,11 +172,12 @@ _SCHEMA = Schema(
 def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
     reserved = sorted({"current"} & recipe.models.keys())
     if reserved:
-        raise RecipeError(f"{path}:{line_of(node, ('models', 'current'))}: a model cannot be called `current`: it means "
-                          f"the model before a step")  # fmt: skip
+        line = line_of(node, ("models", "current"))
+        raise RecipeError(f"{path}:{line}: a model cannot be called `current`: it means the model before a step")
     for name in recipe.models:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise RecipeError(f"{path}:{line_of(node, ('models', name))}: {name!r} is no name: use letters, digits and _")
+            line = line_of(node, ("models", name))
+            raise RecipeError(f"{path}:{line}: {name!r} is no name: use letters, digits and _")
     places: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
     for number, step in enumerate(recipe.steps):
         for field, info in type(step).model_fields.items():
@@ -184,5 +185,5 @@ def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
                 places.append((("steps", number, field), getattr(step, field)))
     for place, name in places:
         if name not in recipe.models:
-            near = get_close_matches(name, recipe.models, 1)
-            raise RecipeError(f"{path}:{line_of(node, place)}: {dotted(place)}: there is no model {name!r}; {hint(near, recipe.models)}")
+            near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
+            raise RecipeError(f"{path}:{line_of(node, place)}: {dotted(place)}: there is no model {name!r}; {near}")

@@ -1,4 +1,4 @@
-"""Strict YAML: a file becomes a frozen pydantic model; a fault is one line with file, line, key and nearest valid key."""
+"""Strict YAML: a file becomes a frozen pydantic model; a fault is one line: file, line, key, nearest valid key."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ class Schema(Generic[Root]):
     """How a YAML file is read into `root`, which has a field `folder` for the file's folder.
 
     parts: key → schema of the mappings below it. choices: name that pydantic gives a member of a union → its schema.
-    names_a_path(key, value) tells whether an override is a path. short_form: key → the field that a text below it means.
+    names_a_path(key, value) tells whether an override is a path. short_form: key → the field that a text there means.
     """
 
     root: type[Root]

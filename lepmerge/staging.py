@@ -63,6 +63,10 @@ class Staging:
             else:
                 self.old.rename(self.target)
 
+    def fingerprint(self) -> str | None:
+        """Return the fingerprint of the run whose parts are here, None when there are none."""
+        return self._read_manifest().get("fingerprint")
+
     def tidy(self, fingerprint: str) -> None:
         """Remove the staging folder of a run that was killed after it had moved its output into place."""
         if self.folder.exists():

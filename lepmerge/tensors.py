@@ -16,6 +16,8 @@ import torch
 Rows = range | torch.Tensor
 Item = TypeVar("Item")
 BLOCK_BYTES = 8 << 20
+INTERPRETER_BYTES = 300 << 20
+"""Resident memory of Python with torch and transformers, before any tensor."""
 
 
 def _silent(what: str, num_bytes: int) -> None:

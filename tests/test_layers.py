@@ -29,7 +29,7 @@ LAYERS = {  # module or folder → layer; a module may import lower layers, and 
     "training": 3,
     "execute": 4,
     "card": 4,
-    "plots": 4,
+    "plots": 1,
     "darumeru": 4,
     "compare": 4,
     "inspection": 5,

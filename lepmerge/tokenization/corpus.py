@@ -39,7 +39,7 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
         if not path.exists() and HUB_ID.fullmatch(source):
             path = _downloaded(source)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+            files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file))
             files = [file for file in files if split is None or _is_of_split(file.relative_to(path), split)]
             if not files:
                 of_split = f" of split {split!r}" if split else ""
@@ -52,7 +52,7 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
                 raise CorpusError(f"{source}: no such file, folder or glob")
         found += files
     for file in found:
-        if _kind(file) is None:
+        if kind_of(file) is None:
             raise CorpusError(f"{file} is not a text corpus: expected {', '.join(FORMATS)}, also with .gz or .zst")
     return list(dict.fromkeys(found))
 
@@ -75,7 +75,7 @@ def texts(
     left = limit
     is_empty = True
     for file in find_files(sources, split=split):
-        for text in _texts_of(file, column, progress or (lambda what, count: None)):
+        for text in texts_of(file, column, progress or (lambda what, count: None)):
             is_empty = False
             if left is not None:
                 left -= len(text.encode())
@@ -105,7 +105,7 @@ def _is_of_split(file: Path, split: str) -> bool:
     return any(re.split(r"[-_.]", part)[0] == split for part in file.parts)
 
 
-def _kind(file: Path) -> str | None:
+def kind_of(file: Path) -> str | None:
     """Return .txt, .jsonl or .parquet, None for another file."""
     name = file.name.lower()
     for compression in COMPRESSIONS:
@@ -115,14 +115,15 @@ def _kind(file: Path) -> str | None:
     return None
 
 
-def _texts_of(file: Path, column: str, progress: Progress) -> Iterator[str]:
+def texts_of(file: Path, column: str, progress: Progress) -> Iterator[str]:
+    """Yield the texts of one file; none of an empty one."""
     try:
-        if _kind(file) == ".parquet":
+        if kind_of(file) == ".parquet":
             yield from _parquet_rows(file, column, progress)
             return
         with file.open("rb") as raw:
             lines = _lines(file, raw, progress)
-            yield from _paragraphs(lines) if _kind(file) == ".txt" else _jsonl_rows(file, lines, column)
+            yield from _paragraphs(lines) if kind_of(file) == ".txt" else _jsonl_rows(file, lines, column)
     except OSError as error:  # gzip raises BadGzipFile, an OSError
         raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
     except EOFError as error:

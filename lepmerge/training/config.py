@@ -1,0 +1,189 @@
+"""The training configuration: its schema with the paper's defaults (sections 2.1.3, 2.4.1), and YAML in."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lepmerge.recipe import Init, InitPerTable, ModelEntry
+from lepmerge.schema import Schema, Strict, num_bytes
+
+Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _share(value: Any) -> float:
+    """Return the part that a text such as 20% or a number such as 0.2 means."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
+    number = float(match[1]) / 100 if match else float(value) if isinstance(value, int | float) else 0.0
+    if not 0 < number < 1:
+        raise ValueError("should be a share such as 20%")
+    return number
+
+
+class Source(Strict):
+    """Text: files, folders, a glob, or a data set on the Hub."""
+
+    path: str
+    column: str = "text"
+    """Field of .jsonl and .parquet rows."""
+    split: str | None = None
+    """Of folders and Hub data sets, only files of this name, such as train."""
+    limit: Size | None = None
+    """Read at most so much of it, such as 1GB."""
+
+
+class TrainingSource(Source):
+    """A source of training text."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """How often each of its blocks is seen in an epoch: 0.5 takes a half of them, 2 takes each twice."""
+
+
+class Trained(Strict):
+    """Which parts of the embeddings learn."""
+
+    tables: Literal["input", "output", "both"] = "both"
+    rows: Literal["all", "new"] = "all"
+    """`new`: only the contiguous ids that `tokenizer extend` or `optimize` added."""
+
+
+class Evaluation(Strict):
+    """Held-out text that is never trained on: bits per byte are measured on it."""
+
+    data: dict[str, Source]
+    """Name → source; the first one decides in a sweep."""
+    every: int = Field(default=200, ge=1)
+    """Steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_from_text(cls, value: Any) -> Any:
+        return {**value, "data": _from_text(value["data"])} if isinstance(value, dict) and "data" in value else value
+
+
+class TrainConfig(Strict):
+    """What is trained, on what, and how; the defaults are the paper's."""
+
+    model: ModelEntry
+    """The base model."""
+    tokenizer: str | None = None
+    """Folder or Hub id with the new vocabulary; default: the model's own."""
+    init: Init | InitPerTable = "mean"
+    """How the rows of new tokens begin; see swap_vocabulary."""
+    data: list[TrainingSource] = Field(min_length=1)
+    train: Trained = Trained()
+    packing: Literal["documents", "concatenate"] = "documents"
+    """`documents`: the documents of a block do not attend to one another."""
+    block_size: int = Field(default=1024, ge=8)
+    """Tokens."""
+    batch_size: int = Field(default=256, ge=1)
+    """Blocks a step, over all processes."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Blocks that go through the model at once, per process; gradients are accumulated over them."""
+    learning_rate: Rate | Annotated[list[Rate], Field(min_length=2)] = 2e-4
+    """Highest rate, or several of them for a sweep."""
+    sweep: Annotated[float, BeforeValidator(_share)] | None = None
+    """Share of the steps that each learning rate of the list is trained for; the best one goes on."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls to zero after the warm-up."""
+    warmup_steps: int = Field(default=100, ge=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Train for so many tokens instead of `epochs`, going round as often as needed."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the frozen body and of what is computed; trained rows are float32 masters in any case."""
+    activation_checkpointing: bool = False
+    """Less memory for a third more time."""
+    seed: int = Field(default=0, ge=0)
+    evaluate: Evaluation | None = None
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps."""
+    output: str
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entries_from_text(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("model"), str):
+            value["model"] = {"path": value["model"]}
+        if "data" in value:
+            data = value["data"]
+            value["data"] = _from_text(data if isinstance(data, list) else [data])
+        return value
+
+    @field_validator("max_tokens", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        """A number of tokens, also as 300M or 1.5B."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB])", str(value).strip().upper())
+        return int(float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2]]) if match else value
+
+    @model_validator(mode="after")
+    def _sweep_is_whole(self) -> "TrainConfig":
+        several = isinstance(self.learning_rate, list)
+        if several != (self.sweep is not None):
+            raise ValueError("a sweep needs both: several rates in learning_rate, and sweep: 20%")
+        if several and self.evaluate is None:
+            raise ValueError("a sweep chooses by held-out bits per byte: give evaluate.data")
+        return self
+
+    @property
+    def rates(self) -> list[float]:
+        return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
+
+    def resolve(self, path: str) -> Path:
+        """Return a path of the configuration, relative to its file."""
+        given = Path(path).expanduser()
+        return given if given.is_absolute() else self.folder / given
+
+    @property
+    def target(self) -> Path:
+        return self.resolve(self.output)
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything that decides what is learned, as plain values."""
+        return self.model_dump(mode="json", exclude={"output", "checkpoint_every"})
+
+
+def _from_text(sources: Any) -> Any:
+    """Return sources with the short form, a text, as a path."""
+    if isinstance(sources, dict):
+        return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
+    return [{"path": source} if isinstance(source, str) else source for source in sources]
+
+
+def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Return the training configuration in a YAML file, with overrides such as `learning_rate=1e-4`.
+
+    Paths in the file are relative to it, paths in overrides to the current folder.
+
+    Raises:
+        RecipeError: naming key, line and the nearest valid key.
+    """
+    return _SCHEMA.load(Path(path), overrides)[0]
+
+
+def _names_a_path(key: str, value: str) -> bool:
+    if key == "output":
+        return True
+    names = r"model(\.path)?|tokenizer|data(\.\d+(\.path)?)?|evaluate\.data\.[^.]+(\.path)?"
+    return bool(re.fullmatch(names, key)) and Path(value).expanduser().exists()
+
+
+_SCHEMA = Schema(
+    TrainConfig,
+    what="configuration",
+    parts={"model": ModelEntry, "data": TrainingSource, "train": Trained, "evaluate": Evaluation},
+    choices={"InitPerTable": InitPerTable},
+    names_a_path=_names_a_path,
+    short_form={"data": "path"},
+)

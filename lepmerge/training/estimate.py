@@ -1,0 +1,155 @@
+"""What a training will take, before it begins: tokens, steps, memory, floating-point operations.
+
+Legend: L tokens in a block, D width of the model.
+"""
+
+from collections.abc import Mapping
+from math import ceil, prod
+from typing import Any
+
+import torch
+
+from lepmerge.checkpoint import files_of
+from lepmerge.model import INPUT, OUTPUT, Model
+from lepmerge.safetensors_io import TORCH_DTYPES
+from lepmerge.tensors import INTERPRETER_BYTES
+from lepmerge.tokenization.corpus import COMPRESSIONS
+from lepmerge.training.config import TrainConfig, TrainingSource
+from lepmerge.training.data import documents
+from lepmerge.training.loss import chunk_length
+from lepmerge.training.setting import Setting
+
+SAMPLE_BYTES = 8 << 20
+"""Text of each source that is tokenized for the estimate."""
+GZIP_RATIO = 3.0
+"""Bytes of text in a byte of a compressed file, about."""
+PACKED = 0.97
+"""Share of a block that best-fit packing fills, about."""
+AUTO_TOKENS = 4096
+"""Tokens of a micro batch where nothing else limits it."""
+
+
+def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
+    """Return counts for the configuration: tokens and steps, bytes of memory, floating-point operations.
+
+    Small corpora are tokenized as a whole, of large ones the first SAMPLE_BYTES: `tokens_are_exact` tells which.
+    """
+    config = setting.config
+    sources = {source.path: _tokens(setting, source) for source in config.data}
+    epoch = sum(sources[source.path][0] * source.weight for source in config.data)
+    tokens = config.max_tokens or epoch * config.epochs
+    steps = ceil(tokens / (config.batch_size * config.block_size * PACKED))
+    micro = first_micro_batch(config, device)
+    parts = memory_parts(setting, micro, device)
+    flop = flop_per_token(setting)
+    return {
+        "model": str(setting.base.folder),
+        "rows": {"old": setting.base.num_rows, "new": setting.start.num_rows, **_trained(setting)},
+        "sources": {path: {"tokens": round(count)} for path, (count, _) in sources.items()},
+        "tokens": round(tokens),
+        "tokens_are_exact": all(exact for _, exact in sources.values()),
+        "steps": steps,
+        "tokens_per_step": config.batch_size * config.block_size,
+        "micro_batch": micro,
+        "memory": {**parts, "total": sum(parts.values())},
+        "flop_per_token": flop,
+        "flop": flop * tokens,
+    }
+
+
+def first_micro_batch(config: TrainConfig, device: torch.device) -> int:
+    """Return the blocks that go through the model at once: as configured, or about AUTO_TOKENS tokens.
+
+    More of them do not make a step faster on a CPU; a GPU is filled by this many, too, from a billion weights on.
+    """
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, config.batch_size)
+    tokens = AUTO_TOKENS * (4 if device.type == "cuda" else 1)
+    return max(1, min(config.batch_size, tokens // config.block_size))
+
+
+def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str, int]:
+    """Return what takes memory while training, in bytes."""
+    config, model = setting.config, setting.start
+    size = 2 if config.precision == "bf16" else 4
+    width = model.table(INPUT).row_width
+    trained = sum(len(rows) for rows in setting.rows.values()) * width
+    tokens = micro * config.block_size
+    chunk = min(chunk_length(model.num_rows, device), tokens)
+    # the scores in float32, rounded once more where the model computes in bfloat16
+    logits = chunk * model.num_rows * (4 if size == 4 else 4 + 2)
+    body = size * body_parameters(setting.base)
+    old_tables = size * sum(prod(setting.base.table(role).shape) for role in setting.base.tables)
+    tables = size * len(setting.rows) * model.num_rows * width
+    kept = activation_elements(model) * (0.25 if config.activation_checkpointing else 1)
+    parts = {
+        "interpreter": INTERPRETER_BYTES if device.type == "cpu" else 0,
+        "body": body,
+        "tables": tables,
+        "masters": 0 if size == 4 else 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "activations": int(tokens * size * kept),
+        "logits": logits,
+    }
+    loading = parts["interpreter"] + 2 * body + old_tables if device.type == "cpu" else 0
+    return parts | ({"loading": max(0, loading - sum(parts.values()))} if device.type == "cpu" else {})
+
+
+def activation_elements(model: Model) -> float:
+    """Return how many values of a token the layers keep for the way back; weights that are frozen need no inputs."""
+    config = _text_config(model.config)
+    width = model.table(INPUT).row_width
+    layers = config.get("num_hidden_layers") or config.get("n_layer") or 1
+    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * width
+    return layers * (8 * width + 3 * inner) + 4 * width
+
+
+def body_parameters(model: Model) -> int:
+    """Return the number of weights outside the tables."""
+    tables = set(model.tables.values())
+    return sum(
+        prod(entry.shape)
+        for file in files_of(model)
+        for name, entry in file.entries.items()
+        if name in model.tensors and name not in tables and TORCH_DTYPES[entry.dtype].is_floating_point
+    )
+
+
+def flop_per_token(setting: Setting) -> int:
+    """Return the floating-point operations for a token: forward, and backward where the input table learns.
+
+    A weight costs 2 forward and 2 backward; gradients of frozen weights are not computed. Attention is counted over
+    half a block.
+    """
+    config, model = setting.config, setting.start
+    width = model.table(INPUT).row_width
+    text = _text_config(model.config)
+    layers = text.get("num_hidden_layers") or text.get("n_layer") or 1
+    body = 2 * body_parameters(setting.base) + 2 * layers * config.block_size * width
+    head = 2 * model.num_rows * width
+    output_rows = len(setting.rows.get(OUTPUT, setting.rows[INPUT]))
+    backward = (body + head) if setting.rows[INPUT] else 0
+    again = body if config.activation_checkpointing else 0
+    return body + head + backward + again + 2 * output_rows * width
+
+
+def _tokens(setting: Setting, source: TrainingSource) -> tuple[float, bool]:
+    """Return the tokens of a source, and whether they were counted or estimated from the beginning of it."""
+    files = setting.files(source)
+    size = sum(f.stat().st_size * (1 if f.suffix not in COMPRESSIONS[1:] else GZIP_RATIO) for f in files)
+    size = min(size, source.limit or size)
+    sample = source.model_copy(update={"limit": min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)})
+    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, lambda what, count: None)]
+    tokens, num_bytes = (sum(column) for column in zip(*counted, strict=True))
+    exact = size <= SAMPLE_BYTES
+    return (tokens if exact else tokens * size / num_bytes), exact
+
+
+def _trained(setting: Setting) -> Mapping[str, str]:
+    rows = {role: f"{rows.start}-{rows.stop - 1}" for role, rows in setting.rows.items() if rows}
+    return {"trained": ", ".join(f"{role.split('_')[0]} {span}" for role, span in rows.items())}
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)

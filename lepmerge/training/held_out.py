@@ -1,0 +1,97 @@
+"""Bits per byte on held-out text, comparable across vocabularies."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lepmerge.errors import CorpusError
+from lepmerge.tokenization.corpus import texts_of
+from lepmerge.training.learner import Learner
+from lepmerge.training.loss import IGNORED, linear_cross_entropy
+from lepmerge.training.setting import Setting
+
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Texts as ids, each after its prefix, shortest first; num_bytes counts their UTF-8 bytes."""
+
+    texts: tuple[tuple[int, ...], ...]
+    num_bytes: int
+
+
+def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
+    """Return name → held-out text.
+
+    Texts are cut at spaces into pieces of fewer bytes than a block has tokens, so that every vocabulary predicts the
+    same bytes from the same context. The first token is predicted from the tokenizer's prefix, else from the end token.
+    """
+    found = {}
+    end = [] if setting.end_id is None else [setting.end_id]
+    prefix = tuple(setting.prefix_ids or end)
+    tokenizer = setting.start.vocabulary.tokenizer
+    for name, source in (setting.config.evaluate.data if setting.config.evaluate else {}).items():
+        pieces: list[str] = []
+        left = source.limit or math.inf
+        for file in setting.files(source):
+            for text in texts_of(file, source.column, lambda what, count: None):
+                if left > 0:
+                    pieces += cut(text, setting.config.block_size - max(1, len(prefix)))
+                left -= len(text.encode())
+        if not pieces:
+            raise CorpusError(f"evaluate.data.{name}: {source.path}: no text")
+        encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = sorted(((*prefix, *encoding.ids) for encoding in encodings), key=len)
+        found[name] = HeldOut(tuple(ids), sum(len(piece.encode()) for piece in pieces))
+    return found
+
+
+def cut(text: str, num_bytes: int) -> Iterator[str]:
+    """Yield the text in pieces of at most `num_bytes` bytes of UTF-8, cut before spaces where there are any."""
+    data = text.encode()
+    start = 0
+    while start < len(data):
+        stop = start + num_bytes
+        if stop < len(data):
+            space = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
+            stop = space if space > start else stop
+            while data[stop] & 0xC0 == 0x80:  # not within a character
+                stop -= 1
+        yield data[start:stop].decode()
+        start = stop
+
+
+@torch.no_grad()
+def bits_per_byte(learner: Learner, held_out: Mapping[str, HeldOut]) -> dict[str, float]:
+    """Return name → bits that the model needs for a byte of the text."""
+    return {name: _bits(learner, text.texts) / text.num_bytes for name, text in held_out.items()}
+
+
+def _bits(learner: Learner, texts: tuple[tuple[int, ...], ...]) -> float:
+    group = learner.group
+    total = torch.zeros((), dtype=torch.float64, device=group.device)
+    for rows in group.share(list(_batches(texts))):
+        length = len(rows[-1])
+        id_BL = torch.zeros(len(rows), length, dtype=torch.int64)
+        label_BL = torch.full_like(id_BL, IGNORED)
+        for row, ids in enumerate(rows):
+            id_BL[row, : len(ids)] = torch.tensor(ids)
+            label_BL[row, : len(ids) - 1] = torch.tensor(ids[1:])
+        id_BL, label_BL = id_BL.to(group.device), label_BL.to(group.device)
+        hidden_BLD = learner.body(learner.body.embed(learner.input.table_VD, id_BL))
+        hidden_ND, label_N = hidden_BLD.flatten(0, 1), label_BL.flatten()
+        total += linear_cross_entropy(hidden_ND, learner.output.table_VD, label_N, scale=1.0, needs_hidden=False)[0]
+    return float(group.sum(total)) / math.log(2)
+
+
+def _batches(texts: tuple[tuple[int, ...], ...]) -> Iterator[list[tuple[int, ...]]]:
+    rows: list[tuple[int, ...]] = []
+    for ids in texts:
+        if rows and len(ids) * (len(rows) + 1) > TOKENS_AT_ONCE:
+            yield rows
+            rows = []
+        rows.append(ids)
+    yield rows

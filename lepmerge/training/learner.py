@@ -1,0 +1,168 @@
+"""One step of training: gradients of the trained rows over the blocks of a batch, AdamW, nothing else moves.
+
+Legend: B rows of a micro batch, L tokens in a row, D width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+
+from lepmerge.model import INPUT, OUTPUT
+from lepmerge.tensors import ahead
+from lepmerge.training.body import Body
+from lepmerge.training.config import TrainConfig
+from lepmerge.training.data import Batch, Blocks
+from lepmerge.training.loss import linear_cross_entropy
+from lepmerge.training.setting import Setting
+from lepmerge.training.tables import TrainedTable
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together: this one's number, how many there are, and their device."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over the processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def share(self, items: Sequence) -> Sequence:
+        """Return what of a list is this process's to do."""
+        return items[self.rank :: self.size]
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What a step found: mean cross entropy in nats a token, the norm of the gradient before clipping, tokens seen."""
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+
+
+class Learner:
+    """Body, tables and optimizer of one training at one learning rate."""
+
+    def __init__(self, setting: Setting, body: Body, blocks: Blocks, group: Group, *, rate: float, steps: int) -> None:
+        self.config: TrainConfig = setting.config
+        self.body, self.blocks, self.group = body, blocks, group
+        self.rate, self.steps = rate, steps
+        dtype = torch.bfloat16 if setting.config.precision == "bf16" else torch.float32
+        self.tables = {
+            role: TrainedTable.of(setting.start.table(role), rows, dtype=dtype, device=group.device)
+            for role, rows in setting.rows.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.masters, lr=rate, betas=self.config.betas, weight_decay=self.config.weight_decay, fused=True
+        )
+        self._order: dict[int, torch.Tensor] = {}
+
+    @property
+    def input(self) -> TrainedTable:
+        return self.tables[INPUT]
+
+    @property
+    def output(self) -> TrainedTable:
+        return self.tables.get(OUTPUT, self.input)
+
+    @property
+    def masters(self) -> list[torch.nn.Parameter]:
+        return [table.master_RD for table in self.tables.values() if table.is_trained]
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step, counted from 0: a linear warm-up, then the schedule down to zero."""
+        warmup = min(self.config.warmup_steps, self.steps)
+        if step < warmup:
+            return self.rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        if self.config.schedule == "cosine":
+            return self.rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.rate * (1 - progress if self.config.schedule == "linear" else 1)
+
+    def step(self, number: int, *, micro_batch: int, between: Callable[[], None]) -> StepFigures:
+        """Carry out step `number`, counted from 0. `between` is called between micro batches and may raise.
+
+        What it raises, and running out of memory, leaves tables and optimizer as they were after the step before.
+        """
+        places = self.places(number)
+        num_tokens = self.blocks.num_labels(places)
+        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        mine = self.group.share(places)
+        starts = range(0, len(mine), micro_batch)
+        for batch in ahead(self.blocks.batch(mine[s : s + micro_batch]).to(self.group.device) for s in starts):
+            between()
+            total += self.accumulate(batch, scale=1 / max(1, num_tokens))
+        self.group.sum(total)
+        for master in self.masters:
+            assert master.grad is not None
+            self.group.sum(master.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.config.max_grad_norm or math.inf)
+        figures = StepFigures(float(total) / max(1, num_tokens), float(norm), num_tokens)
+        if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
+            for options in self.optimizer.param_groups:
+                options["lr"] = self.learning_rate(number)
+            self.optimizer.step()
+            for table in self.tables.values():
+                table.update()
+        self.forget_gradients()
+        return figures
+
+    def accumulate(self, batch: Batch, *, scale: float) -> torch.Tensor:
+        """Add the gradient of `scale` times the summed cross entropy to the trained rows; return the sum in nats."""
+        learns_input = self.input.is_trained
+        embedded_BLD = self.body.embed(self.input.table_VD, batch.id_BL).requires_grad_(learns_input)
+        with torch.set_grad_enabled(learns_input):
+            hidden_BLD = self.body(embedded_BLD, batch.position_BL)
+        total, grad_ND = linear_cross_entropy(
+            hidden_BLD.detach().flatten(0, 1),
+            self.output.table_VD,
+            batch.label_BL.flatten(),
+            scale=scale,
+            grad_RD=self.output.grad_RD,
+            first_row=self.output.first_row,
+            needs_hidden=learns_input,
+        )
+        if grad_ND is not None:
+            hidden_BLD.backward(grad_ND.view_as(hidden_BLD))
+            assert embedded_BLD.grad is not None
+            self.input.add_gradient(batch.id_BL.flatten(), embedded_BLD.grad.flatten(0, 1) * self.body.scale)
+        return total
+
+    def forget_gradients(self) -> None:
+        for master in self.masters:
+            assert master.grad is not None
+            master.grad.zero_()
+
+    def places(self, number: int) -> list[list[int]]:
+        """Return (source, block) of every block of a step; a new epoch goes on within a batch."""
+        size = self.blocks.num_blocks
+        first = number * self.config.batch_size
+        last = min(first + self.config.batch_size, num_blocks_in_all(self.config, self.blocks))
+        epochs = range(first // size, (last - 1) // size + 1)
+        self._order = {epoch: self._order[epoch] if epoch in self._order else self.blocks.order(epoch)
+                       for epoch in epochs}  # fmt: skip
+        return [self._order[place // size][place % size].tolist() for place in range(first, last)]
+
+
+def num_blocks_in_all(config: TrainConfig, blocks: Blocks) -> int:
+    """Return how many blocks a training sees in all its epochs, or until it has seen max_tokens."""
+    if config.max_tokens is None:
+        return max(1, round(blocks.num_blocks * config.epochs))
+    return max(1, math.ceil(config.max_tokens / blocks.tokens_per_block))
+
+
+def num_steps(config: TrainConfig, blocks: Blocks) -> int:
+    return math.ceil(num_blocks_in_all(config, blocks) / config.batch_size)

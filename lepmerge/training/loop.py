@@ -1,0 +1,231 @@
+"""The loop of a training: steps, metrics, held-out text, checkpoints; it takes up where a killed run stopped.
+
+NAME.safetensors    the checkpoint
+NAME.jsonl          the metrics: a line a step, the same bytes however often the run was interrupted
+NAME.speed.jsonl    seconds and memory, which are never the same
+"""
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from lepmerge.errors import Stopped, TrainingError
+from lepmerge.training.held_out import HeldOut, bits_per_byte
+from lepmerge.training.learner import Group, Learner, StepFigures
+from lepmerge.training.state import Position, load_checkpoint, save_checkpoint
+
+Tell = Callable[[dict[str, Any]], None]
+"""Told of every step: its metrics, speed and memory, or a note."""
+WINDOW = 10
+"""Steps over which the loss is averaged before it is called diverging."""
+OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+class StopSignal:
+    """Remembers that SIGTERM or Ctrl-C came, so that the training can stop between two micro batches."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["StopSignal"]:
+        """Listen while in this context; a second Ctrl-C stops at once, as ever."""
+        before = {}
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            self.received = number
+            signal.signal(number, before[number])
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                before[number] = signal.signal(number, receive)
+            except ValueError:  # not in the main thread, where Python allows no handlers
+                break
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        if self.received is not None:
+            raise Stopped(signal.Signals(self.received).name)
+
+    def check_together(self, group: Group) -> None:
+        """Stop when any of the processes was told to, all of them at the same step."""
+        if group.size > 1:
+            received = group.sum(torch.tensor(self.received or 0, device=group.device))
+            self.received = self.received or (signal.SIGTERM if int(received) else None)
+        self.check()
+
+
+@dataclass
+class Track:
+    """The files of one run of steps in the staging folder, and where it stands."""
+
+    folder: Path
+    name: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def speed(self) -> Path:
+        return self.folder / f"{self.name}.speed.jsonl"
+
+    def lines(self, num_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Return the metrics, those in the first num_bytes of their file."""
+        data = self.metrics.read_bytes()[:num_bytes] if self.metrics.exists() else b""
+        return [json.loads(line) for line in data.splitlines()]
+
+
+def run_steps(
+    learner: Learner,
+    track: Track,
+    *,
+    until: int,
+    micro_batch: int,
+    held_out: Mapping[str, HeldOut],
+    stop: StopSignal,
+    tell: Tell,
+) -> None:
+    """Train up to step `until`, from the track's checkpoint where there is one.
+
+    Raises:
+        TrainingError: the loss is not finite or diverges; memory is out even for a single block.
+        Stopped: a signal came; a checkpoint was written.
+    """
+    config, is_main = learner.config, learner.group.rank == 0
+    position = Position(0, micro_batch, 0)
+    if track.checkpoint.exists():
+        position = load_checkpoint(track.checkpoint, learner)
+        tell({"note": f"goes on after step {position.step}", "step": position.step})
+    before = track.lines(position.metrics_bytes)
+    losses = [line["loss"] for line in before if "loss" in line]
+    num_tokens = before[-1].get("tokens", 0) if before else 0
+    learner.group.wait()
+    if is_main and track.metrics.exists():
+        os.truncate(track.metrics, position.metrics_bytes)  # what was written after the checkpoint
+    if position.step == 0 and held_out:
+        _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
+    began = time.perf_counter()
+    step, micro_batch = position.step, position.micro_batch
+    saved = position.step
+    while step < until:
+        try:
+            stop.check_together(learner.group)
+            figures, micro_batch = _step(learner, step, micro_batch, stop, tell)
+        except Stopped as error:
+            if is_main:
+                save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
+            raise Stopped(
+                f"{error} received: stopped after step {step} of {until}; the same command goes on from there"
+            ) from None
+        num_tokens += figures.num_tokens
+        losses.append(figures.loss)
+        _check_health(figures, losses, step + 1, saved, track)
+        step += 1
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": _rounded(figures.loss),
+            "learning_rate": learner.learning_rate(step - 1),
+            "grad_norm": _rounded(figures.grad_norm),
+            "tokens": num_tokens,
+        }
+        if held_out and config.evaluate and (step % config.evaluate.every == 0 or step == until):
+            line["bits_per_byte"] = _rounded(bits_per_byte(learner, held_out))
+        _append(track.metrics, line, is_main)
+        seconds = time.perf_counter() - began
+        speed = {"step": step, "seconds": round(seconds, 3), "step_tokens": figures.num_tokens, **memory(learner)}
+        _append(track.speed, speed, is_main)
+        tell({**line, **speed, "until": until, "micro_batch": micro_batch})
+        if is_main and (step % config.checkpoint_every == 0 or step == until):
+            save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
+            saved = step
+
+
+def _step(learner: Learner, step: int, micro_batch: int, stop: StopSignal, tell: Tell) -> tuple[StepFigures, int]:
+    """Carry out a step, with ever smaller micro batches while memory is out."""
+    while True:
+        try:
+            between = stop.check if learner.group.size == 1 else _go_on
+            return learner.step(step, micro_batch=micro_batch, between=between), micro_batch
+        except OutOfMemory as error:
+            problem = str(error).splitlines()[0]
+        learner.forget_gradients()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if micro_batch == 1:
+            raise TrainingError(
+                f"out of memory with a single block of {learner.config.block_size} tokens ({problem}): a smaller "
+                f"block_size, train.rows: new, or activation_checkpointing: true need less"
+            )
+        micro_batch = (micro_batch + 1) // 2
+        tell({"note": f"out of memory: micro_batch is now {micro_batch}", "step": step})
+
+
+def _check_health(figures: StepFigures, losses: list[float], step: int, saved: int, track: Track) -> None:
+    """Raise TrainingError when the loss, or the gradient, is not finite, or the loss grows."""
+    kept = (
+        f"the last good checkpoint is of step {saved} ({track.checkpoint})" if saved else "there is no checkpoint yet"
+    )
+    for what, value in (("loss", figures.loss), ("norm of the gradient", figures.grad_norm)):
+        if not math.isfinite(value):
+            raise TrainingError(f"step {step}: the {what} is {value}; {kept}; lower learning_rate and start again")
+    before, now = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
+    if len(losses) >= 2 * WINDOW and now > before + max(1.0, 0.5 * before):
+        raise TrainingError(
+            f"step {step}: the loss diverges, from {before:.2f} to {now:.2f} nats a token; {kept}; lower "
+            f"learning_rate and start again"
+        )
+
+
+def memory(learner: Learner) -> dict[str, int]:
+    """Return the peak memory in bytes: of the process, and of its GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if learner.group.device.type == "cuda":
+        peak["gpu_memory"] = torch.cuda.max_memory_allocated(learner.group.device)
+    return peak
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.9g}")
+
+
+def _append(path: Path, line: dict[str, Any], is_main: bool) -> None:
+    if is_main:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, once it is on the disk; 0 when there is none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _go_on() -> None:
+    """Several processes stop between steps only, or one would wait for the gradients of another for ever."""

@@ -1,0 +1,173 @@
+"""What a training leaves: an embeddings-only folder with tokenizer, card, metrics and curves.
+
+embeddings.safetensors    the tables, whole; no loader takes the folder for a model
+lepmerge_train.json       the configuration and what came of it
+metrics.jsonl             a line a step; speed.jsonl has seconds and memory
+curves.png                loss, and bits per byte of held-out text
+"""
+
+import importlib.util
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lepmerge
+from lepmerge.carried_files import carried_files, to_json
+from lepmerge.checkpoint import EMBEDDINGS, read_json
+from lepmerge.plots import curves
+from lepmerge.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
+from lepmerge.staging import Staging
+from lepmerge.tensors import Workspace, blocks, reductions_of
+from lepmerge.training.config import TrainConfig
+from lepmerge.training.learner import Learner
+from lepmerge.training.loop import Track
+from lepmerge.training.setting import Setting
+
+REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
+PAPER = "https://arxiv.org/abs/2412.21140"
+
+
+def write_output(
+    setting: Setting, learner: Learner, staging: Staging, track: Track, sweep: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the finished files into the staging folder."""
+    staging.write_file(EMBEDDINGS, _tables_writer(setting, learner))
+    lines = track.lines()
+    report = report_of(setting, learner, lines, sweep)
+    files: dict[str, bytes | Path] = dict(carried_files(setting.base, setting.start, dtype=None))
+    files["config.json"] = to_json(setting.start.config)
+    files |= {METRICS: track.metrics, SPEED: track.speed, REPORT: to_json(report), CARD: card_of(report).encode()}
+    if importlib.util.find_spec("matplotlib"):
+        draw_curves(staging.folder / CURVES, lines)
+        files[CURVES] = staging.folder / CURVES
+    for name, content in sorted(files.items()):
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        staging.write_file(name, _bytes_writer(data))
+
+
+def finished_report(target: Path) -> dict[str, Any] | None:
+    """Return the report of a finished training in a folder, None when there is none."""
+    return (read_json(target / REPORT) or None) if (target / EMBEDDINGS).exists() else None
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Tell whether the output of a configuration holds what this configuration trains."""
+    report = finished_report(config.target)
+    return report is not None and report.get("config") == config.plain()
+
+
+def report_of(
+    setting: Setting, learner: Learner, lines: Sequence[Mapping[str, Any]], sweep: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return everything that a training found out; no timings, so that it repeats byte for byte."""
+    packages = ("torch", "tokenizers", "transformers", "safetensors")
+    evaluated = [line for line in lines if "bits_per_byte" in line]
+    return {
+        "lepmerge": lepmerge.__version__,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "fingerprint": setting.fingerprint,
+        "config": setting.config.plain(),
+        "model": {
+            "reference": setting.reference.text,
+            "commit": setting.reference.commit,
+            "local": setting.reference.hub_id is None,
+        },
+        "rows": {
+            "total": setting.start.num_rows,
+            "trained": {role: [rows.start, rows.stop] for role, rows in setting.rows.items()},
+        },
+        "facts": [{"table": facts.table, **facts.figures} for facts in setting.start.facts],
+        "learning_rate": learner.rate,
+        "steps": lines[-1]["step"],
+        "tokens": lines[-1].get("tokens", 0),
+        "loss": {"first": next(line["loss"] for line in lines if "loss" in line), "last": lines[-1]["loss"]},
+        "bits_per_byte": {"first": evaluated[0]["bits_per_byte"], "last": evaluated[-1]["bits_per_byte"]}
+        if evaluated
+        else {},
+        **({"sweep": list(sweep)} if sweep else {}),
+    }
+
+
+def card_of(report: Mapping[str, Any]) -> str:
+    """Return README.md of a training's folder."""
+    config = report["config"]
+    rows = report["rows"]
+    trained = "; ".join(
+        f"{role.replace('_', ' ')}: rows {first} to {stop - 1} of {rows['total']}"
+        if stop > first
+        else f"{role}: frozen"
+        for role, (first, stop) in rows["trained"].items()
+    )
+    name = Path(report["model"]["reference"]).name if report["model"]["local"] else report["model"]["reference"]
+    front = {"base_model": name, "tags": ["lepmerge", "lep", "embeddings"]}
+    shown = {key: value for key, value in config.items() if value is not None}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        "# Embeddings for another vocabulary",
+        f"Trained by lepmerge {report['lepmerge']} on plain text; the rest of the base model was frozen. The folder "
+        f"holds embeddings only: `lepmerge run` takes it as the adapted model of a recipe.",
+        f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. {trained}. "
+        f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token.",
+    ]
+    if report["bits_per_byte"]:
+        first, last = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
+        table = ["| held-out text | bits per byte before | after |", "|---|---|---|"]
+        table += [f"| {name} | {first[name]:.4f} | {last[name]:.4f} |" for name in first]
+        parts.append("\n".join(table))
+    if "sweep" in report:
+        table = ["| rate | steps | bits per byte |", "|---|---|---|"]
+        table += [
+            f"| {entry['learning_rate']:g} | {entry['steps']} | "
+            f"{', '.join(f'{name} {bits:.4f}' for name, bits in entry['bits_per_byte'].items())} |"
+            for entry in report["sweep"]
+        ]
+        parts += ["## Rates tried", "\n".join(table)]
+    parts += [
+        f"![Loss and bits per byte]({CURVES})",
+        f"```yaml\n{yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)}```",
+        f"Method: Learned Embedding Propagation, {PAPER}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss of every step, and bits per byte where they were measured."""
+    steps = [line["step"] for line in lines if "loss" in line]
+    panels = {"loss, nats a token": {"": (steps, [line["loss"] for line in lines if "loss" in line])}}
+    evaluated = [line for line in lines if "bits_per_byte" in line]
+    if evaluated:
+        at = [line["step"] for line in evaluated]
+        names = evaluated[0]["bits_per_byte"]
+        panels["bits per byte, held out"] = {
+            name: (at, [line["bits_per_byte"][name] for line in evaluated]) for name in names
+        }
+    curves(path, panels, x="step")
+
+
+def _tables_writer(setting: Setting, learner: Learner) -> Callable[[int], dict[str, Any]]:
+    tables = {setting.start.tables[role]: (learner.tables[role], setting.start.table(role)) for role in learner.tables}
+    shapes = {name: (DTYPE_NAMES[stored.dtype], tuple(stored.shape)) for name, (_, stored) in tables.items()}
+
+    def write(descriptor: int) -> dict[str, Any]:
+        write_all(descriptor, build_header(shapes, {"format": "pt"}).encoded)
+        for trained, stored in tables.values():
+            workspace = Workspace()
+            for reduction in reductions_of([stored]):
+                workspace.results[reduction] = reduction.compute(workspace).tensors
+            for block in blocks(stored):
+                write_all(descriptor, to_bytes(trained.final_rows(block, stored, workspace)))
+        return {}
+
+    return write
+
+
+def _bytes_writer(data: bytes) -> Callable[[int], dict[str, Any]]:
+    def write(descriptor: int) -> dict[str, Any]:
+        write_all(descriptor, data)
+        return {}
+
+    return write

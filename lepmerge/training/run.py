@@ -1,0 +1,226 @@
+"""A configuration is trained: prepare, tokenize, load, sweep, train, write; every stage goes on where it was killed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepmerge.errors import OutputError
+from lepmerge.staging import Staging, check_space, check_target
+from lepmerge.training.body import Body, load_body
+from lepmerge.training.config import TrainConfig
+from lepmerge.training.data import Blocks, blocks_of
+from lepmerge.training.estimate import first_micro_batch
+from lepmerge.training.held_out import HeldOut, held_out_texts
+from lepmerge.training.learner import Group, Learner, num_steps
+from lepmerge.training.loop import StopSignal, Tell, Track, run_steps
+from lepmerge.training.output import finished_report, write_output
+from lepmerge.training.setting import Setting, prepare
+from lepmerge.training.state import position_of
+
+SMALL_FILES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every run of steps of one training shares."""
+
+    setting: Setting
+    body: Body
+    blocks: Blocks
+    held_out: dict[str, HeldOut]
+    group: Group
+    stop: StopSignal
+    tell: Tell
+
+    @property
+    def steps(self) -> int:
+        return num_steps(self.setting.config, self.blocks)
+
+    def learner(self, rate: float) -> Learner:
+        return Learner(self.setting, self.body, self.blocks, self.group, rate=rate, steps=self.steps)
+
+    def run(self, learner: Learner, track: Track, *, until: int) -> None:
+        """Train up to a step, from where the track stands."""
+        micro = first_micro_batch(self.setting.config, self.group.device)
+        run_steps(
+            learner, track, until=until, micro_batch=micro, held_out=self.held_out, stop=self.stop, tell=self.tell
+        )
+
+
+def train(
+    config: TrainConfig,
+    *,
+    group: Group | None = None,
+    compile: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Path:
+    """Train the embeddings of a configuration and return the output folder.
+
+    A training that was stopped goes on by itself; a finished one is left alone. restart throws away what an unfinished
+    training of another configuration has left at the same place. tell is told of every step.
+
+    Raises:
+        LepmergeError: every fault of configuration, model and data before training; TrainingError and Stopped in it.
+    """
+    group = group or Group(torch.device("cpu"))
+    setting = prepare(config)
+    staging = Staging(config.target)
+    if group.rank == 0:
+        staging.repair()
+    group.wait()
+    if _is_complete(config, setting):
+        if group.rank == 0:
+            staging.tidy(setting.fingerprint)
+        return config.target
+    inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
+    check_target(config.target, inputs=inputs, overwrite=overwrite)
+    if not restart:
+        _refuse_another(staging, setting)
+    check_space(config.target, _bytes_to_write(setting))
+    with _opened(staging, setting, group), staging.translated():
+        check_target(config.target, inputs=inputs, overwrite=overwrite)  # the lock is ours only now
+        with StopSignal().listening() as stop:
+            session = open_session(setting, staging.folder, group, stop, tell or _silent, compile=compile)
+            learner, track, sweep = _trained(session, staging.folder)
+        if group.rank == 0:
+            write_output(setting, learner, staging, track, sweep)
+            staging.publish(overwrite=overwrite)
+        group.wait()
+    return config.target
+
+
+def open_session(
+    setting: Setting, folder: Path, group: Group, stop: StopSignal, tell: Tell, *, compile: bool = False
+) -> Session:
+    """Tokenize what is not yet tokenized, load the body and the held-out text."""
+    config = setting.config
+    tokens = folder / "tokens"
+
+    def reading(what: str, num_bytes: int) -> None:
+        tell({"reading": what, "bytes": num_bytes})
+        stop.check()
+
+    if group.rank == 0:
+        blocks_of(setting, tokens, reading)
+    group.wait()
+    blocks = blocks_of(setting, tokens)
+    held_out = held_out_texts(setting)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    body = load_body(
+        setting.base.folder,
+        dtype=dtype,
+        device=group.device,
+        isolated=config.packing == "documents",
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    if compile:
+        body.compile()
+    session = Session(setting, body, blocks, held_out, group, stop, tell)
+    if session.steps < 10:
+        tell({"note": f"the data gives only {session.steps} steps of {config.batch_size} blocks "
+                      f"({blocks.num_blocks} blocks in all): a smaller batch_size gives more"})  # fmt: skip
+    return session
+
+
+def _trained(session: Session, folder: Path) -> tuple[Learner, Track, list[dict[str, Any]]]:
+    """Return the learner after its last step, its track, and what the sweep found."""
+    config = session.setting.config
+    track = Track(folder, "train")
+    sweep: list[dict[str, Any]] = []
+    rate = config.rates[0]
+    if config.sweep is not None:
+        sweep = _swept(session, folder, until=max(1, round(session.steps * config.sweep)))
+        first = next(iter(session.held_out))
+        best = min(sweep, key=lambda entry: entry["bits_per_byte"][first])
+        rate = best["learning_rate"]
+        if not track.checkpoint.exists() and session.group.rank == 0:
+            _copy_track(_sweep_track(folder, rate), track)
+        session.group.wait()
+    learner = session.learner(rate)
+    session.run(learner, track, until=session.steps)
+    return learner, track, sweep
+
+
+def _swept(session: Session, folder: Path, *, until: int) -> list[dict[str, Any]]:
+    """Train every rate up to a step; return rate → held-out bits per byte then."""
+    found = []
+    for rate in session.setting.config.rates:
+        track = _sweep_track(folder, rate)
+        position = position_of(track.checkpoint)
+        if position is None or position.step < until:
+            session.tell({"note": f"tries learning_rate {rate:g} for {until} of {session.steps} steps"})
+            session.run(session.learner(rate), track, until=until)
+        last = track.lines()[-1]
+        found.append({"learning_rate": rate, "steps": last["step"], "bits_per_byte": last["bits_per_byte"]})
+    return found
+
+
+def _sweep_track(folder: Path, rate: float) -> Track:
+    return Track(folder, f"rate-{rate:g}")
+
+
+def _copy_track(source: Track, target: Track) -> None:
+    """Copy a run of steps; the checkpoint, which makes it valid, comes last."""
+    shutil.copyfile(source.metrics, target.metrics)
+    shutil.copyfile(source.speed, target.speed)
+    temporary = target.checkpoint.with_name("copy.new")
+    shutil.copyfile(source.checkpoint, temporary)
+    temporary.replace(target.checkpoint)
+
+
+@contextmanager
+def _opened(staging: Staging, setting: Setting, group: Group) -> Iterator[None]:
+    """Open the staging folder in the first process, while the others wait for it."""
+    with staging.opened(setting.fingerprint) if group.rank == 0 else nullcontext():
+        if group.rank == 0:
+            (staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
+        group.wait()
+        yield
+
+
+def _is_complete(config: TrainConfig, setting: Setting) -> bool:
+    report = finished_report(config.target)
+    return report is not None and report.get("fingerprint") == setting.fingerprint
+
+
+def _refuse_another(staging: Staging, setting: Setting) -> None:
+    """Raise OutputError rather than throw away the work of another configuration."""
+    tracks = [path for path in sorted(staging.folder.glob("*.safetensors"))]
+    if not tracks or staging.fingerprint() == setting.fingerprint:
+        return
+    step = max((position.step for path in tracks if (position := position_of(path))), default=0)
+    raise OutputError(
+        f"{staging.folder} holds {step} steps of a training that differs ({_difference(staging.folder, setting)}): go "
+        f"on with that one, choose another output, or throw its steps away with --restart"
+    )
+
+
+def _difference(folder: Path, setting: Setting) -> str:
+    """Return the first key in which the configuration of a staging folder differs."""
+    try:
+        before = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return "its configuration is not known"
+    for key, value in setting.config.plain().items():
+        if before.get(key) != value:
+            return f"{key} was {json.dumps(before.get(key), ensure_ascii=False)}"
+    return "a file of the model, the tokenizer or the data has changed"
+
+
+def _bytes_to_write(setting: Setting) -> int:
+    """Return the bytes of the tables, and of the checkpoint that stands and the one that is being written."""
+    tables = sum(setting.start.table(role).num_bytes for role in setting.rows)
+    trained = sum(len(rows) for rows in setting.rows.values()) * setting.start.table("input_embeddings").row_width
+    return tables + 2 * 12 * trained + SMALL_FILES
+
+
+def _silent(event: dict[str, Any]) -> None:
+    pass

@@ -1,0 +1,110 @@
+"""What a training configuration means for the models it names: the swapped model, its trained rows, its identity."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lepmerge.checkpoint import files_of, is_embeddings_only, open_checkpoint
+from lepmerge.errors import CheckpointError, RecipeError
+from lepmerge.model import INPUT, OUTPUT, Model
+from lepmerge.operations.swap_vocabulary import swap_vocabulary
+from lepmerge.references import Reference, resolve
+from lepmerge.tokenization.corpus import find_files
+from lepmerge.training.config import Source, TrainConfig
+from lepmerge.training.tables import new_rows
+from lepmerge.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration with its models opened; only headers and small files were read.
+
+    base: the model as it is. start: the base with the new vocabulary and its initial rows, lazy. rows: role of each
+    table → the trained rows of it, empty for a frozen table.
+    """
+
+    config: TrainConfig
+    reference: Reference
+    base: Model
+    start: Model
+    rows: Mapping[str, range]
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """What the tokenizer puts before a text, such as <s>; every document and every part of one begins with it."""
+        tokenizer = self.start.vocabulary.tokenizer
+        bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+        return next(whole[:place] for place in range(len(whole) + 1) if whole[place : place + len(bare)] == bare)
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """The id after a document, the model's eos token; None when it has none."""
+        config = self.start.config
+        found = config.get("eos_token_id")
+        return found[0] if isinstance(found, list) and found else found if isinstance(found, int) else None
+
+    def files(self, source: Source) -> list[Path]:
+        """Return the files of a source; a relative path is looked up beside the configuration."""
+        local = self.config.resolve(source.path)
+        there = local.exists() or any(sign in source.path for sign in "*?[")
+        return find_files([local if there else source.path], split=source.split)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity of everything that decides what is learned."""
+        evaluated = self.config.evaluate.data.values() if self.config.evaluate else []
+        files = [
+            *(file.path for file in files_of(self.base)),
+            *(file for source in [*self.config.data, *evaluated] for file in self.files(source)),
+        ]
+        return digest({"config": self.config.plain(), "vocabulary": self.vocabulary_digest, "files": identities(files)})
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        return digest(self.start.vocabulary.spec)
+
+
+def prepare(config: TrainConfig) -> Setting:
+    """Open the models of a configuration and check that they belong together.
+
+    Raises:
+        LepmergeError: model or tokenizer cannot be read or trained, or its rows cannot be told apart as asked.
+    """
+    reference = resolve(config.model.path or "", revision=config.model.revision, relative_to=config.folder)
+    base = open_checkpoint(reference, name="model")
+    if is_embeddings_only(base):
+        raise CheckpointError(f"model: {base.folder} holds only embeddings: name the whole base model")
+    if "quantization_config" in base.config:
+        raise CheckpointError(f"model: {base.folder} is quantized: train on the original weights")
+    vocabulary = base.vocabulary
+    if config.tokenizer is not None:
+        vocabulary = Vocabulary.in_folder(resolve(config.tokenizer, relative_to=config.folder).folder)
+    init = config.init if isinstance(config.init, str) else {INPUT: config.init.input, OUTPUT: config.init.output}
+    base.require_row_of_every_token()
+    start = base if config.tokenizer is None else swap_vocabulary(base, tokenizer=vocabulary, init=init)
+    return Setting(config, reference, base, start, _trained_rows(config, base, start))
+
+
+def _trained_rows(config: TrainConfig, base: Model, start: Model) -> dict[str, range]:
+    tables = {"input": [INPUT], "output": [OUTPUT], "both": [INPUT, OUTPUT]}[config.train.tables]
+    if start.tied and config.train.tables != "both":
+        raise RecipeError(
+            f"train.tables: {config.train.tables}: the input and output embeddings of {base.folder} are one tensor "
+            f"(tied): use both"
+        )
+    rows = new_rows(base, start.vocabulary) if config.train.rows == "new" else range(start.num_rows)
+    return {role: rows if role in tables else range(0) for role in start.tables}
+
+
+def identities(paths: Iterable[Path]) -> list[list[Any]]:
+    """Return path, inode, size and time of change of files: a file that was written anew is another one."""
+    return [[str(path), s.st_ino, s.st_size, s.st_mtime_ns] for path in paths for s in [os.stat(path)]]
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
