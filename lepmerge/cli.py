@@ -1,4 +1,4 @@
-"""The commands: run, plan, inspect, diff."""
+"""The commands: run, plan, inspect, diff, and the groups of commands/."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import click
 
 import lepmerge
 from lepmerge.commands.tokenizer import tokenizer
+from lepmerge.commands.train import run_training, show_estimate, train, unfinished
 from lepmerge.console import CommandGroup, human_bytes, progress_bar, table
 
 
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 main.add_command(tokenizer)
+main.add_command(train)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -47,6 +49,7 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but err
 @main.command()
 @_recipe
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--train", "train_", is_flag=True, help="First train, or go on training, the models that need it.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--overwrite", is_flag=True, help="Replace the model at output.path, once the new one is complete.")
 @click.option(
@@ -62,6 +65,7 @@ def run(
     recipe: str,
     overrides: tuple[str, ...],
     dry_run: bool,
+    train_: bool,
     device: str,
     overwrite: bool,
     link: str | None,
@@ -79,11 +83,16 @@ def run(
     from lepmerge.plan import make_plan
     from lepmerge.recipe import load_recipe
 
-    plan = make_plan(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
     if dry_run:
-        _show_plan(plan, as_json)
+        _show_plan(loaded, as_json)
         return
-    from lepmerge.execute import run_plan
+    from lepmerge.execute import choose_device, run_plan
+
+    if train_:
+        for config in unfinished(loaded).values():
+            run_training(config, device=choose_device(device), overwrite=overwrite, quiet=quiet or as_json)
+    plan = make_plan(loaded)
 
     total = plan.num_bytes["written"] + sum(reduction.work() for reduction in plan.reductions)
     with progress_bar(total, quiet=quiet or as_json) as progress:
@@ -107,10 +116,9 @@ def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:
       lepmerge plan recipe.yaml --set steps.0.method=delta
     """
-    from lepmerge.plan import make_plan
     from lepmerge.recipe import load_recipe
 
-    _show_plan(make_plan(load_recipe(recipe, overrides)), as_json)
+    _show_plan(load_recipe(recipe, overrides), as_json)
 
 
 @main.command()
@@ -176,10 +184,16 @@ def _pairs(values: dict[str, Any] | None) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in (values or {}).items())
 
 
-def _show_plan(plan: Any, as_json: bool) -> None:
-    from lepmerge.plan import describe
+def _show_plan(recipe: Any, as_json: bool) -> None:
+    """Show the plan of a recipe; where a model is not trained yet, what its training will take."""
+    from lepmerge.plan import describe, make_plan
 
-    described = describe(plan)
+    for name, config in unfinished(recipe).items():
+        if not as_json:
+            click.echo(f"model     {name}: to be trained first, by `lepmerge run --train`; the plan stands when it is")
+        show_estimate(config, "auto", as_json)
+        return
+    described = describe(make_plan(recipe))
     if as_json:
         click.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return

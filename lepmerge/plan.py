@@ -15,7 +15,7 @@ from lepmerge.errors import LepmergeError, RecipeError
 from lepmerge.model import Model
 from lepmerge.operations import OPERATIONS
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
-from lepmerge.recipe import Arithmetic, InitPerTable, PerTable, Recipe
+from lepmerge.recipe import Arithmetic, InitPerTable, PerTable, Recipe, TrainedEntry
 from lepmerge.references import Reference, resolve
 from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
 from lepmerge.tensors import (
@@ -104,10 +104,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
     """
-    references = {
-        name: resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
-        for name, entry in recipe.models.items()
-    }
+    references = {name: _reference(recipe, name) for name in recipe.models}
     models = {name: open_checkpoint(reference, name=name) for name, reference in references.items()}
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
@@ -129,6 +126,22 @@ def make_plan(recipe: Recipe) -> Plan:
 def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
     """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
     return open_checkpoint(resolve(str(reference), revision=revision))
+
+
+def _reference(recipe: Recipe, name: str) -> Reference:
+    entry = recipe.models[name]
+    if not isinstance(entry, TrainedEntry):
+        return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+    from lepmerge.training.config import load_train_config
+    from lepmerge.training.output import is_finished
+
+    config = load_train_config(recipe.resolve(entry.train))
+    if not is_finished(config):
+        raise RecipeError(
+            f"models.{name}: {config.target} does not hold what {entry.train} trains: run `lepmerge train "
+            f"{recipe.resolve(entry.train)}` first, or give `lepmerge run` --train"
+        )
+    return Reference(entry.train, config.target)
 
 
 def _keywords(step: Any, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:

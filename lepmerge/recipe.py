@@ -25,6 +25,12 @@ class ModelEntry(Strict):
     revision: str | None = None
 
 
+class TrainedEntry(Strict):
+    """A model that a training configuration makes: the embeddings that `lepmerge train` writes."""
+
+    train: str
+
+
 class PerTable(Strict):
     """A method for each table."""
 
@@ -92,7 +98,7 @@ class Output(Strict):
 class Recipe(Strict):
     """How a checkpoint is transformed."""
 
-    models: dict[str, ModelEntry]
+    models: dict[str, ModelEntry | TrainedEntry]
     start: str = "instruct"
     """The model that the steps transform."""
     steps: list[Step] = []
@@ -117,11 +123,17 @@ class Recipe(Strict):
     def to_yaml(self) -> str:
         """Return the recipe as YAML, defaults left out."""
         plain = self.model_dump(exclude_defaults=True, exclude_none=True)
-        plain["models"] = {name: model if len(model) > 1 else model["path"] for name, model in plain["models"].items()}
+        plain["models"] = {
+            name: model["path"] if model.keys() == {"path"} else model for name, model in plain["models"].items()
+        }
         plain["start"] = self.start
         plain["steps"] = [step.model_dump(exclude_none=True) for step in self.steps]
         order = [key for key in Recipe.model_fields if key in plain]
         return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True, width=100)
+
+    def trainings(self) -> dict[str, Path]:
+        """Return name → training configuration of the models that are trained."""
+        return {name: self.resolve(e.train) for name, e in self.models.items() if isinstance(e, TrainedEntry)}
 
     def plan(self, **options: Any):
         """Return the plan of this recipe; see lepmerge.plan.make_plan."""
@@ -158,12 +170,14 @@ def _names_a_path(key: str, value: str) -> bool:
     )
 
 
-_TABLES: dict[str, type[BaseModel]] = {"PerTable": PerTable, "InitPerTable": InitPerTable}
+_CHOICES: dict[str, type[BaseModel]] = {
+    schema.__name__: schema for schema in (PerTable, InitPerTable, ModelEntry, TrainedEntry)
+}
 _SCHEMA = Schema(
     Recipe,
     what="recipe",
     parts={"models": ModelEntry, "output": Output},
-    choices={**_TABLES, **STEPS},
+    choices={**_CHOICES, **STEPS},
     names_a_path=_names_a_path,
     short_form={"models": "path"},
 )

@@ -36,6 +36,7 @@ LAYERS = {  # module or folder → layer; a module may import lower layers, and 
     "console": 5,
     "commands": 5,
     "cli": 5,
+    "__main__": 6,
     "__init__": 6,
 }
 METHODS = {("recipe", "plan"), ("recipe", "execute"), ("plan", "execute")}

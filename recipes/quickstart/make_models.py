@@ -1,4 +1,4 @@
-"""Makes the models and the test data of this quickstart from texts that Debian packages hold.
+"""Makes the models and the texts of this quickstart from texts that Debian packages hold.
 
     python recipes/quickstart/make_models.py
 
@@ -7,6 +7,7 @@ The same packages, library versions and thread count give the same bytes.
 
 import argparse
 import copy
+import gzip
 import json
 import math
 import random
@@ -16,10 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from evaluate import split_text
 from fetch_text import FAMILIES, Document, fetch_documents
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
@@ -36,12 +35,12 @@ CHAT_TEMPLATE = (
 QUESTIONS = {"en": "Where is this text from?", "ru": "Откуда этот текст?"}
 BATCH_SIZE = 16
 NUM_CONTEXT_TOKENS = 160
-BASE_STEPS, INSTRUCT_STEPS, ADAPTED_STEPS = 1400, 600, 400
-INSTRUCT_RATE, ADAPTED_RATE = 2e-3, 3e-3
+BASE_STEPS, INSTRUCT_STEPS = 1400, 600
+INSTRUCT_RATE = 2e-3
 RUSSIAN_SHARE = 10  # the old tokenizer sees every tenth Russian paragraph
-ENGLISH_SHARE = 5
 HELD_OUT_CHARACTERS = 17_000
 TASK_EXAMPLES = 100
+TRAINING_CHARACTERS = 1_000_000
 
 
 def train_tokenizer(paragraphs: Iterable[str]) -> Tokenizer:
@@ -216,33 +215,23 @@ def fine_tune(base: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[Docu
     return model
 
 
-def extend_table(table_VD: torch.Tensor, old: Tokenizer, new: Tokenizer) -> torch.Tensor:
-    """Rows for the new tokens: the mean of the old rows of each one's old tokens."""
-    tokens = [new.id_to_token(index) for index in range(NUM_OLD_TOKENS, new.get_vocab_size())]
-    pieces = [[token.id for token in old.model.tokenize(token)] for token in tokens]
-    return torch.stack([table_VD[piece].mean(dim=0) for piece in pieces])
-
-
-def train_new_rows(base: LlamaForCausalLM, old: Tokenizer, new: Tokenizer, paragraphs: list[str]) -> dict:
-    """The two embedding tables for the new vocabulary; only the rows of new tokens were trained."""
-    base.requires_grad_(False)
-    old_input, old_output = base.model.embed_tokens.weight, base.lm_head.weight
-    new_input = torch.nn.Parameter(extend_table(old_input, old, new))
-    new_output = torch.nn.Parameter(extend_table(old_output, old, new))
-    stream = encode_stream(new, paragraphs)
-
-    def compute_loss() -> torch.Tensor:
-        rows = sample_rows(stream, BATCH_SIZE)
-        embedded = F.embedding(rows, torch.cat([old_input, new_input]))
-        hidden = base.model(inputs_embeds=embedded).last_hidden_state
-        logits = hidden[:, :-1] @ torch.cat([old_output, new_output]).T
-        return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-    optimize([new_input, new_output], compute_loss, num_steps=ADAPTED_STEPS, learning_rate=ADAPTED_RATE)
-    return {
-        "model.embed_tokens.weight": torch.cat([old_input, new_input.detach()]).half(),
-        "lm_head.weight": torch.cat([old_output, new_output.detach()]).half(),
-    }
+def write_training_text(folder: Path, documents: list[Document]) -> None:
+    """Writes train_ru.jsonl.gz, Russian paragraphs of all families for the training of the embeddings."""
+    rows = [
+        {"family": document.family, "text": paragraph}
+        for document in documents
+        if document.language == "ru"
+        for paragraph in document.paragraphs
+    ]
+    generator = random.Random(0)
+    generator.shuffle(rows)
+    num_characters, chosen = 0, []
+    while num_characters < TRAINING_CHARACTERS:
+        chosen.append(rows.pop())
+        num_characters += len(chosen[-1]["text"])
+    chosen.sort(key=lambda row: list(FAMILIES).index(row["family"]))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
+    (folder / "train_ru.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
 
 
 def write_held_out(folder: Path, documents: list[Document]) -> None:
@@ -282,6 +271,7 @@ def main() -> None:
     set_seed(0)
     held_out = [document for document in documents if document.is_held_out and document.language == "ru"]
     write_held_out(folder, held_out)
+    write_training_text(folder, training)
 
     old = train_tokenizer(english + russian[::RUSSIAN_SHARE])
     new = extend_tokenizer(old, russian)
@@ -290,7 +280,6 @@ def main() -> None:
     save_tokenizer(old, folder / "base")
     save_tokenizer(chat, folder / "instruct", end_token="<|end|>")
     save_tokenizer(new, folder / "vocabulary")
-    save_tokenizer(new, folder / "adapted")
     (folder / "instruct" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
     print("base", flush=True)
@@ -302,13 +291,6 @@ def main() -> None:
     print("instruct", flush=True)
     set_seed(2)
     fine_tune(base, chat, training).half().save_pretrained(folder / "instruct")
-
-    print("adapted", flush=True)
-    set_seed(3)
-    tables = train_new_rows(base, old, new, russian + english[::ENGLISH_SHARE])
-    save_file(tables, folder / "adapted" / "embeddings.safetensors")
-    base.config.vocab_size = new.get_vocab_size()
-    base.config.save_pretrained(folder / "adapted")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Runs the quickstart's recipes and prints what each way of changing the vocabulary gains and costs.
+"""Runs the quickstart: trains the embeddings, runs the recipes, prints what each way of changing the vocabulary does.
 
 python recipes/quickstart/run.py
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 from evaluate import print_table
@@ -15,6 +17,8 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 
 
 def main() -> None:
+    train = [sys.executable, "-m", "lepmerge", "train", str(HERE / "train.yaml"), "--device", "cpu", "--overwrite"]
+    subprocess.run(train, check=True)
     folders = {"instruct, old vocabulary": HERE / "instruct"}
     folders["mean of old rows"] = lepmerge.load_recipe(HERE / "mean.yaml").run(overwrite=True)
     for method in METHODS:

@@ -1,0 +1,219 @@
+"""lepmerge train: the embeddings of a base model learn a new vocabulary."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lepmerge.console import human_bytes, table
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. model=PATH.")
+@click.option("--dry-run", is_flag=True, help="Print tokens, steps, memory and FLOP, and stop.")
+@click.option("--probe", metavar="STEPS", type=click.IntRange(min=1),
+              help="Rank inits and learning rates by so many steps of each, and stop.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--compile", is_flag=True, help="Compile the body with torch.compile.")
+@click.option("--full", type=click.Path(file_okay=False), help="Also write the whole adapted base model, here.")
+@click.option("--overwrite", is_flag=True, help="Replace a finished training at the output.")
+@click.option("--restart", is_flag=True, help="Throw away the steps of an unfinished training that differs.")
+@click.option("--log-with", "trackers", multiple=True, metavar="TRACKER", help="tensorboard, wandb, … (accelerate's).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def train(
+    config: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    probe: int | None,
+    device: str,
+    compile: bool,
+    full: str | None,
+    overwrite: bool,
+    restart: bool,
+    trackers: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train only the embeddings of a base model on plain text. A training that was stopped goes on where it was.
+
+    \b
+    Example:
+      lepmerge train mistral-7b-ru.train.yaml --set batch_size=64
+      accelerate launch -m lepmerge train mistral-7b-ru.train.yaml
+    """
+    from lepmerge.training.config import load_train_config
+
+    loaded = load_train_config(config, overrides)
+    from lepmerge.execute import choose_device
+
+    chosen = choose_device(device)
+    if dry_run:
+        show_estimate(loaded, device, as_json)
+        return
+    if probe is not None:
+        from lepmerge.training.learner import Group
+        from lepmerge.training.probe import probe as probe_steps
+
+        with _progress(quiet or as_json) as tell:
+            found = probe_steps(loaded, steps=probe, group=Group(chosen), tell=tell)
+        _show_probe(found, as_json)
+        return
+    report = run_training(
+        loaded, device=chosen, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
+        quiet=quiet or as_json,
+    )  # fmt: skip
+    if report is None:  # another process of the group tells
+        return
+    if full is not None:
+        _write_full(loaded, Path(full), device, overwrite, quiet or as_json)
+    if as_json:
+        click.echo(json.dumps({"output": str(loaded.target), **report}, indent=2, ensure_ascii=False))
+    elif not quiet:
+        _show_report(report)
+        click.echo(f"{full or loaded.target}")
+
+
+def run_training(
+    config: Any,
+    *,
+    device: Any,
+    quiet: bool,
+    compile: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    trackers: tuple[str, ...] = (),
+) -> dict[str, Any] | None:
+    """Train with a progress bar; return the report, None in all processes but the first."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from lepmerge.training.output import finished_report
+    from lepmerge.training.processes import Processes, check_trackers
+    from lepmerge.training.run import train as train_embeddings
+
+    disable_progress_bar()
+    check_trackers(trackers)
+    processes = Processes(device, trackers)
+    processes.track(config)
+    is_main = processes.group.rank == 0
+    with _progress(quiet or not is_main) as show:
+
+        def tell(event: dict[str, Any]) -> None:
+            show(event)
+            processes.log(event)
+
+        train_embeddings(
+            config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, tell=tell
+        )
+    processes.close()
+    return finished_report(config.target) if is_main else None
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """Yield what is told of every step: a bar with tokens/s, ETA, bits per byte and memory; notes stay on stderr."""
+    from tqdm import tqdm
+
+    with tqdm(unit="tok", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr) as bar:
+        shown: dict[str, str] = {}
+
+        def tell(event: dict[str, Any]) -> None:
+            if "note" in event:
+                if not quiet:
+                    bar.clear()
+                    click.echo(f"{click.style('note:', fg='yellow')} {event['note']}", err=True)
+            elif "reading" in event:
+                bar.set_description_str(f"reading {event['reading']}"[:48], refresh=False)
+                bar.refresh()
+            elif "loss" in event:
+                bar.total = bar.n + event["step_tokens"] * (event["until"] - event["step"] + 1)
+                bar.set_description_str(f"step {event['step']}/{event['until']}", refresh=False)
+                shown["loss"] = f"{event['loss']:.3f}"
+                for name, bits in event.get("bits_per_byte", {}).items():
+                    shown[f"{name} bits/byte"] = f"{bits:.3f}"
+                shown["memory"] = human_bytes(event.get("gpu_memory", event["memory"]))
+                bar.set_postfix(shown, refresh=False)
+                bar.update(event["step_tokens"])
+
+        yield tell
+
+
+def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
+    """Write the base model with the trained embeddings, by the recipe that says so."""
+    from lepmerge.console import progress_bar
+    from lepmerge.execute import run_plan
+    from lepmerge.plan import make_plan
+    from lepmerge.recipe import ModelEntry, Output, PropagateEmbeddings, Recipe
+
+    step = PropagateEmbeddings(op="propagate_embeddings", base="base", adapted="adapted", method="swap")
+    model = config.resolve(config.model.path)
+    base = config.model.model_copy(update={"path": str(model)}) if model.exists() else config.model
+    recipe = Recipe(
+        models={"base": base, "adapted": ModelEntry(path=str(config.target.absolute()))},
+        start="base",
+        steps=[step],
+        output=Output(path=str(folder.absolute())),
+    )
+    plan = make_plan(recipe)
+    with progress_bar(plan.num_bytes["written"], quiet=quiet) as progress:
+        run_plan(plan, device=device, overwrite=overwrite, progress=progress)
+
+
+def unfinished(recipe: Any) -> dict[str, Any]:
+    """Return name → training configuration of a recipe's models that are not trained yet, or otherwise."""
+    trainings = recipe.trainings()
+    if not trainings:
+        return {}
+    from lepmerge.training.config import load_train_config
+    from lepmerge.training.output import is_finished
+
+    configs = {name: load_train_config(path) for name, path in trainings.items()}
+    return {name: config for name, config in configs.items() if not is_finished(config)}
+
+
+def show_estimate(config: Any, device: str, as_json: bool) -> None:
+    """Print what a training will take."""
+    from lepmerge.execute import choose_device
+    from lepmerge.training.estimate import estimate
+    from lepmerge.training.setting import prepare
+
+    found = estimate(prepare(config), choose_device(device))
+    if as_json:
+        click.echo(json.dumps({"output": str(config.target), **found}, indent=2, ensure_ascii=False))
+        return
+    rows = found["rows"]
+    about = "" if found["tokens_are_exact"] else "about "
+    memory = {part: size for part, size in found["memory"].items() if size and part != "total"}
+    click.echo(f"output    {config.target}")
+    click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained']}")
+    for path, source in found["sources"].items():
+        click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
+    click.echo(
+        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of {found['tokens_per_step']:,} "
+        f"({found['micro_batch']} × {config.block_size} at once)"
+    )
+    click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "
+               f"{', '.join(f'{part} {human_bytes(size)}' for part, size in memory.items())}")  # fmt: skip
+    click.echo(f"compute   {found['flop']:.2e} FLOP, {found['flop_per_token'] / 1e9:.3g} GFLOP a token")
+
+
+def _show_probe(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    names = list(found[0]["bits_per_byte"])
+    rows = [[entry["init"], f"{entry['learning_rate']:g}", *entry["bits_per_byte"].values()] for entry in found]
+    click.echo(table(rows, header=["init", "learning rate", *(f"{name} bits per byte" for name in names)]))
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    loss, bits = report["loss"], report["bits_per_byte"]
+    click.echo(f"{report['steps']} steps, {report['tokens']:,} tokens, learning rate {report['learning_rate']:g}: "
+               f"loss {loss['first']:.3f} → {loss['last']:.3f}")  # fmt: skip
+    for name, first in bits.get("first", {}).items():
+        click.echo(f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte")

@@ -1,0 +1,46 @@
+"""A few steps for every init and rate: which beginning is worth a training."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lepmerge.errors import RecipeError
+from lepmerge.operations.inits import INITS
+from lepmerge.training.config import TrainConfig
+from lepmerge.training.learner import Group
+from lepmerge.training.loop import StopSignal, Tell, Track
+from lepmerge.training.run import open_session
+from lepmerge.training.setting import prepare
+
+PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
+"""What is tried where the configuration gives one rate (paper section 2.4.1)."""
+WARMUP_SHARE = 0.1
+
+
+def probe(config: TrainConfig, *, steps: int, group: Group, tell: Tell) -> list[dict[str, Any]]:
+    """Return init, rate and held-out bits per byte after `steps` steps of each, best first; nothing is kept.
+
+    The rate rises for a tenth of the steps, then stays.
+
+    Raises:
+        RecipeError: no held-out text to judge by.
+    """
+    if config.evaluate is None:
+        raise RecipeError("--probe ranks by held-out bits per byte: give evaluate.data")
+    rates = config.rates if len(config.rates) > 1 else list(PROBED_RATES)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="lepmerge-probe-") as temporary, StopSignal().listening() as stop:
+        folder = Path(temporary)
+        for init in INITS if config.tokenizer else ["mean"]:
+            changed = {"init": init, "warmup_steps": max(1, round(steps * WARMUP_SHARE)), "schedule": "constant"}
+            setting = prepare(config.model_copy(update={**changed, "learning_rate": rates[0], "sweep": None}))
+            session = open_session(setting, folder, group, stop, tell)
+            for rate in rates:
+                tell({"note": f"probes {init}, {rate:g}"})
+                track = Track(folder, f"{init}-{rate:g}")
+                session.run(session.learner(rate), track, until=min(steps, session.steps))
+                bits = track.lines()[-1]["bits_per_byte"]
+                found.append({"init": init, "learning_rate": rate, "bits_per_byte": bits})
+                track.checkpoint.unlink()
+    first = next(iter(config.evaluate.data))
+    return sorted(found, key=lambda entry: entry["bits_per_byte"][first])

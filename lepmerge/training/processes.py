@@ -1,0 +1,62 @@
+"""The processes of one training, as `accelerate launch` starts them, and the trackers that accelerate knows."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lepmerge.errors import TrainingError
+from lepmerge.training.config import TrainConfig
+from lepmerge.training.learner import Group
+
+
+class Processes:
+    """This process among those that train together; a plain start is a group of one on `device`."""
+
+    def __init__(self, device: torch.device, trackers: Sequence[str] = ()) -> None:
+        self.group = Group(device)
+        self.accelerator: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or trackers:
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None)
+            state = self.accelerator.state
+            self.group = Group(state.device, state.process_index, state.num_processes)
+
+    def track(self, config: TrainConfig) -> None:
+        """Start the trackers; TensorBoard writes beside the output, into NAME.logs.
+
+        Raises:
+            TrainingError: a tracker is not installed.
+        """
+        if self.accelerator is None or not self.accelerator.log_with:
+            return
+        self.accelerator.project_configuration.set_directories(str(config.target) + ".logs")
+        settings = {key: value for key, value in config.plain().items() if isinstance(value, int | float | str)}
+        self.accelerator.init_trackers("lepmerge", settings)
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Hand the figures of a step to the trackers."""
+        if self.accelerator is None or "loss" not in event:
+            return
+        values = {key: event[key] for key in ("loss", "learning_rate", "grad_norm", "tokens")}
+        values |= {f"bits_per_byte/{name}": bits for name, bits in event.get("bits_per_byte", {}).items()}
+        self.accelerator.log(values, step=event["step"])
+
+    def close(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raise TrainingError for a tracker that is unknown to accelerate or not installed."""
+    if not trackers:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    there = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in there:
+            raise TrainingError(f"--log-with {tracker}: not installed or not known to accelerate; there is "
+                                f"{', '.join(there) or 'none'}")  # fmt: skip
