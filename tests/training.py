@@ -1,0 +1,109 @@
+"""What the tests of training share: a small setting on disk, and a plain training to compare with."""
+
+import json
+from pathlib import Path
+
+import pico
+import torch
+import torch.nn.functional as F
+import yaml
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from lepmerge.training.config import TrainConfig, load_train_config
+from lepmerge.training.learner import Group, Learner, num_steps
+from lepmerge.training.loop import StopSignal
+from lepmerge.training.run import Session, open_session
+from lepmerge.training.setting import prepare
+
+CPU = torch.device("cpu")
+
+
+def extended(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with the letters of the Russian alphabet as new tokens behind the old ones."""
+    spec = json.loads(tokenizer.to_str())
+    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    for letter in "абвгдежзийклмнопрстуфхцчшщъыьэюя":
+        ((token, _),) = tokenizer.pre_tokenizer.pre_tokenize_str(letter)
+        assert len(token) == 2 and token not in vocab
+        vocab[token] = max(vocab.values()) + 1
+        merges.append(list(token))
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def write_setting(
+    folder: Path, tokenizer: Tokenizer, *, tied: bool = False, new: Tokenizer | None = None, repeat: int = 6, **options
+) -> Path:
+    """Write base, vocabulary, text and config.yaml into a folder; return the configuration's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pico.save_model(folder / "base", tokenizer, tied=tied, dtype=options.pop("dtype", torch.float32))
+    pico.save_tokenizer(new or extended(tokenizer), folder / "vocabulary")
+    lines = [f"{text} {number}" for number in range(repeat) for text in pico.RUSSIAN + pico.ENGLISH]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    (folder / "held_out.txt").write_text("\n\n".join(pico.RUSSIAN))
+    config = {
+        "model": "base",
+        "tokenizer": "vocabulary",
+        "data": "corpus.jsonl",
+        "block_size": 48,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "evaluate": {"data": {"ru": "held_out.txt"}, "every": 3},
+        "checkpoint_every": 2,
+        "output": "out",
+        **options,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
+    return folder / "config.yaml"
+
+
+def session_of(path: Path, *overrides: str) -> Session:
+    """Return what training the configuration would start with."""
+    config = load_train_config(path, overrides)
+    return open_session(prepare(config), path.parent / "work", Group(CPU), StopSignal(), lambda event: None)
+
+
+def plain_training(config: TrainConfig, session: Session, learner: Learner, *, steps: int) -> dict[str, torch.Tensor]:
+    """Return the tables after `steps` steps of a plain torch loop: whole model, autograd, full logits, AdamW.
+
+    Rows that are not trained are put back after every step, which is exact as long as only trained rows are compared.
+    """
+    model = AutoModelForCausalLM.from_pretrained(session.setting.base.folder, dtype=torch.float32)
+    tables = {role: table.table_VD.clone().requires_grad_() for role, table in learner.tables.items()}
+    input_table = tables["input_embeddings"]
+    output_table = tables.get("output_embeddings", input_table)
+    spans = {role: slice(rows.start, rows.stop) for role, rows in session.setting.rows.items()}
+    masters = {role: table.detach()[spans[role]].clone().requires_grad_() for role, table in tables.items()}
+    trained = [master for role, master in masters.items() if len(master)]
+    optimizer = torch.optim.AdamW(trained, lr=1.0, betas=config.betas, weight_decay=config.weight_decay)
+    for step in range(steps):
+        batch = session.blocks.batch(learner.places(step))
+        hidden = model.model(
+            inputs_embeds=F.embedding(batch.id_BL, input_table), position_ids=batch.position_BL, use_cache=False
+        ).last_hidden_state
+        loss = F.cross_entropy((hidden @ output_table.T).flatten(0, 1), batch.label_BL.flatten())
+        loss.backward()
+        for role, table in tables.items():
+            assert table.grad is not None
+            masters[role].grad = table.grad[spans[role]].clone()
+            table.grad = None
+        if config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learner.learning_rate(step)
+        optimizer.step()
+        with torch.no_grad():
+            for role, table in tables.items():
+                table[spans[role]] = masters[role]
+    return {role: table.detach() for role, table in tables.items()}
+
+
+def stepped(session: Session, *, steps: int, micro_batch: int = 2) -> tuple[Learner, list[float]]:
+    """Return a learner after some steps, with their losses."""
+    learner = session.learner(session.setting.config.rates[0])
+    assert steps <= num_steps(session.setting.config, session.blocks)
+    losses = [learner.step(number, micro_batch=micro_batch, between=lambda: None).loss for number in range(steps)]
+    return learner, losses
