@@ -184,6 +184,10 @@ class Staging:
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise OutputError(f"{self.target.parent} cannot be written to: {error.strerror}") from error
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                raise OutputError(
+                    f"{self.target.parent} is no folder ({error.strerror}): choose another output"
+                ) from error
             raise
 
 

@@ -32,12 +32,12 @@ def extended(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def write_setting(
-    folder: Path, tokenizer: Tokenizer, *, tied: bool = False, new: Tokenizer | None = None, repeat: int = 6, **options
+    folder: Path, old: Tokenizer, *, tied: bool = False, new: Tokenizer | None = None, repeat: int = 6, **options
 ) -> Path:
     """Write base, vocabulary, text and config.yaml into a folder; return the configuration's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    pico.save_model(folder / "base", tokenizer, tied=tied, dtype=options.pop("dtype", torch.float32))
-    pico.save_tokenizer(new or extended(tokenizer), folder / "vocabulary")
+    pico.save_model(folder / "base", old, tied=tied, dtype=options.pop("dtype", torch.float32))
+    pico.save_tokenizer(new or extended(old), folder / "vocabulary")
     lines = [f"{text} {number}" for number in range(repeat) for text in pico.RUSSIAN + pico.ENGLISH]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     (folder / "held_out.txt").write_text("\n\n".join(pico.RUSSIAN))

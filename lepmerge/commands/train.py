@@ -148,15 +148,18 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
     from lepmerge.console import progress_bar
     from lepmerge.execute import run_plan
     from lepmerge.plan import make_plan
-    from lepmerge.recipe import ModelEntry, Output, PropagateEmbeddings, Recipe
+    from lepmerge.recipe import Arithmetic, ModelEntry, Output, Recipe, SwapVocabulary
 
-    step = PropagateEmbeddings(op="propagate_embeddings", base="base", adapted="adapted", method="swap")
+    steps = [
+        SwapVocabulary(op="swap_vocabulary", tokenizer="adapted"),
+        Arithmetic(op="arithmetic", tensors="embeddings", expression="adapted"),
+    ]
     model = config.resolve(config.model.path)
     base = config.model.model_copy(update={"path": str(model)}) if model.exists() else config.model
     recipe = Recipe(
         models={"base": base, "adapted": ModelEntry(path=str(config.target.absolute()))},
         start="base",
-        steps=[step],
+        steps=steps,
         output=Output(path=str(folder.absolute())),
     )
     plan = make_plan(recipe)

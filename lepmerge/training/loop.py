@@ -189,7 +189,7 @@ def _check_health(figures: StepFigures, losses: list[float], step: int, saved: i
     for what, value in (("loss", figures.loss), ("norm of the gradient", figures.grad_norm)):
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the {what} is {value}; {kept}; lower learning_rate and start again")
-    before, now = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
+    before, now = min(losses[0], sum(losses[:WINDOW]) / WINDOW), sum(losses[-WINDOW:]) / WINDOW
     if len(losses) >= 2 * WINDOW and now > before + max(1.0, 0.5 * before):
         raise TrainingError(
             f"step {step}: the loss diverges, from {before:.2f} to {now:.2f} nats a token; {kept}; lower "

@@ -1,0 +1,366 @@
+"""lepmerge train as a user runs it: output, resume after kills, sweep, probe, the recipe key, faults."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+import training
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lepmerge
+from lepmerge.errors import OutputError, Stopped, TrainingError
+from lepmerge.training.config import load_train_config
+from lepmerge.training.loop import OutOfMemory
+from lepmerge.training.run import train
+
+SPEED = {"speed.jsonl"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return file name → bytes, without what tells seconds and memory."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in SPEED}
+
+
+def trained(path: Path, *overrides: str, **options) -> Path:
+    return train(load_train_config(path, overrides), **options)
+
+
+def test_output(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, train={"rows": "new"}, dtype=torch.bfloat16)
+    before = pico.tree(tmp_path / "base", tmp_path / "vocabulary")
+    folder = trained(path)
+    assert pico.tree(tmp_path / "base", tmp_path / "vocabulary") == before
+    assert sorted(os.listdir(folder)) == [
+        "README.md", "config.json", "curves.png", "embeddings.safetensors", "generation_config.json",
+        "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    model = lepmerge.open_model(folder)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    for name, table in load_file(folder / "embeddings.safetensors").items():
+        assert table.dtype == torch.bfloat16 and len(table) == model.num_rows
+        assert torch.equal(table[: len(base[name])].view(torch.int16), base[name].view(torch.int16))
+    report = json.loads((folder / "lepmerge_train.json").read_text())
+    assert report["bits_per_byte"]["last"]["ru"] < report["bits_per_byte"]["first"]["ru"] - 0.1
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(report["steps"] + 1))
+    assert report["tokens"] == metrics[-1]["tokens"] > 0
+    with pytest.raises(OSError):
+        AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).encode("я") == lepmerge.open_model(folder).vocabulary.encode(
+        ["я".encode()]
+    )[0]  # fmt: skip
+    assert not (tmp_path / ".out.lepmerge").exists()
+
+
+def test_again_gives_the_same_bytes(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    first = trained(path)
+    stamp = (first / "embeddings.safetensors").stat().st_mtime_ns
+    assert trained(path) == first and (first / "embeddings.safetensors").stat().st_mtime_ns == stamp  # left alone
+    second = trained(path, f"output={tmp_path / 'second'}")
+    assert contents(first) == contents(second)
+
+
+def test_full_writes_a_model_that_computes_what_was_trained(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    result = pico.command("train", path, "--full", tmp_path / "full", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["output"] == str(tmp_path / "out")
+    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "full", output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    table = load_file(tmp_path / "out" / "embeddings.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(model.get_input_embeddings().weight, table)
+    bits = json.loads(result.stdout)["bits_per_byte"]["last"]["ru"]
+    session = training.session_of(path, f"model={tmp_path / 'full'}", "tokenizer=null")
+    from lepmerge.training.held_out import bits_per_byte
+
+    assert bits_per_byte(session.learner(1e-3), session.held_out)["ru"] == pytest.approx(bits, rel=1e-6)
+
+
+def start(path: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lepmerge", "train", str(path), "--device", "cpu", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(folder: Path, number: int, process: subprocess.Popen) -> None:
+    metrics = folder / ".out.lepmerge" / "train.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
+        time.sleep(0.005)
+
+
+def slow_setting(folder: Path, english, **options) -> Path:
+    """A training of a few seconds, so that it can be killed within."""
+    return training.write_setting(folder, english, repeat=40, max_tokens=20_000, train={"rows": "new"}, **options)
+
+
+def check_kills(tmp_path: Path, english, *, kills: int) -> None:
+    undisturbed = trained(slow_setting(tmp_path / "once", english))
+    path = slow_setting(tmp_path / "killed", english)
+    generator = random.Random(0)
+    steps = len((undisturbed / "metrics.jsonl").read_text().splitlines()) - 1
+    killed = 0
+    for number in range(kills):
+        process = start(path)
+        wait_for_steps(path.parent, generator.randrange(steps * number // kills, steps), process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed
+    resumed = trained(path)
+    ours, theirs = contents(resumed), contents(undisturbed)
+    for name in ("embeddings.safetensors", "metrics.jsonl", "curves.png", "README.md"):
+        assert ours[name] == theirs[name], name
+
+
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english) -> None:
+    check_kills(tmp_path, english, kills=3)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path: Path, english) -> None:
+    check_kills(tmp_path, english, kills=20)
+
+
+def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
+    path = slow_setting(tmp_path, english, checkpoint_every=1000)
+    process = start(path)
+    wait_for_steps(tmp_path, 5, process)
+    process.terminate()
+    _, stderr = process.communicate()
+    assert process.returncode == 143
+    (error,) = [line for line in stderr.splitlines() if line.startswith("error")]
+    assert "SIGTERM received: stopped after step" in error
+    assert (tmp_path / ".out.lepmerge" / "train.safetensors").exists() and not (tmp_path / "out").exists()
+    notes: list[str] = []
+    trained(path, tell=lambda event: notes.append(event.get("note", "")))
+    assert any(note.startswith("goes on after step") for note in notes)
+    other = trained(slow_setting(tmp_path / "other", english, checkpoint_every=1000))
+    assert contents(tmp_path / "out")["metrics.jsonl"] == contents(other)["metrics.jsonl"]
+
+
+def test_another_configuration_does_not_take_up_or_lose_the_steps(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+
+    def stop(event) -> None:
+        if event.get("step") == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="after step 3"):
+        trained(path, tell=stop)
+    with pytest.raises(OutputError, match=r"holds 3 steps .*learning_rate was 0.01.*--restart"):
+        trained(path, "learning_rate=1e-3")
+    kept = (tmp_path / ".out.lepmerge" / "train.safetensors").read_bytes()
+    assert kept
+    trained(path, "learning_rate=1e-3", restart=True)
+    assert json.loads((tmp_path / "out" / "lepmerge_train.json").read_text())["learning_rate"] == 1e-3
+
+
+def test_sweep_goes_on_with_the_best_rate(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, learning_rate=[1e-5, 1e-2, 1e-4], sweep="20%")
+    folder = trained(path)
+    report = json.loads((folder / "lepmerge_train.json").read_text())
+    tried = {entry["learning_rate"]: entry["bits_per_byte"]["ru"] for entry in report["sweep"]}
+    assert report["learning_rate"] == min(tried, key=lambda rate: tried[rate]) == 1e-2
+    alone = trained(path, "learning_rate=1e-2", "sweep=null", f"output={tmp_path / 'alone'}")
+    metrics = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, alone)]
+    assert [line.get("loss") for line in metrics[0]] == [line.get("loss") for line in metrics[1]]
+    assert contents(folder)["embeddings.safetensors"] == contents(alone)["embeddings.safetensors"]
+
+
+def test_probe_ranks(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, learning_rate=[1e-2, 1e-6], sweep="20%")
+    result = pico.command("train", path, "--probe", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    bits = [entry["bits_per_byte"]["ru"] for entry in found]
+    assert len(found) == 6 and bits == sorted(bits) and found[0]["learning_rate"] == 1e-2
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.lepmerge").exists()
+
+
+def test_recipe_key(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, output="adapted")
+    pico.save_instruct(tmp_path / "instruct", tmp_path / "base", english, dtype=torch.float32)
+    models = {"base": "base", "instruct": "instruct", "adapted": "{train: config.yaml}"}
+    recipe = pico.write_recipe(tmp_path / "recipe.yaml", **models)
+    planned = pico.command("plan", recipe)
+    assert planned.exit_code == 0 and "adapted: to be trained first" in planned.stdout and "steps of" in planned.stdout
+    pico.assert_one_line_error(pico.command("run", recipe), 2, "models.adapted", "lepmerge train", "--train")
+    result = pico.command("run", recipe, "--train", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "propagate_embeddings" in pico.command("plan", recipe).stdout
+    folder = lepmerge.load_recipe(recipe, ["output.path=named"]).folder
+    models["adapted"] = "adapted"
+    named = lepmerge.load_recipe(pico.write_recipe(folder / "named.yaml", **models), ["output.path=named"])
+    tables = [load_file(f / "model.safetensors") for f in (tmp_path / "out", named.run(device="cpu"))]
+    assert all(torch.equal(table, tables[1][name]) for name, table in tables[0].items())
+    path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    pico.assert_one_line_error(pico.command("run", recipe), 2, "does not hold what config.yaml trains")
+
+
+def test_nan_stops_and_names_the_last_checkpoint(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    row = english.encode(pico.ENGLISH[0]).ids[1]
+    weights["model.embed_tokens.weight"][row] = torch.inf
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    result = pico.command("train", path, "--device", "cpu", "--set", "evaluate=null")
+    pico.assert_one_line_error(result, 1, "step 1", "the loss is nan", "there is no checkpoint", "learning_rate")
+
+
+def test_diverging_loss_stops(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, learning_rate=0.9, weight_decay=3.0, max_tokens=20_000)
+    with pytest.raises(TrainingError, match=r"step \d+: the loss diverges.*last good checkpoint.*step \d+"):
+        trained(path)
+    assert (tmp_path / ".out.lepmerge" / "train.safetensors").exists()
+
+
+def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, english, monkeypatch) -> None:
+    """Memory cannot run out on purpose on a CPU; the error is the one that CUDA raises."""
+    from lepmerge.training.learner import Learner
+
+    accumulate = Learner.accumulate
+
+    def limited(self, batch, *, scale):
+        if len(batch.id_BL) > 1:
+            raise OutOfMemory("CUDA out of memory. Tried to allocate 1 GiB")
+        return accumulate(self, batch, scale=scale)
+
+    path = training.write_setting(tmp_path, english, micro_batch=4)
+    expected = trained(path, "micro_batch=1", f"output={tmp_path / 'one'}")
+    monkeypatch.setattr(Learner, "accumulate", limited)
+    notes: list[str] = []
+    folder = trained(path, tell=lambda event: notes.append(event.get("note", "")))
+    assert [note for note in notes if "memory" in note] == [
+        "out of memory: micro_batch is now 2", "out of memory: micro_batch is now 1",
+    ]  # fmt: skip
+    assert contents(folder)["embeddings.safetensors"] == contents(expected)["embeddings.safetensors"]
+    monkeypatch.setattr(Learner, "accumulate", _always_out)
+    with pytest.raises(TrainingError, match="single block of 48 tokens"):
+        trained(path, f"output={tmp_path / 'none'}")
+
+
+def _always_out(self, batch, *, scale):
+    raise OutOfMemory("CUDA out of memory. Tried to allocate 1 GiB")
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "parts"),
+    [
+        (["data=nowhere.txt"], 1, ["nowhere.txt"]),
+        (["data=empty.txt"], 1, ["empty.txt", "empty"]),
+        (["data=binary.txt"], 1, ["binary.txt:1", "binary"]),
+        (["data=[{path: corpus.jsonl, column: txet}]"], 1, ["corpus.jsonl:1", "txet", "text"]),
+        (["model=nowhere"], 1, ["nowhere"]),
+        (["tokenizer=nowhere"], 1, ["nowhere"]),
+        (["evaluate={data: {ru: empty.txt}}"], 1, ["evaluate.data.ru", "no text"]),
+        (["output=corpus.jsonl"], 1, ["corpus.jsonl"]),
+        (["output=base/out"], 1, ["lies in the input"]),
+        (["learning_rate=2"], 2, ["learning_rate", "less than 1"]),
+        (["sweep=20%"], 2, ["sweep"]),
+        (["learing_rate=1e-3"], 2, ["learing_rate", "did you mean learning_rate"]),
+    ],
+)
+def test_faults(tmp_path: Path, english, monkeypatch, change: list[str], exit_code: int, parts: list[str]) -> None:
+    path = training.write_setting(tmp_path, english)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0")
+    before = pico.tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = [part for value in change for part in ("--set", value)]
+    pico.assert_one_line_error(pico.command("train", path, "--device", "cpu", *arguments), exit_code, *parts)
+    after = {name: entry for name, entry in pico.tree(tmp_path).items() if ".lepmerge" not in name}
+    assert after == before
+
+
+def test_a_tokenizer_beyond_the_table(tmp_path: Path, english, russian) -> None:
+    path = training.write_setting(tmp_path, english, tokenizer=None)
+    pico.save_tokenizer(russian, tmp_path / "base")
+    pico.assert_one_line_error(pico.command("train", path), 1, "tokens beyond", "rows")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_that_is_absent(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    pico.assert_one_line_error(pico.command("train", path, "--device", "cuda"), 1, "cuda")
+
+
+def test_a_tiny_corpus_is_trained_and_said_to_be_tiny(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, repeat=1, batch_size=256)
+    notes: list[str] = []
+    folder = trained(path, tell=lambda event: notes.append(event.get("note", "")))
+    assert any("only 1 steps" in note for note in notes)
+    assert json.loads((folder / "lepmerge_train.json").read_text())["steps"] == 1
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = pico.command("train", path, "--set", f"output={tmp_path / 'locked' / 'out'}")
+    pico.assert_one_line_error(result, 1, "cannot be written")
+
+
+def test_output_below_a_file(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    result = pico.command("train", path, "--set", f"output={tmp_path / 'held_out.txt' / 'out'}")
+    pico.assert_one_line_error(result, 1, "held_out.txt")
+
+
+def test_a_full_disk_in_mid_run_loses_nothing(tmp_path: Path, english) -> None:
+    """The process may not write files larger than a checkpoint is: what EFBIG refuses, ENOSPC would."""
+    path = slow_setting(tmp_path, english)
+    limit = 12_000
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "lepmerge", "train", str(path), "--device", "cpu", "--set", "data=small.txt"]
+    (tmp_path / "small.txt").write_text("\n\n".join(pico.RUSSIAN * 3))
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "is full" in error and "run the same command again" in error
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    other = slow_setting(tmp_path / "other", english)
+    shutil.copy(tmp_path / "small.txt", tmp_path / "other")
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == (
+        trained(other, f"data={tmp_path / 'other' / 'small.txt'}") / "metrics.jsonl"
+    ).read_bytes()
+
+
+def test_dry_run(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    before = pico.tree(tmp_path)
+    result = pico.command("train", path, "--dry-run", "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert pico.tree(tmp_path) == before
+    report = json.loads((trained(path) / "lepmerge_train.json").read_text())
+    session = training.session_of(path)
+    assert found["tokens"] == session.blocks.sources[0].num_tokens and found["tokens_are_exact"]
+    assert abs(found["steps"] - report["steps"]) <= 0.15 * report["steps"] + 1
+    shown = pico.command("train", path, "--dry-run", "--device", "cpu").stdout
+    for word in ("tokens", "steps", "memory", "FLOP"):
+        assert word in shown
+
+
+def test_overwrite(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    trained(path)
+    with pytest.raises(OutputError, match="not empty.*--overwrite"):
+        trained(path, "learning_rate=5e-3")
+    trained(path, "learning_rate=5e-3", overwrite=True)
+    assert json.loads((tmp_path / "out" / "lepmerge_train.json").read_text())["learning_rate"] == 5e-3
