@@ -25,7 +25,7 @@ from lepmerge.training.config import Source
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.setting import Setting, digest, identities
 
-TEXTS_AT_ONCE = 4 << 20
+TEXTS_AT_ONCE = 1 << 20
 """Characters that are tokenized in one call, on all cores."""
 LONGEST_DOCUMENT = 1 << 20
 OPEN_BLOCKS = 1024

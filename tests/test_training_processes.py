@@ -1,0 +1,43 @@
+"""Several processes, as accelerate starts them, train what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import training
+from safetensors.torch import load_file
+
+from lepmerge.training.config import load_train_config
+from lepmerge.training.run import train
+
+
+def launched(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "-m", "lepmerge", "train", str(path), "--device", "cpu", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    done = launched(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = train(load_train_config(path, [f"output={tmp_path / 'alone'}"]))
+    metrics = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "out", alone)
+    ]
+    assert len(metrics[0]) == len(metrics[1]) > 5
+    for ours, theirs in zip(*metrics, strict=True):
+        assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
+        for key in ("loss", "grad_norm", "tokens"):
+            assert ours.get(key, 0) == pytest.approx(theirs.get(key, 0), rel=1e-4)
+        for name, bits in ours.get("bits_per_byte", {}).items():
+            assert bits == pytest.approx(theirs["bits_per_byte"][name], rel=1e-5)
+    tables = [load_file(folder / "embeddings.safetensors") for folder in (tmp_path / "out", alone)]
+    for name, table in tables[0].items():
+        assert (table - tables[1][name]).abs().max() < 2e-3
