@@ -36,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     block = text.split("    cd recipes/smollm2-135m-ru\n")[1].split("\n\n")[0]
     commands = [line.strip() for line in block.splitlines()]
     assert [command.split()[1] for command in commands] == [
-        "OMP_NUM_THREADS=1", "convert_gguf.py", "finetune.py", "adapt.py", "run",
+        "OMP_NUM_THREADS=1", "convert_gguf.py", "finetune.py", "fetch_text.py", "tokenizer", "run",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("smollm2") / "recipe"
     shutil.copytree(ROOT / "recipes/smollm2-135m-ru", folder, ignore=shutil.ignore_patterns("work"))
@@ -55,6 +55,29 @@ def test_drift_is_measured_and_the_rows_are_counted(recipe: Path) -> None:
     (table,) = report["tables"]
     assert 1e-4 < table["drift"] < 0.1 and table["rank"] == 576
     assert table["rows"]["exact"] > 49000 and table["rows"]["decomposed"] >= 500
+
+
+def test_training_learns_russian_and_leaves_english(recipe: Path) -> None:
+    """Bits per byte of held-out text against the mean of old rows, with which the training began."""
+    work = recipe.parent / "work"
+    report = json.loads((work / "adapted" / "lepmerge_train.json").read_text())
+    before, after = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
+    assert before["ru"] - after["ru"] >= 0.1
+    assert abs(before["en"] - after["en"]) <= 0.01
+    first, stop = report["rows"]["trained"]["input_embeddings"]
+    assert stop - first >= 512
+    base, adapted = (reference.weights(work / name) for name in ("base", "adapted"))
+    assert reference.same_bits(adapted[reference.INPUT][:first], base[reference.INPUT][:first])
+
+
+def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lepmerge", "train", "train.yaml", "--dry-run", "--json", "--device", "cpu"],
+        cwd=recipe.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    estimated = json.loads(done.stdout)["memory"]["total"]
+    speed = (recipe.parent / "work" / "adapted" / "speed.jsonl").read_text().splitlines()
+    assert estimated == pytest.approx(json.loads(speed[-1])["memory"], rel=0.2)
 
 
 @pytest.mark.parametrize("method", ["swap", "overlap", "conversion", "delta"])

@@ -31,6 +31,7 @@ class Body(torch.nn.Module):
         empty = torch.nn.Embedding(1, 1, device="meta")
         empty.requires_grad_(False)
         model.set_input_embeddings(empty)
+        model.set_output_embeddings(empty)
 
     def embed(self, table_VD: torch.Tensor, id_BL: torch.Tensor) -> torch.Tensor:
         return F.embedding(id_BL, table_VD) * self.scale

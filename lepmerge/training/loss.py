@@ -42,13 +42,15 @@ def linear_cross_entropy(
     for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device)):
         hidden_CD, label_C1 = hidden_ND[index_C], label_N[index_C, None]
         logit_CV = (hidden_CD @ table_VD.T).to(wide)
-        normalizer_C1 = logit_CV.logsumexp(1, keepdim=True)
-        total += (normalizer_C1 - logit_CV.gather(1, label_C1)).sum(dtype=torch.float64)
+        highest_C1, wanted_C1 = logit_CV.amax(1, keepdim=True), logit_CV.gather(1, label_C1)
+        exp_CV = logit_CV.sub_(highest_C1).exp_()  # one pass of exp serves the sum and the gradient
+        sum_C1 = exp_CV.sum(1, keepdim=True)
+        total += (highest_C1 + sum_C1.log() - wanted_C1).sum(dtype=torch.float64)
         if not with_gradient:
             continue
-        grad_CV = logit_CV.sub_(normalizer_C1).exp_()
-        grad_CV.scatter_add_(1, label_C1, torch.full_like(label_C1, -1, dtype=wide))
-        grad_CV = grad_CV.mul_(scale).to(hidden_ND.dtype)
+        grad_CV = exp_CV.mul_(scale / sum_C1)
+        grad_CV.scatter_add_(1, label_C1, torch.full_like(sum_C1, -scale))
+        grad_CV = grad_CV.to(hidden_ND.dtype)
         if grad_ND is not None:
             grad_ND[index_C] = grad_CV @ table_VD
         if grad_RD is not None:
