@@ -1,5 +1,6 @@
 """What the documents tell a user to type works as it stands there."""
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ from pathlib import Path
 import pico
 import pytest
 import yaml
+
+from lepmerge.safetensors_io import build_header
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,11 +30,15 @@ def commands(text: str = README) -> list[str]:
     return [line for line in lines if shlex.split(line, comments=True)[:1] == ["lepmerge"]]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """What a clone has that the commands read."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("out", "work"))
-    return tmp_path
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone has after `make quickstart`, as far as commands read it; the training is cut short."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("out", "work"))
+    config = folder / "recipes/quickstart/train.yaml"
+    config.write_text(config.read_text().replace("epochs: 1.25", "max_tokens: 20K"))
+    subprocess.run([sys.executable, "-m", "lepmerge", "train", config, "--device", "cpu", "-q"], check=True, cwd=folder)
+    return folder
 
 
 def test_commands(checkout: Path) -> None:
@@ -84,3 +91,44 @@ def test_files_that_the_readme_names_are_there() -> None:
     tree = README.split("    lepmerge/\n")[1].split("    recipes/")[0]
     for name in re.findall(r"[\w/]+\.py", tree):
         assert (ROOT / "lepmerge" / name).exists(), name
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", "llama-3-8b"])
+def test_trainings_of_the_paper_are_estimated(tmp_path: Path, name: str) -> None:
+    """`--dry-run` on a checkpoint of the true shapes, whose file is a hole behind its header."""
+    rows, width, inner, kv = {"mistral-7b": (32000, 4096, 14336, 1024), "llama-3-8b": (128256, 4096, 14336, 1024)}[name]
+    shutil.copytree(ROOT / "recipes/paper", tmp_path / "paper")
+    tokenizer = pico.byte_level(pico.ENGLISH, 400)
+    shapes = {
+        "model.embed_tokens.weight": (rows, width),
+        "lm_head.weight": (rows, width),
+        "model.norm.weight": (width,),
+    }
+    for layer in range(32):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{part}_proj.weight": (width, width) for part in "qo"}
+        shapes |= {f"{prefix}self_attn.{part}_proj.weight": (kv, width) for part in "kv"}
+        shapes |= {f"{prefix}mlp.{part}_proj.weight": (inner, width) for part in ("gate", "up")}
+        shapes |= {f"{prefix}mlp.down_proj.weight": (width, inner)}
+    model = pico.save_model(tmp_path / "model", tokenizer)
+    header = build_header({key: ("BF16", shape) for key, shape in shapes.items()}, {"format": "pt"})
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(header.encoded)
+        file.truncate(header.file_size)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"vocab_size": rows, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 32}
+    (model / "config.json").write_text(json.dumps(config))
+    pico.save_tokenizer(pico.byte_level([*pico.RUSSIAN, *pico.ENGLISH], 600), tmp_path / "tokenizer")
+    for folder in ("corpus", "held_out"):
+        (tmp_path / "paper" / folder).mkdir()
+        (tmp_path / "paper" / folder / "ru.txt").write_text("\n\n".join(pico.RUSSIAN))
+    result = pico.command(
+        "train", tmp_path / "paper" / f"{name}.train.yaml", "--dry-run", "--json", "--device", "cpu",
+        "--set", f"model={model}", "--set", f"tokenizer={tmp_path / 'tokenizer'}",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["tokens_per_step"] == 256 * 1024 and found["steps"] == 1 and found["tokens"] > 0
+    assert found["memory"]["body"] == pytest.approx(2 * 6.98e9, rel=0.01)  # 7 billion weights outside the tables
+    assert found["flop_per_token"] == pytest.approx(4 * 6.98e9, rel=0.1)
+    assert found["memory"]["optimizer"] == 2 * found["memory"]["gradients"]
