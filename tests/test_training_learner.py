@@ -118,3 +118,11 @@ def test_tied_tables_are_trained_together(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english, tied=True, train={"tables": "input"})
     with pytest.raises(RecipeError, match="tied.*use both"):
         prepare(load_train_config(path))
+
+
+def test_activation_checkpointing_computes_the_same(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, max_tokens=1000)
+    learner, losses = training.stepped(training.session_of(path), steps=3)
+    saving, others = training.stepped(training.session_of(path, "activation_checkpointing=true"), steps=3)
+    assert others == pytest.approx(losses, rel=1e-6)
+    assert torch.allclose(learner.input.table_VD, saving.input.table_VD, atol=1e-5)

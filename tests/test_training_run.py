@@ -199,9 +199,9 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     result = pico.command("run", recipe, "--train", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert "propagate_embeddings" in pico.command("plan", recipe).stdout
-    folder = lepmerge.load_recipe(recipe, ["output.path=named"]).folder
     models["adapted"] = "adapted"
-    named = lepmerge.load_recipe(pico.write_recipe(folder / "named.yaml", **models), ["output.path=named"])
+    named = pico.write_recipe(tmp_path / "named.yaml", **models)
+    named = lepmerge.load_recipe(named, [f"output.path={tmp_path / 'named'}"])
     tables = [load_file(f / "model.safetensors") for f in (tmp_path / "out", named.run(device="cpu"))]
     assert all(torch.equal(table, tables[1][name]) for name, table in tables[0].items())
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
@@ -293,6 +293,12 @@ def test_a_tokenizer_beyond_the_table(tmp_path: Path, english, russian) -> None:
 def test_cuda_that_is_absent(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
     pico.assert_one_line_error(pico.command("train", path, "--device", "cuda"), 1, "cuda")
+
+
+def test_a_tracker_that_is_absent(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    pico.assert_one_line_error(pico.command("train", path, "--log-with", "magic"), 1, "--log-with magic", "accelerate")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tiny_corpus_is_trained_and_said_to_be_tiny(tmp_path: Path, english) -> None:

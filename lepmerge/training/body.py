@@ -64,7 +64,9 @@ def load_body(
     model.to(device)  # pyright: ignore[reportArgumentType]
     body = Body(model, isolated=isolated)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 4 and early 5 know the older name only
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         model.train()
     return body
 
