@@ -59,9 +59,13 @@ class StopSignal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.received or signal.SIGTERM).name
+
     def check(self) -> None:
         if self.received is not None:
-            raise Stopped(signal.Signals(self.received).name)
+            raise Stopped(f"{self.name} received: stopped before the first step; the same command begins again")
 
     def check_together(self, group: Group) -> None:
         """Stop when any of the processes was told to, all of them at the same step."""
@@ -132,11 +136,11 @@ def run_steps(
         try:
             stop.check_together(learner.group)
             figures, micro_batch = _step(learner, step, micro_batch, stop, tell)
-        except Stopped as error:
+        except Stopped:
             if is_main:
                 save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             raise Stopped(
-                f"{error} received: stopped after step {step} of {until}; the same command goes on from there"
+                f"{stop.name} received: stopped after step {step} of {until}; the same command goes on from there"
             ) from None
         num_tokens += figures.num_tokens
         losses.append(figures.loss)

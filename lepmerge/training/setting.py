@@ -39,7 +39,8 @@ class Setting:
         """What the tokenizer puts before a text, such as <s>; every document and every part of one begins with it."""
         tokenizer = self.start.vocabulary.tokenizer
         bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
-        return next(whole[:place] for place in range(len(whole) + 1) if whole[place : place + len(bare)] == bare)
+        found = (whole[:place] for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+        return next(found, [])
 
     @cached_property
     def end_id(self) -> int | None:
