@@ -95,5 +95,5 @@ def test_without_gradients_it_only_measures() -> None:
 
 
 def test_chunks_are_not_small() -> None:
-    assert chunk_length(10**6, torch.device("cpu")) == SMALLEST_CHUNK == 256
-    assert chunk_length(1000, torch.device("cpu")) > 10_000
+    assert chunk_length(10**6, torch.device("cpu"), 4) == SMALLEST_CHUNK == 256
+    assert chunk_length(1000, torch.device("cpu"), 2) == 2 * chunk_length(1000, torch.device("cpu"), 4) > 10_000

@@ -15,7 +15,7 @@ from lepmerge.safetensors_io import TORCH_DTYPES
 from lepmerge.tokenization.corpus import COMPRESSIONS
 from lepmerge.training.config import TrainConfig, TrainingSource
 from lepmerge.training.data import documents
-from lepmerge.training.loss import chunk_length
+from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
 
 SAMPLE_BYTES = 8 << 20
@@ -76,9 +76,7 @@ def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str
     width = model.table(INPUT).row_width
     trained = sum(len(rows) for rows in setting.rows.values()) * width
     tokens = micro * config.block_size
-    chunk = min(chunk_length(model.num_rows, device), tokens)
-    # in bfloat16 the product, its float32 copy and the gradient that is rounded again
-    logits = chunk * model.num_rows * (4 if size == 4 else 2 + 4 + 2)
+    logits = min(chunk_length(model.num_rows, device, size), tokens) * model.num_rows * size + SLAB_BYTES["cpu"]
     vocabularies = sum(v.num_bytes for v in {id(m.vocabulary): m.vocabulary for m in (setting.base, model)}.values())
     body = size * body_parameters(setting.base)
     old_tables = size * sum(prod(setting.base.table(role).shape) for role in setting.base.tables)

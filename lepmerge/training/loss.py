@@ -8,13 +8,15 @@ import torch
 IGNORED = -100
 """Label of a token that is not predicted."""
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
-"""Memory for a chunk's logits in float32."""
+"""Memory for a chunk's logits."""
+SLAB_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""Memory for the probabilities of a part of a chunk in float32; on a CPU it stays in the cache."""
 SMALLEST_CHUNK = 256
 
 
-def chunk_length(num_rows: int, device: torch.device) -> int:
+def chunk_length(num_rows: int, device: torch.device, itemsize: int) -> int:
     """Return how many tokens' logits are computed at once; fewer than 256 are slow, however many rows there are."""
-    return max(SMALLEST_CHUNK, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * num_rows))
+    return max(SMALLEST_CHUNK, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (itemsize * num_rows))
 
 
 def linear_cross_entropy(
@@ -39,24 +41,25 @@ def linear_cross_entropy(
     with_gradient = needs_hidden or grad_RD is not None
     grad_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device)):
+    slab = max(1, SLAB_BYTES.get(hidden_ND.device.type, SLAB_BYTES["cpu"]) // (4 * len(table_VD)))
+    for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device, hidden_ND.dtype.itemsize)):
         hidden_CD, label_C1 = hidden_ND[index_C], label_N[index_C, None]
-        logit_CV = (hidden_CD @ table_VD.T).to(wide)
-        highest_C1, wanted_C1 = logit_CV.amax(1, keepdim=True), logit_CV.gather(1, label_C1)
-        exp_CV = logit_CV.sub_(highest_C1).exp_()  # one pass of exp serves the sum and the gradient
-        sum_C1 = exp_CV.sum(1, keepdim=True)
-        total += (highest_C1 + sum_C1.log() - wanted_C1).sum(dtype=torch.float64)
-        if not with_gradient:
-            continue
-        grad_CV = exp_CV.mul_(scale / sum_C1)
-        grad_CV.scatter_add_(1, label_C1, torch.full_like(sum_C1, -scale))
-        grad_CV = grad_CV.to(hidden_ND.dtype)
+        logit_CV = hidden_CD @ table_VD.T
+        for logit_SV, label_S1 in zip(logit_CV.split(slab), label_C1.split(slab), strict=True):
+            probability_SV = logit_SV.softmax(1, dtype=wide)
+            # the largest probability is at least 1 / V, so its logarithm is exact where that of the label's is not
+            normalizer_S = logit_SV.amax(1).to(wide) - probability_SV.amax(1).log()
+            total += (normalizer_S - logit_SV.gather(1, label_S1).squeeze(1).to(wide)).sum(dtype=torch.float64)
+            if with_gradient:
+                probability_SV.scatter_add_(1, label_S1, torch.full_like(label_S1, -1, dtype=wide))
+                logit_SV.copy_(probability_SV)
+        grad_CV = logit_CV  # it holds probabilities less the labels' ones by now
         if grad_ND is not None:
-            grad_ND[index_C] = grad_CV @ table_VD
+            grad_ND[index_C] = grad_CV @ table_VD * scale
         if grad_RD is not None:
             grad_CR = grad_CV[:, first_row : first_row + len(grad_RD)]
             if grad_RD.dtype == hidden_ND.dtype:
-                grad_RD.addmm_(grad_CR.T, hidden_CD)
+                grad_RD.addmm_(grad_CR.T, hidden_CD, alpha=scale)
             else:
-                grad_RD += grad_CR.T @ hidden_CD
+                grad_RD.add_(grad_CR.T @ hidden_CD, alpha=scale)
     return total, grad_ND
