@@ -125,8 +125,8 @@ def open_session(
         body.compile()
     session = Session(setting, body, blocks, held_out, group, stop, tell)
     if session.steps < 10:
-        tell({"note": f"the data gives only {session.steps} steps of {config.batch_size} blocks "
-                      f"({blocks.num_blocks} blocks in all): a smaller batch_size gives more"})  # fmt: skip
+        of = f"{config.batch_size} blocks ({blocks.num_blocks} an epoch)"
+        tell({"note": f"only {session.steps} steps of {of}: a smaller batch_size gives more"})
     return session
 
 
