@@ -1,9 +1,7 @@
 """What was done, told twice: lepmerge_report.json for programs, README.md (the model card) for people."""
 
 import hashlib
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ import lepmerge
 from lepmerge.checkpoint import files_of
 from lepmerge.model import Model
 from lepmerge.plan import Plan
-
-PAPER = "https://arxiv.org/abs/2412.21140"
-PACKAGES = ("torch", "tokenizers", "transformers", "safetensors")
+from lepmerge.provenance import PAPER, versions
 
 
 def report_of(
@@ -36,7 +32,7 @@ def report_of(
     ]
     return {
         "lepmerge": lepmerge.__version__,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "device": device,
         "recipe": yaml.safe_load(plan.recipe.to_yaml()),
         "inputs": {name: _input(model, plan, hash=hash) for name, model in plan.models.items()},

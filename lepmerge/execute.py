@@ -26,14 +26,12 @@ from lepmerge.safetensors_io import (
     to_bytes,
     write_all,
 )
-from lepmerge.staging import Staging, check_space, check_target
-from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks
+from lepmerge.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks, silent
 
 Progress = Callable[[str, int], None]
 """Called with what is done now and the bytes done since the last call."""
 RUN_FILE = "lepmerge_run.json"
-SMALL_FILES = 8 << 20
-"""Bytes that are kept free for configs, tokenizer and reports."""
 
 
 def run_plan(
@@ -56,7 +54,7 @@ def run_plan(
         LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
     """
     plan = plan.plan() if isinstance(plan, Recipe) else plan
-    progress = progress or (lambda what, done: None)
+    progress = progress or silent
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
     staging = Staging(plan.target)
@@ -83,7 +81,7 @@ def run_plan(
         run["files"] = {
             path.name: path.stat().st_size for path in sorted(staging.output.iterdir()) if path.name != RUN_FILE
         }
-        staging.write_file(RUN_FILE, _bytes_writer(to_json(run)))
+        staging.write_bytes(RUN_FILE, to_json(run))
         staging.publish(overwrite=overwrite)
     return plan.target
 
@@ -244,15 +242,7 @@ def _write_small_files(
     files["lepmerge_report.json"] = to_json(report)
     files["README.md"] = model_card(plan, report).encode()
     for name, content in sorted(files.items()):
-        staging.write_file(name, _bytes_writer(content if isinstance(content, bytes) else content.read_bytes()))
-
-
-def _bytes_writer(data: bytes) -> Callable[[int], dict[str, Any]]:
-    def write(descriptor: int) -> dict[str, Any]:
-        write_all(descriptor, data)
-        return {}
-
-    return write
+        staging.write_bytes(name, content if isinstance(content, bytes) else content.read_bytes())
 
 
 def check_tokenizer(folder: Path, plan: Plan) -> None:

@@ -141,7 +141,7 @@ def find_tables(
 
 def tied_by_config(config: Mapping[str, Any]) -> bool | None:
     """Return what the config says of tied embeddings, None when it says nothing."""
-    for part in (config, *_text_configs(config)):
+    for part in (config, *text_configs(config)):
         if part.get("tie_word_embeddings") is not None:
             return bool(part["tie_word_embeddings"])
     return None
@@ -149,15 +149,15 @@ def tied_by_config(config: Mapping[str, Any]) -> bool | None:
 
 def vocab_size(config: Mapping[str, Any]) -> int | None:
     """Return the number of rows that the config promises, None when it leaves it to the architecture's default."""
-    for part in (*_text_configs(config), config):
+    for part in (*text_configs(config), config):
         if isinstance(part.get("vocab_size"), int):
             return part["vocab_size"]
     return None
 
 
 def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
-    parts = [part for part in (config, *_text_configs(config)) if "vocab_size" in part]
-    for part in parts or _text_configs(config) or [config]:
+    parts = [part for part in (config, *text_configs(config)) if "vocab_size" in part]
+    for part in parts or text_configs(config) or [config]:
         part["vocab_size"] = num_rows
 
 
@@ -191,7 +191,8 @@ _HOLDS_IDS = re.compile(
 )
 
 
-def _text_configs(config: Mapping[str, Any]) -> list[Any]:
+def text_configs(config: Mapping[str, Any]) -> list[Any]:
+    """Return the configs of the language model inside a multimodal one; none in a plain one."""
     return [
         config[key] for key in ("text_config", "llm_config", "language_config") if isinstance(config.get(key), dict)
     ]

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import OutputError
+from lepmerge.safetensors_io import write_all
 
 MANIFEST = "manifest.json"
+SMALL_FILES = 8 << 20
+"""Bytes that are kept free for configs, tokenizer and reports."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -94,6 +97,15 @@ class Staging:
             self._partial.replace(self.output / name)
             _sync(self.output)
             self._record("files", name, {"size": size, **figures})
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a small file."""
+
+        def write(descriptor: int) -> dict[str, Any]:
+            write_all(descriptor, data)
+            return {}
+
+        self.write_file(name, write)
 
     def link_file(self, name: str, source: Path) -> None:
         """Make the file a hard link of an input file."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import prod
 from typing import Any, TypeVar
 
@@ -20,8 +21,8 @@ INTERPRETER_BYTES = 300 << 20
 """Resident memory of Python with torch and transformers, before any tensor."""
 
 
-def _silent(what: str, num_bytes: int) -> None:
-    pass
+def silent(what: str, num_bytes: int) -> None:
+    """Progress that nobody is told of."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Workspace:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     results: dict["Reduction", dict[str, torch.Tensor]] = field(default_factory=dict)
-    progress: Callable[[str, int], None] = _silent
+    progress: Callable[[str, int], None] = silent
 
     def on(self, device: torch.device | str, dtype: torch.dtype) -> "Workspace":
         return replace(self, device=torch.device(device), dtype=dtype)
@@ -71,10 +72,7 @@ class LazyTensor(ABC):
 
     def rows(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return rows start to stop, computed on the CPU and rounded to `dtype`; reductions are run as needed."""
-        workspace = Workspace()
-        for reduction in reductions_of([self]):
-            workspace.results[reduction] = reduction.compute(workspace).tensors
-        return self.read(range(start, self.num_rows if stop is None else stop), workspace).to(self.dtype)
+        return self.read(range(start, self.num_rows if stop is None else stop), workspace_for(self)).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,14 @@ def reductions_of(tensors: Iterable[LazyTensor]) -> list[Reduction]:
     return list(found)
 
 
+def workspace_for(tensor: LazyTensor) -> Workspace:
+    """Return a workspace on the CPU in which the rows of a tensor can be read: its reductions are run."""
+    workspace = Workspace()
+    for reduction in reductions_of([tensor]):
+        workspace.results[reduction] = reduction.compute(workspace).tensors
+    return workspace
+
+
 def leaves_of(tensor: LazyTensor) -> Iterator[LazyTensor]:
     """Yield the tensors without operands from which `tensor` is computed, reductions included."""
     below = [*tensor.operands, *(operand for reduction in tensor.reductions for operand in reduction.operands)]
@@ -147,12 +153,15 @@ def blocks(tensor: LazyTensor, *, itemsize: int = 4) -> Iterator[range]:
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """Yield the items, each made in a second thread while the one before it is in use: reading beside computing."""
     iterator = iter(items)
-    end = object()
+
+    def following() -> list[Item]:
+        return list(islice(iterator, 1))
+
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+        coming = pool.submit(following)
+        while made := coming.result():
+            coming = pool.submit(following)
+            yield made.pop()
 
 
 def bytes_per_row(tensors: Iterable[LazyTensor]) -> int:

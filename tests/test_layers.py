@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
 LAYERS = {  # module or folder → layer; a module may import lower layers, and its own
     "errors": 0,
+    "provenance": 0,
     "references": 0,
     "tensors": 0,
     "safetensors_io": 1,

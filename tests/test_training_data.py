@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepmerge.errors import CorpusError
+from lepmerge.training.blocks import blocks_of
 from lepmerge.training.config import load_train_config
-from lepmerge.training.data import Packer, blocks_of, pieces
 from lepmerge.training.held_out import cut, held_out_texts
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.setting import prepare
+from lepmerge.training.tokens import Packer, pieces
 
 
 @settings(max_examples=200, deadline=None)

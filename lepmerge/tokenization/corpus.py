@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lepmerge.errors import CorpusError
+from lepmerge.tensors import silent
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
@@ -75,7 +76,7 @@ def texts(
     left = limit
     is_empty = True
     for file in find_files(sources, split=split):
-        for text in texts_of(file, column, progress or (lambda what, count: None)):
+        for text in texts_of(file, column, progress or silent):
             is_empty = False
             if left is not None:
                 left -= len(text.encode())

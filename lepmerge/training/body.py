@@ -58,10 +58,10 @@ def load_body(
     version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
     key = "dtype" if version >= (4, 56) else "torch_dtype"
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **{key: dtype})
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **{key: dtype})
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise CheckpointError(f"model: transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.to(device)
     body = Body(model, isolated=isolated)
     if activation_checkpointing:
         # transformers 4 and early 5 know the older name only

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from lepmerge.checkpoint import files_of
-from lepmerge.model import INPUT, OUTPUT, Model
+from lepmerge.model import INPUT, OUTPUT, Model, text_configs
 from lepmerge.safetensors_io import TORCH_DTYPES
+from lepmerge.tensors import silent
 from lepmerge.tokenization.corpus import COMPRESSIONS
 from lepmerge.training.config import TrainConfig, TrainingSource
-from lepmerge.training.data import documents
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
+from lepmerge.training.tokens import documents
 
 SAMPLE_BYTES = 8 << 20
 """Text of each source that is tokenized for the estimate."""
@@ -101,7 +102,7 @@ def activation_elements(model: Model) -> float:
 
     Measured on Llamas: about ten widths and three and a half inner widths a layer.
     """
-    config = _text_config(model.config)
+    config = next(iter(text_configs(model.config)), model.config)
     width = model.table(INPUT).row_width
     layers = config.get("num_hidden_layers") or config.get("n_layer") or 1
     inner = config.get("intermediate_size") or config.get("n_inner") or 4 * width
@@ -127,7 +128,7 @@ def flop_per_token(setting: Setting) -> int:
     """
     config, model = setting.config, setting.start
     width = model.table(INPUT).row_width
-    text = _text_config(model.config)
+    text = next(iter(text_configs(model.config)), model.config)
     layers = text.get("num_hidden_layers") or text.get("n_layer") or 1
     body = 2 * body_parameters(setting.base) + 2 * layers * config.block_size * width
     head = 2 * model.num_rows * width
@@ -143,7 +144,7 @@ def _tokens(setting: Setting, source: TrainingSource) -> tuple[float, bool]:
     size = sum(f.stat().st_size * (1 if f.suffix not in COMPRESSIONS[1:] else GZIP_RATIO) for f in files)
     size = min(size, source.limit or size)
     sample = source.model_copy(update={"limit": min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)})
-    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, lambda what, count: None)]
+    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, silent)]
     tokens, num_bytes = (sum(column) for column in zip(*counted, strict=True))
     exact = size <= SAMPLE_BYTES
     return (tokens if exact else tokens * size / num_bytes), exact
@@ -152,7 +153,3 @@ def _tokens(setting: Setting, source: TrainingSource) -> tuple[float, bool]:
 def _trained(setting: Setting) -> Mapping[str, str]:
     rows = {role: f"{rows.start}-{rows.stop - 1}" for role, rows in setting.rows.items() if rows}
     return {"trained": ", ".join(f"{role.split('_')[0]} {span}" for role, span in rows.items())}
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lepmerge.errors import CorpusError
+from lepmerge.tensors import silent
 from lepmerge.tokenization.corpus import texts_of
 from lepmerge.training.learner import Learner
 from lepmerge.training.loss import IGNORED, linear_cross_entropy
@@ -37,7 +38,7 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
         pieces: list[str] = []
         left = source.limit or math.inf
         for file in setting.files(source):
-            for text in texts_of(file, source.column, lambda what, count: None):
+            for text in texts_of(file, source.column, silent):
                 if left > 0:
                     pieces += cut(text, setting.config.block_size - max(1, len(prefix)))
                 left -= len(text.encode())

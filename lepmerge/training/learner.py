@@ -12,9 +12,9 @@ import torch.distributed
 
 from lepmerge.model import INPUT, OUTPUT
 from lepmerge.tensors import ahead
+from lepmerge.training.blocks import Batch, Blocks
 from lepmerge.training.body import Body
 from lepmerge.training.config import TrainConfig
-from lepmerge.training.data import Batch, Blocks
 from lepmerge.training.loss import linear_cross_entropy
 from lepmerge.training.setting import Setting
 from lepmerge.training.tables import TrainedTable

@@ -7,9 +7,7 @@ curves.png                loss, and bits per byte of held-out text
 """
 
 import importlib.util
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,16 @@ import lepmerge
 from lepmerge.carried_files import carried_files, to_json
 from lepmerge.checkpoint import EMBEDDINGS, read_json
 from lepmerge.plots import curves
+from lepmerge.provenance import PAPER, versions
 from lepmerge.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
 from lepmerge.staging import Staging
-from lepmerge.tensors import Workspace, blocks, reductions_of
+from lepmerge.tensors import blocks, workspace_for
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.learner import Learner
 from lepmerge.training.loop import Track
 from lepmerge.training.setting import Setting
 
 REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
-PAPER = "https://arxiv.org/abs/2412.21140"
 
 
 def write_output(
@@ -45,8 +43,7 @@ def write_output(
         draw_curves(staging.folder / CURVES, lines)
         files[CURVES] = staging.folder / CURVES
     for name, content in sorted(files.items()):
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        staging.write_file(name, _bytes_writer(data))
+        staging.write_bytes(name, content if isinstance(content, bytes) else content.read_bytes())
 
 
 def finished_report(target: Path) -> dict[str, Any] | None:
@@ -64,11 +61,10 @@ def report_of(
     setting: Setting, learner: Learner, lines: Sequence[Mapping[str, Any]], sweep: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return everything that a training found out; no timings, so that it repeats byte for byte."""
-    packages = ("torch", "tokenizers", "transformers", "safetensors")
     evaluated = [line for line in lines if "bits_per_byte" in line]
     return {
         "lepmerge": lepmerge.__version__,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": versions(),
         "fingerprint": setting.fingerprint,
         "config": setting.config.plain(),
         "model": {
@@ -155,19 +151,9 @@ def _tables_writer(setting: Setting, learner: Learner) -> Callable[[int], dict[s
     def write(descriptor: int) -> dict[str, Any]:
         write_all(descriptor, build_header(shapes, {"format": "pt"}).encoded)
         for trained, stored in tables.values():
-            workspace = Workspace()
-            for reduction in reductions_of([stored]):
-                workspace.results[reduction] = reduction.compute(workspace).tensors
+            workspace = workspace_for(stored)
             for block in blocks(stored):
                 write_all(descriptor, to_bytes(trained.final_rows(block, stored, workspace)))
-        return {}
-
-    return write
-
-
-def _bytes_writer(data: bytes) -> Callable[[int], dict[str, Any]]:
-    def write(descriptor: int) -> dict[str, Any]:
-        write_all(descriptor, data)
         return {}
 
     return write

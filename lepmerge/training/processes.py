@@ -25,11 +25,7 @@ class Processes:
             self.group = Group(state.device, state.process_index, state.num_processes)
 
     def track(self, config: TrainConfig) -> None:
-        """Start the trackers; TensorBoard writes beside the output, into NAME.logs.
-
-        Raises:
-            TrainingError: a tracker is not installed.
-        """
+        """Start the trackers; TensorBoard writes beside the output, into NAME.logs."""
         if self.accelerator is None or not self.accelerator.log_with:
             return
         self.accelerator.project_configuration.set_directories(str(config.target) + ".logs")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from lepmerge.errors import OutputError
-from lepmerge.staging import Staging, check_space, check_target
+from lepmerge.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.training.blocks import Blocks, blocks_of
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig
-from lepmerge.training.data import Blocks, blocks_of
 from lepmerge.training.estimate import first_micro_batch
 from lepmerge.training.held_out import HeldOut, held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
@@ -22,8 +22,6 @@ from lepmerge.training.loop import StopSignal, Tell, Track, run_steps
 from lepmerge.training.output import finished_report, write_output
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
-
-SMALL_FILES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,11 @@ def open_session(
         tell({"reading": what, "bytes": num_bytes})
         stop.check()
 
+    if group.rank > 0:  # the first process tokenizes, the others find it done
+        group.wait()
+    blocks = blocks_of(setting, tokens, reading)
     if group.rank == 0:
-        blocks_of(setting, tokens, reading)
-    group.wait()
-    blocks = blocks_of(setting, tokens)
+        group.wait()
     held_out = held_out_texts(setting)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     body = load_body(

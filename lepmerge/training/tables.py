@@ -10,7 +10,7 @@ import torch
 from lepmerge.conversion import ADDED, EXACT, build_conversion
 from lepmerge.errors import VocabularyError
 from lepmerge.model import Model
-from lepmerge.tensors import LazyTensor, Workspace, blocks, reductions_of
+from lepmerge.tensors import LazyTensor, Workspace, blocks, workspace_for
 from lepmerge.vocabulary import Vocabulary
 
 
@@ -30,9 +30,7 @@ class TrainedTable:
     @classmethod
     def of(cls, tensor: LazyTensor, rows: range, *, dtype: torch.dtype, device: torch.device) -> "TrainedTable":
         """Read a table in `dtype`; its trained rows start as they are computed, not yet rounded."""
-        workspace = Workspace(device=torch.device("cpu"))
-        for reduction in reductions_of([tensor]):
-            workspace.results[reduction] = reduction.compute(workspace).tensors
+        workspace = workspace_for(tensor)
         table = torch.empty(tensor.shape, dtype=dtype, device=device)
         shares_memory = dtype == torch.float32
         master = table[rows.start : rows.stop]
