@@ -188,10 +188,12 @@ def _show_plan(recipe: Any, as_json: bool) -> None:
     """Show the plan of a recipe; where a model is not trained yet, what its training will take."""
     from lepmerge.plan import describe, make_plan
 
-    for name, config in unfinished(recipe).items():
+    waiting = unfinished(recipe)
+    for name, config in waiting.items():
         if not as_json:
             click.echo(f"model     {name}: to be trained first, by `lepmerge run --train`; the plan stands when it is")
         show_estimate(config, "auto", as_json)
+    if waiting:
         return
     described = describe(make_plan(recipe))
     if as_json:

@@ -64,8 +64,8 @@ def test_the_body_keeps_its_bits(tmp_path: Path, english) -> None:
     after = session.body.state_dict()
     assert before and all(same_bits(tensor, after[name]) for name, tensor in before.items())
     model = AutoModelForCausalLM.from_pretrained(session.setting.base.folder).state_dict()
-    assert all(same_bits(tensor, model["model." + name.removeprefix("layers.")]) for name, tensor in before.items()
-               if "model." + name.removeprefix("layers.") in model)  # fmt: skip
+    stored = {name: model[name.replace("layers.", "model.", 1)] for name in before if "rotary" not in name}
+    assert len(stored) > 10 and all(same_bits(before[name], tensor) for name, tensor in stored.items())
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
