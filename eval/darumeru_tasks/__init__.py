@@ -1,0 +1,1 @@
+"""Darumeru, a benchmark of Russian adaptation, as tasks of lm-evaluation-harness (see README.md)."""

@@ -1,0 +1,19 @@
+"""Looks for what tasks need before the harness loads a model."""
+
+from typing import Any
+
+from darumeru_tasks import task
+from darumeru_tasks.errors import DarumeruError
+
+
+def check(names: list[str], manager: Any) -> str | None:
+    """Build tasks and groups of the harness's TaskManager; return what is wrong, None if nothing is.
+
+    The harness builds them after it has loaded the model, which may take long; it will find their documents ready.
+    """
+    try:
+        built = manager.load(names)["tasks"].values()
+    except DarumeruError as error:
+        return str(error)
+    task.READY.update({made.config.task: made.dataset for made in built})
+    return None

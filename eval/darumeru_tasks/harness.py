@@ -1,0 +1,145 @@
+"""What lm-evaluation-harness 0.4.13 lacks for these tasks: three functions that it calls are wrapped.
+
+Only requests and answers of these tasks, marked by classes of this module, take another way; everything else passes
+through unchanged. The classes are strings, so that the harness logs, hashes, caches and pickles them as before.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import wraps
+from typing import Any
+
+from darumeru_tasks.errors import DarumeruError
+from darumeru_tasks.statistics import Statistic
+
+
+class Continuation(str):
+    """One of several texts that may follow a context. `texts` are all of them, `index` is its place among them."""
+
+    texts: tuple[str, ...]
+    index: int
+
+    def __new__(cls, texts: Sequence[str], index: int) -> "Continuation":
+        made = super().__new__(cls, texts[index])
+        made.texts, made.index = tuple(texts), index
+        return made
+
+    def __getnewargs__(self) -> tuple[Sequence[str], int]:
+        return self.texts, self.index
+
+    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of the context and of what is scored after it."""
+        raise NotImplementedError
+
+
+class Choice(Continuation):
+    """A choice, of which one token is scored: the first that differs; the tokens before it belong to the context."""
+
+    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+        encoded = _encodings(model, context, self.texts)
+        shared = len(os.path.commonprefix(encoded))
+        firsts = [ids[shared : shared + 1] for ids in encoded]
+        if [] in firsts or len({ids[0] for ids in firsts}) < len(firsts):
+            raise DarumeruError(
+                f"the tokenizer cannot tell the choices {list(self.texts)} apart by one token: their remainders "
+                f"begin with the ids {firsts}"
+            )
+        return encoded[self.index][:shared], firsts[self.index]
+
+
+class Sentence(Continuation):
+    """A message, of which the first m tokens are scored; m is the number of tokens of the shortest of `texts`."""
+
+    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+        start, *encoded = _encodings(model, context, ("", *self.texts))
+        begins = [len(os.path.commonprefix([start, ids])) for ids in encoded]
+        shortest = min(len(ids) - begin for ids, begin in zip(encoded, begins, strict=True))
+        ids, begin = encoded[self.index], begins[self.index]
+        return ids[:begin], ids[begin : begin + shortest]
+
+
+def _encodings(model: Any, context: str, texts: tuple[str, ...]) -> list[list[int]]:
+    """Return the token ids of the context with each of the texts; the last call's are kept with the model."""
+    key, encoded = getattr(model, "_darumeru_encodings", (None, None))
+    if key != (context, texts) or encoded is None:
+        encoded = [model.tok_encode(context + text) for text in texts]
+        model._darumeru_encodings = ((context, texts), encoded)
+    return encoded
+
+
+class Generated(str):
+    """A generated text with the ids of its tokens, without the end token and what follows it.
+
+    Cutting off a stop sequence keeps the ids: `split` gives texts of this class.
+    """
+
+    ids: list[int]
+
+    def __new__(cls, text: str, ids: Sequence[int]) -> "Generated":
+        made = super().__new__(cls, text)
+        made.ids = list(ids)
+        return made
+
+    def __getnewargs__(self) -> tuple[str, list[int]]:
+        return str(self), self.ids
+
+    def split(self, separator: Any = None, maxsplit: Any = -1) -> list[str]:
+        return [Generated(part, self.ids) for part in super().split(separator, maxsplit)]
+
+    def lstrip(self, characters: str | None = None) -> str:
+        return Generated(super().lstrip(characters), self.ids)
+
+
+def extend_harness() -> None:
+    """Wrap what of the harness is loaded by now; a function that is wrapped stays as it is."""
+    from lm_eval import evaluator_utils
+    from lm_eval.api.model import TemplateLM
+
+    _wrap(TemplateLM, "_encode_pair", _encode_pair)
+    _wrap(evaluator_utils, "stderr_for_metric", _stderr_for_metric)
+    if (huggingface := sys.modules.get("lm_eval.models.huggingface")) is not None:
+        _wrap(huggingface.HFLM, "tok_decode", _tok_decode)
+
+
+def _wrap(owner: Any, name: str, wrapper: Any) -> None:
+    original = vars(owner)[name]
+    if not hasattr(original, "_darumeru"):
+        wrapped = wraps(original)(wrapper(original))
+        wrapped._darumeru = True
+        setattr(owner, name, wrapped)
+
+
+def _encode_pair(original: Any) -> Any:
+    def encode_pair(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if isinstance(continuation, Continuation):
+            return continuation.encode(self, context)
+        return original(self, context, continuation)
+
+    return encode_pair
+
+
+def _tok_decode(original: Any) -> Any:
+    def tok_decode(self: Any, tokens: Any, *arguments: Any, **keywords: Any) -> str:
+        text = original(self, tokens, *arguments, **keywords)
+        if not isinstance(tokens, list):
+            return text
+        ends = _end_ids(self)
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        return Generated(text, tokens[:end])
+
+    return tok_decode
+
+
+def _end_ids(model: Any) -> set[int]:
+    ends = getattr(getattr(model.model, "generation_config", None), "eos_token_id", None)
+    return {model.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+def _stderr_for_metric(original: Any) -> Any:
+    def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
+        if isinstance(metric, Statistic) and bootstrap_iters > 0:
+            return lambda values: metric.standard_error(values, draws=min(bootstrap_iters, 1000))
+        return original(metric, bootstrap_iters)
+
+    return stderr_for_metric

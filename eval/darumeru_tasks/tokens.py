@@ -1,0 +1,113 @@
+"""The model's tokenizer and context length, as the harness's arguments for the model name them."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from darumeru_tasks.errors import DarumeruError
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """What `--model_args` say about tokens; the files are read when they are first needed.
+
+    Raises, from every method:
+        DarumeruError: there is no tokenizer under that name.
+    """
+
+    tokenizer_name: str
+    revision: str = "main"
+    subfolder: str = ""
+    trust_remote_code: bool = False
+    fixed_context: int | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer_name, **self._where)
+        except (OSError, ValueError) as error:
+            raise DarumeruError(f"no tokenizer in {self.tokenizer_name}: {str(error).splitlines()[0]}") from error
+
+    @cached_property
+    def context(self) -> int:
+        """The number of tokens of prompt and answer together."""
+        from lm_eval.models.utils import resolve_max_length
+        from transformers import AutoConfig
+
+        if self.fixed_context:
+            return self.fixed_context
+        try:
+            config = AutoConfig.from_pretrained(self.tokenizer_name, **self._where)
+        except (OSError, ValueError):  # a folder with a tokenizer only, given for a model behind an API
+            config = None
+        return resolve_max_length(config, self.tokenizer)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def count(self, prompt: str) -> int:
+        """Return the number of tokens of a prompt, with the special ones that the tokenizer adds."""
+        begin = self.tokenizer.bos_token
+        special = not (begin and prompt.startswith(begin))
+        return len(self.tokenizer.encode(prompt, add_special_tokens=special))
+
+    def count_source(self, text: str) -> int:
+        """Return the number of tokens of a text that is to be copied, after a space if the tokenizer adds none."""
+        space = "" if self._adds_space else " "
+        return len(self.tokenizer.encode(space + text, add_special_tokens=False))
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        ids = self.tokenizer.encode("x", add_special_tokens=False)
+        return self.tokenizer.convert_ids_to_tokens(ids)[0].startswith(("▁", "Ġ"))
+
+    def count_generated(self, ids: list[int], text: str) -> int:
+        """Return how many of the generated ids, which begin with `text`, were needed for it.
+
+        All of them, unless a stop sequence cut the text off.
+        """
+        if self._decoded(ids) == text:
+            return len(ids)
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if self._decoded(ids[:middle]).startswith(text):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def model_tokens(metadata: dict[str, Any]) -> ModelTokens:
+    """Return the tokens of the model that the harness's metadata (it holds `--model_args`) name.
+
+    Raises:
+        DarumeruError: they name none.
+    """
+    name = next((metadata[key] for key in ("tokenizer", "pretrained", "model") if metadata.get(key)), None)
+    if not isinstance(name, str):
+        raise DarumeruError(
+            "the model's tokenizer is not known: name it in --model_args (pretrained= or tokenizer=); from Python, "
+            "where the model is built already, by TaskManager(metadata={'pretrained': 'folder or Hub id'})"
+        )
+    context = metadata.get("max_length") or metadata.get("max_model_len")
+    return _shared(
+        name,
+        str(metadata.get("revision") or "main"),
+        str(metadata.get("subfolder") or ""),
+        bool(metadata.get("trust_remote_code")),
+        int(context) if context else None,
+    )
+
+
+_shared = lru_cache(maxsize=4)(ModelTokens)
