@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import lepmerge
+from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.tokenizer import tokenizer
 from lepmerge.commands.train import run_training, show_estimate, train, unfinished
 from lepmerge.console import CommandGroup, human_bytes, progress_bar, table
@@ -25,6 +26,7 @@ def main() -> None:
 
 main.add_command(tokenizer)
 main.add_command(train)
+main.add_command(darumeru)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

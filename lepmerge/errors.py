@@ -37,6 +37,10 @@ class CorpusError(LepmergeError):
     """A corpus is missing, empty, binary, not UTF-8, or has no such column."""
 
 
+class ResultError(LepmergeError):
+    """A file is no result of lm-evaluation-harness with Darumeru tasks."""
+
+
 class TrainingError(LepmergeError):
     """A training cannot go on: its loss is not finite or diverges, memory is out, or it was asked to stop."""
 

@@ -49,6 +49,41 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], 
     _save(figure, path)
 
 
+def panels(
+    path: Path,
+    values: Mapping[str, Sequence[tuple[float | None, float | None]]],
+    names: Sequence[str],
+    *,
+    strong: int,
+) -> None:
+    """Write a chart with a panel for each key and in it a horizontal bar (value, error or None) for each name.
+
+    strong: the number of names, the first ones, that stand out in colour.
+
+    Raises:
+        OutputError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure(path, 2.6 * len(values) + 2.6, 1.4 + 0.27 * len(names))
+    colours = ["tab:blue" if place < strong else "silver" for place in range(len(names))]
+    first = None
+    for number, (label, bars_of_panel) in enumerate(values.items(), 1):
+        axes = figure.add_subplot(1, len(values), number, sharey=first)
+        first = first or axes
+        lengths = [value or 0.0 for value, _ in bars_of_panel]
+        errors = [error or 0.0 for _, error in bars_of_panel]
+        drawn = axes.barh(range(len(names)), lengths, xerr=errors, color=colours, error_kw={"capsize": 2})
+        texts = ["" if value is None else f"{value:.3f}" for value, _ in bars_of_panel]
+        axes.bar_label(drawn, labels=texts, padding=3, fontsize=8)
+        axes.set_title(label, fontsize=10)
+        axes.set_xlim(0, 1.25 * max([*lengths, 0.01]))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", labelleft=number == 1)
+    assert first is not None
+    first.set_yticks(range(len(names)), names, fontsize=8)
+    first.invert_yaxis()
+    _save(figure, path)
+
+
 def _figure(path: Path, width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure

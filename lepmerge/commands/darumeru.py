@@ -1,0 +1,70 @@
+"""lepmerge darumeru: the benchmark's table from result files of lm-evaluation-harness."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import click
+
+from lepmerge.console import table
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--paper", "tables", multiple=True, type=click.Choice(["1", "2", "3", "4", "none"]),
+    help="Rows of these tables of the paper, or none.  [default: those with as many shots as the results]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart (PNG).")
+def darumeru(results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, as_csv: bool, plot: Path | None) -> None:
+    """Print the table of the Darumeru benchmark from the results_*.json of `lm_eval --output_path`.
+
+    The first file's model is the reference: + and - mark what is significantly higher or lower (5 % level, by the
+    harness's standard errors).
+
+    \b
+    Example:
+      lepmerge darumeru eval/instruct/results_*.json eval/instruct-ru/results_*.json --plot darumeru.png
+    """
+    from lepmerge.darumeru import COLUMNS, as_records, cells, fitting_tables, paper_rows, read_results
+
+    if as_json and as_csv:
+        raise click.UsageError("give either --json or --csv")
+    measured = read_results(results)
+    wanted = [int(number) for number in tables if number != "none"] if tables else fitting_tables(measured)
+    rows, reference = [*measured, *paper_rows(wanted)], measured[0]
+    if plot is not None:
+        from lepmerge.plots import panels
+
+        values = {
+            label: [(row.scores[column], row.errors[column]) for row in rows] for column, label in COLUMNS.items()
+        }
+        panels(plot, values, [row.model for row in rows], strong=len(measured))
+    records = as_records(rows, reference)
+    if as_json:
+        notes = [note for row in measured for note in row.notes]
+        click.echo(json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False))
+        return
+    if as_csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        click.echo(text.getvalue(), nl=False)
+        return
+    header = ["model", "shots", "symbols/token", *COLUMNS.values()]
+    lines = table([cells(row, reference) for row in rows], header=header).split("\n")
+    click.echo("\n".join(lines[: len(measured) + 1]))
+    for number, row in enumerate(rows[len(measured) :], len(measured)):
+        if rows[number - 1].source != row.source:
+            click.echo(f"-- {row.source}")
+        click.echo(lines[number + 1])
+    click.echo(f"+ and -: significantly higher or lower than {reference.model} (5 % level)")
+    for row in measured:
+        for note in row.notes:
+            click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
+    if plot is not None:
+        click.echo(str(plot))

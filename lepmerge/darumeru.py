@@ -1,0 +1,202 @@
+"""Result files of lm-evaluation-harness → the table of the Darumeru benchmark, beside the rows of the paper."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lepmerge.errors import ResultError
+
+GROUPS = {
+    "darummlu": ("rummlu", "mmlu_ru", "mmlu_en"),
+    "darumera": ("multiq", "parus", "rcb", "rwsd", "use", "ruopenbookqa", "ruworldtree", "rucola"),
+    "darusum": ("sum_abstractive", "sum_extractive"),
+    "darucopy_en": ("cp_sent_en", "cp_para_en"),
+    "darucopy_ru": ("cp_sent_ru", "cp_para_ru"),
+}
+"""The data sets of each group, in the order of the paper's columns."""
+COLUMNS = {
+    "micro_avg": "Micro-Avg",
+    "darummlu": "DaruMMLU",
+    "darumera": "DaruMERA",
+    "darusum": "DaruSum",
+    "darucopy_en": "DaruCopy EN",
+    "darucopy_ru": "DaruCopy RU",
+}
+TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
+SIGNIFICANT = 1.96
+"""A difference of more standard errors than this is marked: 5 % level, two-sided, normal."""
+
+
+@dataclass
+class Row:
+    """One line of the table: a model's scores, each between 0 and 1, by a key of COLUMNS, None where not measured.
+
+    errors: their standard errors, None where not known; `symbols_per_token` of the Russian paragraphs it generated.
+    """
+
+    model: str
+    shots: int | None
+    source: str
+    scores: dict[str, float | None] = field(default_factory=dict)
+    errors: dict[str, float | None] = field(default_factory=dict)
+    symbols_per_token: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it comes from a result file rather than from the paper."""
+        return not self.source.startswith("paper")
+
+
+def read_results(paths: Sequence[Path]) -> list[Row]:
+    """Return a row for each model and number of shots; files of one model with different tasks make one row.
+
+    Raises:
+        ResultError: a file is no result of the harness, or has no Darumeru task.
+    """
+    parts: list[tuple[Row, dict[str, dict[str, Any]]]] = []
+    for path in paths:
+        row, tasks = _read(path)
+        for other, known in parts:
+            if (other.model, other.shots) == (row.model, row.shots) and not known.keys() & tasks.keys():
+                known.update(tasks)
+                other.notes += row.notes
+                other.source += f", {row.source}"
+                break
+        else:
+            parts.append((row, tasks))
+    for row, tasks in parts:
+        _average(row, tasks)
+    _tell_apart([row for row, _ in parts])
+    return [row for row, _ in parts]
+
+
+def _read(path: Path) -> tuple[Row, dict[str, dict[str, Any]]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON file: {error}") from error
+    results = found.get("results") if isinstance(found, dict) else None
+    if not isinstance(results, dict):
+        raise ResultError(f"{path} has no `results`: expected the results_*.json of lm_eval --output_path")
+    tasks = {name: results[f"darumeru_{name}"] for name in TASKS if f"darumeru_{name}" in results}
+    if not tasks:
+        raise ResultError(f"{path} has no Darumeru task: run lm_eval --tasks darumeru")
+    for name, values in tasks.items():
+        if not isinstance(values.get("score,none"), int | float):
+            raise ResultError(f"{path}: darumeru_{name} has no score (was it run with --predict_only?)")
+    config = found.get("config") or {}
+    shots = {int(found.get("n-shot", {}).get(f"darumeru_{name}") or 0) for name in tasks if name != "sum_extractive"}
+    row = Row(
+        model=Path(str(found.get("model_name") or _pretrained(config) or path.stem)).name,
+        shots=max(shots, default=0),
+        source=str(path),
+    )
+    if config.get("limit"):
+        row.notes.append(f"{path}: only --limit {config['limit']} documents of each task, no figure to compare")
+    for name, values in tasks.items():
+        if values.get("exact_ids,none", 1.0) < 1:
+            row.notes.append(f"{path}: darumeru_{name}: the backend gave no token ids, its text was tokenized anew")
+    return row, tasks
+
+
+def _pretrained(config: dict[str, Any]) -> str | None:
+    arguments = config.get("model_args")
+    return arguments.get("pretrained") if isinstance(arguments, dict) else None
+
+
+def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
+    """Fill in the plain means over data sets; a mean of independent ones has the error sqrt(sum of squares) / count."""
+    for column, members in {"micro_avg": TASKS, **GROUPS}.items():
+        row.scores[column] = row.errors[column] = None
+        if all(name in tasks for name in members):
+            row.scores[column] = math.fsum(tasks[name]["score,none"] for name in members) / len(members)
+            errors = [tasks[name].get("score_stderr,none") for name in members]
+            if all(isinstance(error, int | float) for error in errors):
+                row.errors[column] = math.sqrt(math.fsum(error**2 for error in errors)) / len(members)
+    row.symbols_per_token = tasks.get("cp_para_ru", {}).get("symbol_per_token,none")
+    if missing := [name for name in TASKS if name not in tasks]:
+        row.notes.append(f"{row.source}: without {', '.join(missing)}; their groups and the Micro-Avg are left out")
+
+
+def _tell_apart(rows: list[Row]) -> None:
+    names = [(row.model, row.shots) for row in rows]
+    for row, name in zip(rows, names, strict=True):
+        if names.count(name) > 1:
+            row.model = f"{row.model} ({Path(row.source).name})"
+
+
+def paper_rows(tables: Sequence[int]) -> list[Row]:
+    """Return the rows of some of the paper's tables 1-4 (arXiv 2412.21140)."""
+    with (files("lepmerge") / "darumeru_paper.csv").open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if int(line["table"]) in tables]
+    rows = []
+    for line in lines:
+        parts = [line["variant"], line["method"].lower()]
+        symbols = line["symbols_per_token"]
+        rows.append(
+            Row(
+                model=", ".join([line["model"], *(part for part in parts if part and part not in ("original", "-"))]),
+                shots=int(line["shots"]),
+                source=f"paper, table {line['table']}",
+                scores={column: float(line[column]) for column in COLUMNS},
+                errors=dict.fromkeys(COLUMNS),
+                symbols_per_token=float(symbols) if symbols else None,
+            )
+        )
+    return rows
+
+
+def fitting_tables(rows: Sequence[Row]) -> list[int]:
+    """Return the paper's tables with the same numbers of shots: 1 for none (instruct models), 2 for five (base)."""
+    shots = {row.shots for row in rows}
+    return [table for table, number in ((1, 0), (2, 5)) if number in shots]
+
+
+def mark(row: Row, reference: Row, column: str) -> str:
+    """Return "+" or "-" where a score is significantly higher or lower than the reference's, else "".
+
+    The errors of both are added in squares, as for independent measurements; on the same documents that is cautious.
+    A row of the paper has no error; the reference's stands in for it.
+    """
+    score, other, error = row.scores[column], reference.scores[column], reference.errors[column]
+    if row is reference or score is None or other is None or error is None:
+        return ""
+    own = row.errors[column] if row.measured else error
+    if own is None or abs(score - other) <= SIGNIFICANT * math.hypot(own, error):
+        return ""
+    return "+" if score > other else "-"
+
+
+def cells(row: Row, reference: Row) -> list[Any]:
+    """Return a row's cells for the table on the terminal: names, symbols per token, score, error and mark."""
+    symbols = row.symbols_per_token
+    line: list[Any] = [row.model, row.shots, "" if symbols is None else f"{symbols:.2f}"]
+    for column in COLUMNS:
+        score, error = row.scores[column], row.errors[column]
+        text = "" if score is None else f"{score:.3f}"
+        line.append(text + (f" ±{error:.3f}" if error is not None else "") + mark(row, reference, column))
+    return line
+
+
+def as_records(rows: Sequence[Row], reference: Row) -> list[dict[str, Any]]:
+    """Return the rows for JSON and CSV: a flat dict each."""
+    return [
+        {
+            "model": row.model,
+            "shots": row.shots,
+            "source": row.source,
+            "symbols_per_token": row.symbols_per_token,
+            **{column: row.scores[column] for column in COLUMNS},
+            **{f"{column}_stderr": row.errors[column] for column in COLUMNS},
+            **{f"{column}_mark": mark(row, reference, column) for column in COLUMNS},
+        }
+        for row in rows
+    ]
