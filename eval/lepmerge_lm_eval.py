@@ -17,7 +17,8 @@ def install():
     try:
         import os
 
-        if os.environ.get(SWITCH) != "0" and MODULE not in sys.modules:
+        waiting = any(isinstance(finder, _Finder) for finder in sys.meta_path)
+        if os.environ.get(SWITCH) != "0" and MODULE not in sys.modules and not waiting:
             sys.meta_path.insert(0, _Finder())
     except Exception:  # Python must start whatever happens here
         pass
@@ -27,23 +28,22 @@ class _Finder:
     def find_spec(self, name, path=None, target=None):
         if name != MODULE:
             return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        for finder in list(sys.meta_path):
-            find_spec = getattr(finder, "find_spec", None)
+        for finder in sys.meta_path:
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
             spec = find_spec(name, path, target) if find_spec else None
             if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 
 
 class _Loader:
-    """The module's loader, which changes the module once it is loaded."""
+    """The module's own loader, which then changes the module."""
 
-    def __init__(self, loader):
+    def __init__(self, loader, finder):
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -53,6 +53,8 @@ class _Loader:
 
     def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self._loader
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         self._loader.exec_module(module)
         try:
             _extend(module.TaskManager)
@@ -66,49 +68,60 @@ def _extend(manager):
 
     original_init, original_match = manager.__init__, manager.match_tasks
     signature = inspect.signature(original_init)
+    if not {"include_path", "include_defaults"} <= signature.parameters.keys():
+        return
+    has_plugins = _has_plugins(manager)
 
     @functools.wraps(original_init)
     def __init__(self, *arguments, **keywords):
-        call = signature.bind(self, *arguments, **keywords)
-        call.apply_defaults()
-        given = call.arguments["include_path"]
-        extended = _with_tasks(given) if call.arguments["include_defaults"] else given
-        if extended is given or _plugins_have_tasks(manager):
+        call = _with_tasks(signature, self, arguments, keywords)
+        if call is None or has_plugins:
             original_init(self, *arguments, **keywords)
-            return
-        call.arguments["include_path"] = extended
-        original_init(*call.args, **call.kwargs)
+            if call is None or "darumeru" in self.all_tasks:
+                return
+        extended, given = call
+        original_init(*extended.args, **extended.kwargs)
         self.include_path = given
 
     @functools.wraps(original_match)
-    def match_tasks(self, task_list):
-        found = original_match(self, task_list)
-        _check_data(self, [name for name in found if name.startswith("darumeru")])
+    def match_tasks(self, *arguments, **keywords):
+        found = original_match(self, *arguments, **keywords)
+        _check([name for name in found if name.startswith("darumeru")], self)
         return found
 
     manager.__init__, manager.match_tasks = __init__, match_tasks
 
 
-def _with_tasks(given):
-    """Return the folders to include, ours first so that the user's win; `given` itself if ours is not needed."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    spec = find_spec("darumeru_tasks")
-    if spec is None or not spec.submodule_search_locations:
-        return given
-    ours = Path(next(iter(spec.submodule_search_locations))).resolve()
-    folders = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
-    return given if ours in [Path(folder).resolve() for folder in folders] else [ours, *folders]
+def _has_plugins(manager):
+    """Return whether the harness may read the entry points `lm_eval.tasks`, among which ours is."""
+    names = (*vars(sys.modules[manager.__module__]), *vars(manager), *manager.__init__.__code__.co_names)
+    return any("plugin" in name.lower() or "entry_point" in name.lower() for name in names)
 
 
-def _plugins_have_tasks(manager):
-    """Return whether the harness reads the entry points `lm_eval.tasks`, among which ours is."""
-    module = sys.modules[manager.__module__]
-    return any("plugin" in name.lower() or "entry_point" in name.lower() for name in (*vars(module), *vars(manager)))
+def _with_tasks(signature, *call):
+    """Return the call with our folder before the user's, whose tasks win, and theirs; None if ours is not needed."""
+    try:
+        from importlib.util import find_spec
+        from pathlib import Path
+
+        manager, arguments, keywords = call
+        bound = signature.bind(manager, *arguments, **keywords)
+        bound.apply_defaults()
+        given = bound.arguments["include_path"]
+        spec = find_spec("darumeru_tasks")
+        if not bound.arguments["include_defaults"] or spec is None or not spec.submodule_search_locations:
+            return None
+        ours = Path(next(iter(spec.submodule_search_locations))).resolve()
+        folders = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+        if not ours.is_dir() or ours in [Path(folder).resolve() for folder in folders]:
+            return None
+        bound.arguments["include_path"] = [ours, *folders]
+        return bound, given
+    except Exception:  # a wrong call: the harness says what is wrong with it
+        return None
 
 
-def _check_data(manager, names):
+def _check(names, manager):
     """End the command in one line if data of these tasks is missing, before it loads a model."""
     if not names or "lm_eval.config.evaluate_config" not in sys.modules:  # only the command `lm_eval run` loads it
         return
