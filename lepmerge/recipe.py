@@ -1,7 +1,7 @@
 """The recipe: its schema, YAML in and YAML out, and overrides from the command line."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -10,7 +10,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from lepmerge.errors import RecipeError
-from lepmerge.schema import Schema, Strict, dotted, hint, line_of, num_bytes
+from lepmerge.schema import Schema, Strict, Where, num_bytes
+from lepmerge.variables import escaped
+from lepmerge.yaml_tree import NAME, dotted, hint
 
 Method = Literal["swap", "overlap", "conversion", "delta"]
 Init = Literal["mean", "weighted_mean", "norm_calibrated"]
@@ -128,8 +130,8 @@ class Recipe(Strict):
         }
         plain["start"] = self.start
         plain["steps"] = [step.model_dump(exclude_none=True) for step in self.steps]
-        order = [key for key in Recipe.model_fields if key in plain]
-        return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True, width=100)
+        ordered = {key: _escaped(plain[key]) for key in Recipe.model_fields if key in plain}
+        return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100)
 
     def trainings(self) -> dict[str, Path]:
         """Return name → training configuration of the models that are trained."""
@@ -151,23 +153,22 @@ class Recipe(Strict):
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Return the recipe in a YAML file, with overrides such as `models.base=some/folder` or `steps.0.method=delta`.
 
-    Paths in the file are relative to it, paths in overrides to the current folder.
+    A path is relative to the file in which it begins, one in an override to the current folder.
 
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
-    recipe, node = _SCHEMA.load(Path(path), overrides)
-    _check_names(recipe, Path(path), node)
+    recipe, where = _SCHEMA.load(Path(path), overrides)
+    _check_names(recipe, where)
     return recipe
 
 
-def _names_a_path(key: str, value: str) -> bool:
+def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
     if key == "output.path":
         return True
-    return (
-        bool(re.fullmatch(r"models\.[^.]+(\.(path|train))?|steps\.\d+\.tokenizer", key))
-        and Path(value).expanduser().exists()
-    )
+    if re.fullmatch(r"steps\.\d+\.tokenizer", key):
+        return text not in values.get("models", ()) and (folder / text).exists()
+    return bool(re.fullmatch(r"models\.[^.]+(\.(path|train))?", key)) and (folder / text).exists()
 
 
 _CHOICES: dict[str, type[BaseModel]] = {
@@ -183,15 +184,22 @@ _SCHEMA = Schema(
 )
 
 
-def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
-    reserved = sorted({"current"} & recipe.models.keys())
-    if reserved:
-        line = line_of(node, ("models", "current"))
-        raise RecipeError(f"{path}:{line}: a model cannot be called `current`: it means the model before a step")
+def _escaped(value: Any) -> Any:
+    """Return plain values whose texts are read as they are, `${` too."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value
+
+
+def _check_names(recipe: Recipe, where: Where) -> None:
+    if "current" in recipe.models:
+        at = where(("models", "current"))
+        raise RecipeError(f"{at}: a model cannot be called `current`: it means the model before a step")
     for name in recipe.models:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            line = line_of(node, ("models", name))
-            raise RecipeError(f"{path}:{line}: {name!r} is no name: use letters, digits and _")
+        if not re.fullmatch(NAME, name):
+            raise RecipeError(f"{where(('models', name))}: {name!r} is no name: use letters, digits and _")
     places: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
     for number, step in enumerate(recipe.steps):
         for field, info in type(step).model_fields.items():
@@ -200,4 +208,4 @@ def _check_names(recipe: Recipe, path: Path, node: yaml.Node | None) -> None:
     for place, name in places:
         if name not in recipe.models:
             near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
-            raise RecipeError(f"{path}:{line_of(node, place)}: {dotted(place)}: there is no model {name!r}; {near}")
+            raise RecipeError(f"{where(place)}: {dotted(place)}: there is no model {name!r}; {near}")

@@ -18,6 +18,8 @@ LAYERS = {  # module or folder → layer; a module may import lower layers, and 
     "model": 1,
     "recipe": 1,
     "schema": 1,
+    "variables": 1,
+    "yaml_tree": 1,
     "expression": 1,
     "vocabulary": 1,
     "conversion": 1,

@@ -1,7 +1,7 @@
 """The training configuration: its schema with the paper's defaults (sections 2.1.3, 2.4.1), and YAML in."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -164,7 +164,7 @@ def _from_text(sources: Any) -> Any:
 def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """Return the training configuration in a YAML file, with overrides such as `learning_rate=1e-4`.
 
-    Paths in the file are relative to it, paths in overrides to the current folder.
+    A path is relative to the file in which it begins, one in an override to the current folder.
 
     Raises:
         RecipeError: naming key, line and the nearest valid key.
@@ -172,11 +172,12 @@ def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainC
     return _SCHEMA.load(Path(path), overrides)[0]
 
 
-def _names_a_path(key: str, value: str) -> bool:
+def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
     if key == "output":
         return True
-    names = r"model(\.path)?|tokenizer|data(\.\d+(\.path)?)?|evaluate\.data\.[^.]+(\.path)?"
-    return bool(re.fullmatch(names, key)) and Path(value).expanduser().exists()
+    if re.fullmatch(r"(evaluate\.)?data(\.[^.]+)?(\.path)?", key):
+        return (folder / text).exists() or any(sign in text for sign in "*?[")
+    return key in ("model", "model.path", "tokenizer") and (folder / text).exists()
 
 
 _SCHEMA = Schema(
