@@ -4,6 +4,7 @@ Every document has `messages` ({role, content}; the last one is the assistant's,
 document whose last message has the answer.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +27,14 @@ ACCEPTABILITY = (
 )
 ANNOTATION = "Напиши краткую аннотацию на русском языке к следующему тексту.\nТекст: {text}"
 IMPORTANT = "Твоя задача определить наиболее важные предложения.\nТекст: {text}"
-IMPORTANT_SENTENCE = "Наиболее важные предложения статьи: {sentence}"
+IMPORTANT_SENTENCES = "Наиболее важные предложения статьи:"
 MAX_SUMMARIES = 500
 
 
 def documents(rows: list[Row], kind: str, *, shots: bool, choices: list[str] | None = None) -> Documents:
     """Return the documents of a split; `shots`: with their answers, to be shown as examples.
 
-    kind: a key of KINDS. choices: what the target must be, or begin with.
+    kind: a key of KINDS. choices: what the target must be, or begin with (it becomes the choice).
 
     Raises:
         DarumeruError: a row lacks a key or has a wrong value; the message says where it stands.
@@ -46,9 +47,12 @@ def documents(rows: list[Row], kind: str, *, shots: bool, choices: list[str] | N
             raise DarumeruError(f"{place}: {error.args[0]!r} is missing") from error
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise DarumeruError(f"{place}: the row does not fit this data set: {error}") from error
-        if choices and not any(document["target"].startswith(choice) for choice in choices):
-            answers = ", ".join(choices)
-            raise DarumeruError(f"{place}: the answer {document['target']!r} is none of the choices {answers}")
+        if choices:
+            begun = [choice for choice in choices if re.match(rf"{choice}\b", document["target"])]
+            if not begun:
+                answers = ", ".join(choices)
+                raise DarumeruError(f"{place}: the answer {document['target']!r} is none of the choices {answers}")
+            document["target"] = begun[0]
         made.append(document)
     return made
 
@@ -63,15 +67,22 @@ def _row(row: dict[str, Any], shots: bool) -> Document:
 
 
 def _filled(messages: list[Message], inputs: dict[str, Any]) -> list[Message]:
-    return [
-        {"role": ROLES[message["role"]], "content": message["content"].format(**inputs)} for message in messages
-    ]
+    roles = [message["role"] for message in messages]
+    if not roles or not set(roles) <= ROLES.keys():
+        raise ValueError(f"messages have the roles {roles}, not one or more of {', '.join(ROLES)}")
+    return [{"role": ROLES[message["role"]], "content": message["content"].format(**inputs)} for message in messages]
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str | int):
-        raise TypeError(f"outputs is a {type(value).__name__}, not a text")
+        raise TypeError(f"the answer is a {type(value).__name__}, not a text")
     return str(value)
+
+
+def _texts(row: dict[str, Any], key: str) -> list[str]:
+    if not isinstance(row[key], list) or not all(isinstance(text, str) for text in row[key]):
+        raise TypeError(f"{key} is no list of texts")
+    return row[key]
 
 
 def _multiq(row: dict[str, Any], shots: bool) -> Document:
@@ -95,7 +106,7 @@ def _use(row: dict[str, Any], shots: bool) -> Document:
 
 
 def _copy(row: dict[str, Any], shots: bool) -> Document:
-    return {**_row({**row, "outputs": row["inputs"]["text"]}, shots), "source": row["inputs"]["text"]}
+    return _row({**row, "outputs": row["inputs"]["text"]}, shots)
 
 
 def _rucola(row: dict[str, Any], shots: bool) -> Document:
@@ -106,29 +117,29 @@ def _mmlu(language: str) -> Callable[[dict[str, Any], bool], Document]:
     def document(row: dict[str, Any], shots: bool) -> Document:
         if row["subject"] not in SUBJECTS:
             raise ValueError(f"subject {row['subject']!r} is none of the 57 of MMLU")
-        options = row[f"choices_{language}"]
-        if len(options) != 4:
-            raise ValueError(f"choices_{language} has {len(options)} options, not 4")
+        options = _texts(row, f"choices_{language}")
+        if len(options) != 4 or row["answer"] not in range(4):
+            raise ValueError(f"{len(options)} choices_{language} and the answer {row['answer']!r}, not 4 and 0 to 3")
         lines = [row[f"question_{language}"], *(f"{name}. {text}" for name, text in zip("ABCD", options, strict=True))]
-        made = _question("\n".join(lines), ANSWERS[language], "ABCD"[int(row["answer"])], shots)
-        headline = HEADLINES[language].format(subject=row["subject"])
+        made = _question("\n".join(lines), ANSWERS[language], "ABCD"[row["answer"]], shots)
+        headline = HEADLINES[language].format(subject=row["subject"].replace("_", " "))
         return {**made, "subject": row["subject"], "headline": headline}
 
     return document
 
 
 def _sum_abstractive(row: dict[str, Any], shots: bool) -> Document:
-    text, summary = (" ".join(row[key]) for key in ("src_sents", "summary_sents"))
+    text, summary = (" ".join(_texts(row, key)) for key in ("src_sents", "summary_sents"))
     return _question(ANNOTATION.format(text=text), "TL;DR:", summary, shots)
 
 
 def _sum_extractive(row: dict[str, Any], shots: bool) -> Document:
-    sentences, gold = list(row["src_sents"]), [int(index) for index in row["extractive_summary"]]
-    if not sentences or any(not 0 <= index < len(sentences) for index in gold):
+    sentences, gold = _texts(row, "src_sents"), sorted(set(row["extractive_summary"]))
+    if not sentences or any(index not in range(len(sentences)) for index in gold):
         raise ValueError(f"extractive_summary {gold} must be indices of the {len(sentences)} src_sents")
-    document = _question(IMPORTANT.format(text=" ".join(sentences)), "", " ".join(map(str, gold)), False)
-    texts = [IMPORTANT_SENTENCE.format(sentence=sentence) for sentence in sentences]
-    return {**document, "sentences": texts, "gold": sorted(set(gold))}
+    document = _question(IMPORTANT.format(text=" ".join(sentences)), IMPORTANT_SENTENCES, "", False)
+    texts = [f"{IMPORTANT_SENTENCES} {sentence}" for sentence in sentences]
+    return {**document, "target": " ".join(map(str, gold)), "sentences": texts, "gold": gold}
 
 
 def _question(question: str, opening: str, target: str, shots: bool) -> Document:

@@ -11,13 +11,14 @@ from pathlib import Path
 _above = str(Path(__file__).resolve().parent.parent)
 if _above not in sys.path:
     sys.path.insert(0, _above)
-_task = importlib.import_module("darumeru_tasks.task")
+_likelihood = importlib.import_module("darumeru_tasks.likelihood_tasks")
+_generation = importlib.import_module("darumeru_tasks.generation_tasks")
 
-ChoiceTask = _task.ChoiceTask
-BothOrdersTask = _task.BothOrdersTask
-SubjectsTask = _task.SubjectsTask
-AnswerTask = _task.AnswerTask
-ExamTask = _task.ExamTask
-SummaryTask = _task.SummaryTask
-SentencesTask = _task.SentencesTask
-CopyTask = _task.CopyTask
+ChoiceTask = _likelihood.ChoiceTask
+BothOrdersTask = _likelihood.BothOrdersTask
+SubjectsTask = _likelihood.SubjectsTask
+AnswerTask = _generation.AnswerTask
+ExamTask = _generation.ExamTask
+SummaryTask = _generation.SummaryTask
+SentencesTask = _likelihood.SentencesTask
+CopyTask = _generation.CopyTask

@@ -1,7 +1,7 @@
 """What lm-evaluation-harness 0.4.13 lacks for these tasks: three functions that it calls are wrapped.
 
-Only requests and answers of these tasks, marked by classes of this module, take another way; everything else passes
-through unchanged. The classes are strings, so that the harness logs, hashes, caches and pickles them as before.
+Only requests of these tasks, marked by classes of this module, take another way. Texts that HFLM generates in the same
+run carry their token ids. The classes are strings, so that the harness logs, hashes, caches and pickles them as before.
 """
 
 import os
@@ -15,20 +15,20 @@ from darumeru_tasks.statistics import Statistic
 
 
 class Continuation(str):
-    """One of several texts that may follow a context. `texts` are all of them, `index` is its place among them."""
+    """One of several texts that may follow a context. `texts` are all of them, `place` is its place among them."""
 
     texts: tuple[str, ...]
-    index: int
+    place: int
 
-    def __new__(cls, texts: Sequence[str], index: int) -> "Continuation":
-        made = super().__new__(cls, texts[index])
-        made.texts, made.index = tuple(texts), index
+    def __new__(cls, texts: Sequence[str], place: int) -> "Continuation":
+        made = super().__new__(cls, texts[place])
+        made.texts, made.place = tuple(texts), place
         return made
 
-    def __getnewargs__(self) -> tuple[Sequence[str], int]:
-        return self.texts, self.index
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.texts, self.place)
 
-    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+    def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
         """Return the token ids of the context and of what is scored after it."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class Continuation(str):
 class Choice(Continuation):
     """A choice, of which one token is scored: the first that differs; the tokens before it belong to the context."""
 
-    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+    def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
         encoded = _encodings(model, context, self.texts)
         shared = len(os.path.commonprefix(encoded))
         firsts = [ids[shared : shared + 1] for ids in encoded]
@@ -45,17 +45,17 @@ class Choice(Continuation):
                 f"the tokenizer cannot tell the choices {list(self.texts)} apart by one token: their remainders "
                 f"begin with the ids {firsts}"
             )
-        return encoded[self.index][:shared], firsts[self.index]
+        return encoded[self.place][:shared], firsts[self.place]
 
 
 class Sentence(Continuation):
     """A message, of which the first m tokens are scored; m is the number of tokens of the shortest of `texts`."""
 
-    def encode(self, model: Any, context: str) -> tuple[list[int], list[int]]:
+    def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
         start, *encoded = _encodings(model, context, ("", *self.texts))
         begins = [len(os.path.commonprefix([start, ids])) for ids in encoded]
         shortest = min(len(ids) - begin for ids, begin in zip(encoded, begins, strict=True))
-        ids, begin = encoded[self.index], begins[self.index]
+        ids, begin = encoded[self.place], begins[self.place]
         return ids[:begin], ids[begin : begin + shortest]
 
 
@@ -81,11 +81,11 @@ class Generated(str):
         made.ids = list(ids)
         return made
 
-    def __getnewargs__(self) -> tuple[str, list[int]]:
-        return str(self), self.ids
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Generated, (str(self), self.ids)
 
-    def split(self, separator: Any = None, maxsplit: Any = -1) -> list[str]:
-        return [Generated(part, self.ids) for part in super().split(separator, maxsplit)]
+    def split(self, sep: Any = None, maxsplit: Any = -1) -> list[str]:
+        return [Generated(part, self.ids) for part in super().split(sep, maxsplit)]
 
     def lstrip(self, characters: str | None = None) -> str:
         return Generated(super().lstrip(characters), self.ids)
@@ -105,7 +105,7 @@ def extend_harness() -> None:
 def _wrap(owner: Any, name: str, wrapper: Any) -> None:
     original = vars(owner)[name]
     if not hasattr(original, "_darumeru"):
-        wrapped = wraps(original)(wrapper(original))
+        wrapped: Any = wraps(original)(wrapper(original))
         wrapped._darumeru = True
         setattr(owner, name, wrapped)
 
@@ -113,7 +113,7 @@ def _wrap(owner: Any, name: str, wrapper: Any) -> None:
 def _encode_pair(original: Any) -> Any:
     def encode_pair(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if isinstance(continuation, Continuation):
-            return continuation.encode(self, context)
+            return continuation.token_ids(self, context)
         return original(self, context, continuation)
 
     return encode_pair

@@ -40,19 +40,16 @@ class Format:
             messages.pop()
         return self.chat_template(messages, add_generation_prompt=True)
 
-    def opened(self, question: list[Message], answers: Sequence[str]) -> str:
-        """Return the text after which every one of `answers` would stand as the (open) last message of the question.
+    def before_answer(self, question: list[Message]) -> str:
+        """Return the text that stands before the last message of the question.
 
         Raises:
-            DarumeruError: the chat template changes the answers.
+            DarumeruError: the chat template changes that message.
         """
-        if self.chat_template is None:
-            return self.prompt([], question)
-        whole = [self.prompt([], [*question[:-1], {"role": "assistant", "content": text}]) for text in answers]
-        starts = {text.removesuffix(answer) for text, answer in zip(whole, answers, strict=True)}
-        if len(starts) != 1:
-            raise DarumeruError("the chat template changes what an assistant's message says: its sentences cannot be scored")
-        return starts.pop()
+        text, message = self.prompt([], question), question[-1]["content"]
+        if not text.endswith(message):
+            raise DarumeruError(f"the chat template does not leave the assistant's message open: {text[-80:]!r}")
+        return text.removesuffix(message)
 
 
 def completion(messages: Sequence[Message]) -> str:
@@ -79,3 +76,15 @@ def with_headline(documents: Sequence[Document]) -> list[list[Message]]:
     first = documents[0]["messages"]
     headed = [{**first[0], "content": documents[0].get("headline", "") + first[0]["content"]}, *first[1:]]
     return [headed, *(document["messages"] for document in documents[1:])]
+
+
+def prompt_format(
+    system_instruction: str | None = None,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = False,
+    chat_template: Callable[..., str] | None = None,
+    gen_prefix: str | None = None,
+) -> Format:
+    """Return the format that the harness's arguments of `fewshot_context` ask for."""
+    template = chat_template if apply_chat_template else None
+    return Format(system_instruction, template, fewshot_as_multiturn)

@@ -19,6 +19,7 @@ class ModelTokens:
     revision: str = "main"
     subfolder: str = ""
     trust_remote_code: bool = False
+    add_bos_token: bool | None = None
     fixed_context: int | None = None
 
     @cached_property
@@ -53,15 +54,19 @@ class ModelTokens:
         }
 
     def count(self, prompt: str) -> int:
-        """Return the number of tokens of a prompt, with the special ones that the tokenizer adds."""
+        """Return the number of tokens of a prompt, with the special ones that the harness adds."""
         begin = self.tokenizer.bos_token
-        special = not (begin and prompt.startswith(begin))
+        special = self.add_bos_token is not False and not (begin and prompt.startswith(begin))
         return len(self.tokenizer.encode(prompt, add_special_tokens=special))
+
+    def count_text(self, text: str) -> int:
+        """Return the number of tokens of a text alone."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def count_source(self, text: str) -> int:
         """Return the number of tokens of a text that is to be copied, after a space if the tokenizer adds none."""
         space = "" if self._adds_space else " "
-        return len(self.tokenizer.encode(space + text, add_special_tokens=False))
+        return self.count_text(space + text)
 
     @cached_property
     def _adds_space(self) -> bool:
@@ -106,6 +111,7 @@ def model_tokens(metadata: dict[str, Any]) -> ModelTokens:
         str(metadata.get("revision") or "main"),
         str(metadata.get("subfolder") or ""),
         bool(metadata.get("trust_remote_code")),
+        metadata.get("add_bos_token"),
         int(context) if context else None,
     )
 
