@@ -49,3 +49,7 @@ class Stopped(TrainingError):
     """A training was asked to stop by a signal; what it learned is in its checkpoint."""
 
     exit_code = 143
+
+
+class ComparisonError(LepmergeError):
+    """Models cannot be compared on what was given: too little text, a prompt file with a bad row, no chat template."""

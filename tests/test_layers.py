@@ -34,7 +34,7 @@ LAYERS = {  # module or folder → layer; a module may import lower layers, and 
     "card": 4,
     "plots": 1,
     "darumeru": 4,
-    "compare": 4,
+    "comparison": 4,
     "inspection": 5,
     "console": 5,
     "commands": 5,

@@ -1,0 +1,212 @@
+"""Everything that is measured of some models, one after another, beside a reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite, sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import lepmerge
+from lepmerge.comparison.broken_tokens import check_tokens
+from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
+from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
+from lepmerge.comparison.drift import drift
+from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
+from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.prompts import Prompt, read_prompts
+from lepmerge.comparison.task import measure_task, task_figures
+from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
+from lepmerge.errors import ComparisonError
+from lepmerge.provenance import versions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, on how much of it.
+
+    max_bytes: of each text, from its beginning. piece_bytes: of the pieces that are predicted at most. copies: sentences
+    and paragraphs to copy of each text, 0 for none. max_new_tokens: of an answer in a chat. speed: whether generation is
+    timed. batch_size: of generation.
+    """
+
+    column: str = "text"
+    max_bytes: int | None = 200_000
+    piece_bytes: int = PIECE_BYTES
+    copies: int = 20
+    max_new_tokens: int = 128
+    speed: bool = True
+    batch_size: int = BATCH_SIZE
+
+
+@dataclass
+class _Known:
+    """What of the reference the other models are compared with."""
+
+    predicted: Mapping[str, Predicted] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+
+
+def compare(
+    models: Sequence[LanguageModel],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    chat: str | Path | None = None,
+    task: str | Path | None = None,
+    reference: str | None = None,
+    settings: Settings | None = None,
+    tell: Tell = untold,
+) -> dict[str, Any]:
+    """Return what was measured, ready for JSON: `models` → name → figures, `warnings`, `settings`, `versions`.
+
+    texts: name → files. chat, task: files of prompts (see prompts.py). reference: a model's name, the first by default;
+    it is measured first. One model's weights are in memory at a time.
+
+    >>> found = compare([load_model("instruct"), load_model("out/delta")], {"ru": ["ru.txt"]}, task="task.jsonl")
+    >>> found["models"]["delta"]["texts"]["ru"]["bits_per_byte"]
+    1.2592
+
+    Raises:
+        CorpusError, ComparisonError: a text or prompt file that cannot be measured on; no model of that name; two of one
+            name; a reference without chat template for chat or task.
+        CheckpointError: transformers cannot load a model.
+    """
+    settings = settings or Settings()
+    first = _reference(models, reference)
+    piece_bytes = piece_bytes_for(models, settings.piece_bytes)
+    read = [
+        read_text(name, files, column=settings.column, max_bytes=settings.max_bytes, piece_bytes=piece_bytes)
+        for name, files in texts.items()
+    ]
+    prompts = {
+        "chat": read_prompts(chat, with_answer=False) if chat is not None else [],
+        "task": read_prompts(task, with_answer=True) if task is not None else [],
+    }
+    for option, wanted in prompts.items():
+        if wanted and not first.has_chat:
+            raise ComparisonError(
+                f"--{option}: the reference {first.name} ({first.folder}) has no chat template: name another with "
+                f"--reference, or leave out --{option}"
+            )
+    copies = {text.name: copy_items(text, models, number=settings.copies) for text in read if settings.copies}
+    known = _Known()
+    measured = {
+        model.name: _measure(model, first, known, read, copies, prompts, settings, tell)
+        for model in sorted(models, key=lambda model: model is not first)
+    }
+    return {
+        "lepmerge": lepmerge.__version__,
+        "versions": versions(),
+        "device": str(first.device),
+        "threads": torch.get_num_threads(),
+        "reference": first.name,
+        "settings": {
+            **asdict(settings),
+            "piece_bytes": piece_bytes,
+            "speed_tokens": SPEED_TOKENS,
+            "chat": str(chat) if chat is not None else None,
+            "task": str(task) if task is not None else None,
+        },
+        "texts": {
+            text.name: {
+                "files": list(map(str, texts[text.name])),
+                "bytes": text.num_bytes,
+                "characters": text.num_characters,
+                "words": text.num_words,
+                "pieces": len(text.pieces),
+            }
+            for text in read
+        },
+        "models": {model.name: measured[model.name] for model in models},
+        "warnings": [warning for model in models for warning in measured[model.name]["warnings"]],
+    }
+
+
+def _reference(models: Sequence[LanguageModel], name: str | None) -> LanguageModel:
+    names = [model.name for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ComparisonError(
+            f"two models are named {twice[0]}: give names, as in old={models[names.index(twice[0])].folder}"
+        )
+    if name is not None and name not in names:
+        raise ComparisonError(f"--reference {name}: no such model, there is {', '.join(names)}")
+    return models[0 if name is None else names.index(name)]
+
+
+def _measure(
+    model: LanguageModel,
+    reference: LanguageModel,
+    known: _Known,
+    texts: Sequence[Text],
+    copies: Mapping[str, Sequence[CopyItem]],
+    prompts: Mapping[str, Sequence[Prompt]],
+    settings: Settings,
+    tell: Tell,
+) -> dict[str, Any]:
+    start = perf_counter()
+    warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
+    tell(f"{model.name}: loading", 0, 1)
+    network = model.network
+    predicted = measure_texts(model, texts, tell=tell)
+    if model is reference:
+        known.predicted = predicted
+    figures: dict[str, Any] = {
+        "folder": str(model.folder),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "rows": model.checkpoint.num_rows,
+        "context": model.context,
+        "chat_template": model.has_chat,
+        "texts": {},
+    }
+    for text in texts:
+        found = {**predicted[text.name].figures(), **_difference(predicted[text.name], known.predicted[text.name])}
+        if not isfinite(found["bits_per_byte"]):
+            warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
+        if settings.speed:
+            found["generation"] = measure_speed(model, text, reference.vocabulary, tell=tell)
+        if copies.get(text.name):
+            what = f"{model.name}: copying {text.name}"
+            found["copying"] = measure_copying(
+                model, copies[text.name], batch_size=settings.batch_size, tell=tell, what=what
+            )
+        figures["texts"][text.name] = found
+    if model is not reference:
+        figures["tokens"] = check_tokens(model, predicted, known.predicted, reference.name, reference.vocabulary)
+        warnings += figures["tokens"].pop("warnings")
+        figures["drift"] = drift(model.checkpoint, reference.checkpoint)
+    if prompts["chat"] and model.has_chat:
+        figures["chat"] = _chat(model, known, prompts["chat"], settings, tell)
+    if prompts["task"] and model.has_chat:
+        right = measure_task(model, prompts["task"], batch_size=settings.batch_size, tell=tell)
+        figures["task"] = task_figures(right, None if model is reference else known.right)
+        figures["task"]["right"] = right
+        if model is reference:
+            known.right = right
+    if any(prompts.values()) and not model.has_chat:
+        warnings.append(f"{model.name} has no chat template: no chat or task was measured")
+    del network
+    model.release()
+    return {**figures, "seconds": perf_counter() - start, "warnings": warnings}
+
+
+def _chat(
+    model: LanguageModel, known: _Known, prompts: Sequence[Prompt], settings: Settings, tell: Tell
+) -> dict[str, Any]:
+    answers = answers_of(
+        model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, tell=tell
+    )
+    known.answers = known.answers or answers
+    return agreement(answers, known.answers, bits_of_answers(model, prompts, known.answers, tell=tell))
+
+
+def _difference(predicted: Predicted, reference: Predicted) -> dict[str, float]:
+    """Return the difference in bits per byte from the reference and its standard error over the pieces (ratio of sums)."""
+    lengths = [len(piece.encode()) for piece in predicted.text.pieces]
+    deltas = [float(a.sum() - b.sum()) for a, b in zip(predicted.bits, reference.bits, strict=True)]
+    ratio, count = sum(deltas) / sum(lengths), len(lengths)
+    square = sum((delta - ratio * length) ** 2 for delta, length in zip(deltas, lengths, strict=True))
+    error = sqrt(square * count / max(1, count - 1)) / sum(lengths) if isfinite(square) else float("nan")
+    return {"bits_per_byte_difference": ratio, "bits_per_byte_difference_error": error}

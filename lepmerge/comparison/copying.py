@@ -1,0 +1,104 @@
+"""Exact copying: a model is asked to repeat a sentence or a paragraph of a text (DaruCopy's idea, on any text)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from lepmerge.comparison.generation import BATCH_SIZE, generate
+from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.texts import Text
+
+SENTENCE, PARAGRAPH = "sentences", "paragraphs"
+CHARACTERS = {SENTENCE: (30, 200), PARAGRAPH: (120, 1200)}
+"""The shortest and the longest sentence and paragraph that are taken."""
+SHOTS = 2
+REQUEST = "Repeat the following text exactly, without any change and without anything else:\n\n{text}"
+MARGIN = 4
+"""Tokens that a model may write beyond those of the text."""
+
+
+@dataclass(frozen=True)
+class CopyItem:
+    """A sentence or paragraph to copy, and the examples that a model without chat template is shown before it."""
+
+    kind: str
+    text: str
+    shots: tuple[str, ...] = ()
+
+
+def copy_items(text: Text, models: Sequence[LanguageModel], *, number: int) -> list[CopyItem]:
+    """Return at most `number` sentences and as many paragraphs, spread over the text, that fit every model's context.
+
+    White space within them is single spaces.
+    """
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.paragraphs or text.pieces]
+    sentences = [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?…])\s+", paragraph)]
+    found: list[CopyItem] = []
+    for kind, candidates in ((SENTENCE, sentences), (PARAGRAPH, paragraphs)):
+        shortest, longest = CHARACTERS[kind]
+        candidates = [part for part in dict.fromkeys(candidates) if shortest <= len(part) <= longest]
+        shots = tuple(sorted(candidates, key=len)[:SHOTS])
+        items = [CopyItem(kind, part, shots) for part in candidates if part not in shots]
+        for model in models:
+            prompts = [model.encode([prompt_of(model, item), item.text]) for item in items]
+            items = [
+                item
+                for item, (prompt, answer) in zip(items, prompts, strict=True)
+                if len(prompt) + len(model.prefix_ids) + len(answer) + MARGIN <= model.context
+            ]
+        chosen = min(number, len(items))
+        found += [items[place * len(items) // chosen] for place in range(chosen)]
+    return found
+
+
+def prompt_of(model: LanguageModel, item: CopyItem) -> str:
+    """Return the request in the model's chat template; without one, examples of copies up to the one to make."""
+    if model.has_chat:
+        return model.chat([{"role": "user", "content": REQUEST.format(text=item.text)}], "copying")
+    shown = [f"Text: {shot}\nCopy: {shot}\n\n" for shot in item.shots]
+    return "".join([*shown, f"Text: {item.text}\nCopy:"])
+
+
+def measure_copying(
+    model: LanguageModel,
+    items: Sequence[CopyItem],
+    *,
+    batch_size: int = BATCH_SIZE,
+    tell: Tell = untold,
+    what: str = "",
+) -> dict[str, dict[str, Any]]:
+    """Return for sentences and paragraphs: number, share that is equal after strip, and the mean matched share.
+
+    The matched share of one is the part of its characters that the reply has in the same order.
+    """
+    prompts = model.encode([prompt_of(model, item) for item in items])
+    if not model.has_chat:
+        prompts = [[*model.prefix_ids, *ids] for ids in prompts]
+    limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in items])]
+    written = generate(model, prompts, limits, batch_size=batch_size, tell=tell, what=what)
+    found: dict[str, dict[str, Any]] = {}
+    for kind in (SENTENCE, PARAGRAPH):
+        pairs = [
+            (item.text, reply_of(model, ids)) for item, ids in zip(items, written, strict=True) if item.kind == kind
+        ]
+        if pairs:
+            found[kind] = {
+                "number": len(pairs),
+                "exact": sum(text.strip() == reply.strip() for text, reply in pairs) / len(pairs),
+                "matched": sum(matched_share(text, reply) for text, reply in pairs) / len(pairs),
+            }
+    return found
+
+
+def reply_of(model: LanguageModel, ids: Sequence[int]) -> str:
+    """Return the reply; of a completion its first line."""
+    reply = model.decode(ids).strip()
+    return reply if model.has_chat else reply.split("\n")[0].strip()
+
+
+def matched_share(text: str, reply: str) -> float:
+    """Return the share of the characters of `text` that stand in `reply` in the same order."""
+    matcher = SequenceMatcher(None, text.strip(), reply.strip(), autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(text.strip()))

@@ -1,0 +1,249 @@
+"""A model in memory, ready to be measured: weights on a device, tokenizer, vocabulary, end tokens.
+
+Legend: B rows of a batch, L tokens in a row, V rows of the output table.
+"""
+
+import gc
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lepmerge.checkpoint import is_embeddings_only, open_checkpoint
+from lepmerge.errors import CheckpointError, ComparisonError
+from lepmerge.model import Model, text_configs
+from lepmerge.references import resolve
+from lepmerge.vocabulary import Vocabulary
+
+UNLIMITED = 1 << 30
+TOKENS_AT_ONCE = 4096
+"""Tokens of one forward pass, padding included."""
+LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
+"""Logits of one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
+SLAB = 1 << 20
+"""Logits whose softmax is taken at once: what stays in the cache."""
+Tell = Callable[[str, int, int], None]
+"""Progress: what is being done, how much of it is done, how much there is."""
+
+
+def untold(what: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with the tokenizer of its folder; its weights are loaded when they are first asked for.
+
+    checkpoint: its lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids: what stands before a text, <s>
+    for example, else the end token, so that the first token is predicted. dtype: of the weights, None as stored.
+    """
+
+    name: str
+    checkpoint: Model
+    tokenizer: Any
+    prefix_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype | None
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.checkpoint.vocabulary
+
+    @property
+    def has_chat(self) -> bool:
+        return bool(self.tokenizer.chat_template)
+
+    @cached_property
+    def context(self) -> int:
+        """The tokens that it can see at once, by its config."""
+        for part in (*text_configs(self.checkpoint.config), self.checkpoint.config):
+            for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+                if isinstance(part.get(key), int):
+                    return part[key]
+        return UNLIMITED
+
+    @cached_property
+    def network(self) -> Any:
+        """The transformers model.
+
+        Raises:
+            CheckpointError: transformers cannot load it.
+        """
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
+        key = "dtype" if version >= (4, 56) else "torch_dtype"
+        try:
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                self.folder, local_files_only=True, **{key: self.dtype or "auto"}
+            )
+        except (ValueError, KeyError, OSError, ImportError) as error:
+            raise CheckpointError(f"{self.name}: transformers cannot load {self.folder}: {_reason(error)}") from error
+        # greedy whatever the folder says: a penalty or a minimal length there would change the figures
+        network.generation_config = GenerationConfig()
+        return network.requires_grad_(False).eval().to(self.device)
+
+    def release(self) -> None:
+        """Give the memory of the weights back."""
+        vars(self).pop("network", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without the tokenizer's prefix."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
+        """Return a chat as the template writes it, up to where the model answers. `where` names it in an error.
+
+        Raises:
+            ComparisonError: there is no template, or it refuses these messages.
+        """
+        from jinja2 import TemplateError
+
+        if not self.has_chat:
+            raise ComparisonError(f"{where}: {self.name} ({self.folder}) has no chat template")
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ComparisonError(f"{where}: the chat template of {self.name} refuses it: {error}") from error
+
+
+def load_model(
+    reference: str | Path,
+    *,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """Return the model of a folder or Hub id. dtype: float32 on the CPU by default, elsewhere as stored.
+
+    Raises:
+        ReferenceNotFound: no such model.
+        CheckpointError: it is damaged, or no whole model.
+    """
+    from transformers import AutoTokenizer
+
+    device = torch.device(device)
+    found = resolve(str(reference))
+    name = name or found.folder.name
+    checkpoint = open_checkpoint(found)
+    if is_embeddings_only(checkpoint):
+        raise CheckpointError(
+            f"{name} ({found.folder}) holds embeddings only: `lepmerge train CONFIG --full FOLDER` writes the whole "
+            f"model, and a recipe carries them into another"
+        )
+    checkpoint.require_row_of_every_token()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise CheckpointError(
+            f"{name}: transformers cannot load the tokenizer of {found.folder}: {_reason(error)}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{name} ({found.folder}) has only a slow tokenizer, without tokenizer.json")
+    tokenizer.model_max_length = UNLIMITED
+    settings = [checkpoint.generation_config or {}, checkpoint.config, *text_configs(checkpoint.config)]
+    ends = next((ids for part in settings if (ids := part.get("eos_token_id")) is not None), [])
+    end_ids = tuple(ends) if isinstance(ends, list) else (ends,)
+    prefix = _prefix(tokenizer) or end_ids[:1]
+    if not prefix:
+        raise CheckpointError(
+            f"{name} ({found.folder}) has neither a token before a text nor an end token to start from"
+        )
+    dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+    return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
+
+
+def _prefix(tokenizer: Any) -> tuple[int, ...]:
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    found = (whole[:place] for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return tuple(next(found, ()))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None) -> Iterator[list[int]]:
+    """Yield the places of `lengths`, longest first, in batches of at most `rows`, and of `tokens` with padding."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        full = batch and (
+            (rows is not None and len(batch) >= rows)
+            or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens)
+        )
+        if full:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def surprisals(
+    model: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    batch_size: int | None = None,
+    tell: Tell = untold,
+    what: str = "",
+) -> list[np.ndarray]:
+    """Return for each row of ids the surprisal, in nats, of its ids from `start` on (float32 softmax, float64 array).
+
+    batch_size: rows at once; by default as many as fit a fixed number of tokens. start is at least 1.
+    """
+    num_rows = model.checkpoint.num_rows
+    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // num_rows
+    keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
+    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    done = 0
+    for batch in batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))):
+        length = len(rows[batch[0]])
+        # padding at the right is not seen by what stands before it; it is some token of the row
+        id_BL = torch.tensor([[*rows[place], *[rows[place][0]] * (length - len(rows[place]))] for place in batch])
+        id_BL = id_BL.to(model.device)
+        first = min(starts[place] for place in batch)
+        kept = {"logits_to_keep": length - first + 1} if keeps and first > 1 else {}
+        logit_BLV = model.network(input_ids=id_BL, use_cache=False, **kept).logits
+        first = length - logit_BLV.shape[1] + 1
+        nats_BL = _cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
+        for row_L, place in zip(nats_BL, batch, strict=True):
+            found[place] = row_L[starts[place] - first : len(rows[place]) - first].copy()
+        done += len(batch)
+        tell(what, done, len(rows))
+    return found
+
+
+def _cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
+    label_N = label_BL.flatten()
+    if not len(label_N):
+        return label_BL.float()
+    step = max(1, SLAB // logit_BLV.shape[-1])
+    logit_NV = logit_BLV.flatten(0, 1)
+    pieces = [
+        F.cross_entropy(logit_NV[start : start + step].float(), label_N[start : start + step], reduction="none")
+        for start in range(0, len(label_N), step)
+    ]
+    return torch.cat(pieces).view(label_BL.shape)

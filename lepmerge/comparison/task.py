@@ -1,0 +1,55 @@
+"""A task with known answers: the greedy reply is the answer or it is not; two models are compared in pairs."""
+
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+from lepmerge.comparison.generation import BATCH_SIZE, generate
+from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.prompts import Prompt
+
+
+def measure_task(
+    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, tell: Tell = untold
+) -> list[bool]:
+    """Return for each prompt whether the greedy reply is its answer, white space at the ends apart.
+
+    The model needs a chat template.
+    """
+    replies = replies_of(model, prompts, batch_size=batch_size, tell=tell)
+    return [reply == prompt.answer.strip() for reply, prompt in zip(replies, prompts, strict=True)]
+
+
+def replies_of(
+    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, tell: Tell = untold
+) -> list[str]:
+    """Return the greedy replies, stripped; one is cut some tokens after the length of the longest answer."""
+    ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
+    longest = max(map(len, model.encode(list({prompt.answer for prompt in prompts}))))
+    written = generate(model, ids, longest + 4, batch_size=batch_size, tell=tell, what=f"{model.name}: task")
+    return [model.decode(reply).strip() for reply in written]
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Return the two-sided p of the exact McNemar test: are the examples that one of two models gets right as often
+    those of the one as of the other?
+
+    With n examples that exactly one of them gets right and k the rarer kind, p = 2 Σ_{i ≤ k} C(n, i) / 2^n, at most 1.
+    """
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    total = only_a + only_b
+    tail = sum(comb(total, number) for number in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def task_figures(right: Sequence[bool], reference: Sequence[bool] | None) -> dict[str, Any]:
+    """Return accuracy, number of examples and, beside a reference, what only one of both gets right, with p."""
+    figures: dict[str, Any] = {"examples": len(right), "accuracy": sum(right) / len(right)}
+    if reference is not None:
+        figures |= {
+            "only_this": sum(x and not y for x, y in zip(right, reference, strict=True)),
+            "only_reference": sum(y and not x for x, y in zip(right, reference, strict=True)),
+            "p": mcnemar(right, reference),
+        }
+    return figures

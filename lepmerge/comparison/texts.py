@@ -1,0 +1,182 @@
+"""Bits per byte on texts: every model predicts the same bytes from the same context, whatever its vocabulary.
+
+A text is cut at spaces into pieces of so few bytes that one token a byte would still fit every model's context. Each
+piece stands alone behind the model's prefix (<s>), without white space at its ends.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+
+from lepmerge.comparison.loading import LanguageModel, Tell, surprisals, untold
+from lepmerge.errors import ComparisonError
+from lepmerge.tensors import silent
+from lepmerge.tokenization.corpus import find_files, texts_of
+from lepmerge.training.held_out import cut
+
+PIECE_BYTES = 1024
+WRAPPED = 120
+"""Characters: a text with a longer line is not wrapped, so that its lines are its paragraphs."""
+LEAST_BYTES = 1000
+"""A text of fewer bytes says nothing."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to measure on: `pieces` that are predicted, and the whole `paragraphs` that they were cut from."""
+
+    name: str
+    pieces: tuple[str, ...]
+    paragraphs: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(piece.encode()) for piece in self.pieces)
+
+    @property
+    def num_characters(self) -> int:
+        return sum(map(len, self.pieces))
+
+    @property
+    def num_words(self) -> int:
+        return sum(len(piece.split()) for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model needed for the pieces of a text.
+
+    For each piece: its ids, the bits of each token (T,), and where in the piece's bytes each token ends (T,).
+    """
+
+    text: Text
+    ids: tuple[tuple[int, ...], ...]
+    bits: tuple[np.ndarray, ...]
+    ends: tuple[np.ndarray, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(sum(bits.sum() for bits in self.bits)) / self.text.num_bytes
+
+    def figures(self) -> dict[str, Any]:
+        """Return characters by tokens, tokens by words between white space, bits by bytes of UTF-8, and tokens."""
+        return {
+            "tokens": self.num_tokens,
+            "symbols_per_token": self.text.num_characters / self.num_tokens,
+            "tokens_per_word": self.num_tokens / max(1, self.text.num_words),
+            "bits_per_byte": self.bits_per_byte,
+        }
+
+
+def read_text(
+    name: str,
+    sources: Sequence[str],
+    *,
+    column: str = "text",
+    max_bytes: int | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> Text:
+    """Return the first `max_bytes` bytes of some files (.txt, .jsonl, .parquet, …) in pieces of `piece_bytes`.
+
+    Raises:
+        CorpusError: a file is missing, damaged, not UTF-8, or has no such column.
+        ComparisonError: less than LEAST_BYTES of text.
+    """
+    paragraphs: list[str] = []
+    left = max_bytes if max_bytes is not None else 1 << 62
+    for file in find_files(sources):
+        for paragraph in (part for whole in texts_of(file, column, silent) for part in _paragraphs(whole)):
+            if left <= 0:
+                break
+            part = next(cut(paragraph, left), "")
+            left -= len(part.encode())
+            paragraphs.append(part)
+    text = text_of(name, paragraphs, piece_bytes=piece_bytes)
+    if text.num_bytes < LEAST_BYTES:
+        raise ComparisonError(
+            f"--text {name}: {', '.join(map(str, sources))}: {text.num_bytes} bytes of text are too few to measure on, "
+            f"give {LEAST_BYTES} or more"
+        )
+    return text
+
+
+def text_of(name: str, paragraphs: Sequence[str], *, piece_bytes: int = PIECE_BYTES) -> Text:
+    """Return a text of some paragraphs, cut into pieces of at most `piece_bytes` bytes."""
+    pieces = (piece.strip() for paragraph in paragraphs for piece in cut(paragraph, piece_bytes))
+    return Text(name, tuple(piece for piece in pieces if piece), tuple(paragraphs))
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = text.splitlines()
+    return lines if max(map(len, lines), default=0) > WRAPPED else [text]
+
+
+def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) -> int:
+    """Return the bytes of a piece that fits the context of every model even at a token a byte."""
+    return min([most, *(model.context - len(model.prefix_ids) for model in models)])
+
+
+def measure_texts(
+    model: LanguageModel, texts: Sequence[Text], *, batch_size: int | None = None, tell: Tell = untold
+) -> Mapping[str, Predicted]:
+    """Return name → what the model needed for each text.
+
+    >>> measure_texts(load_model("out/conversion"), [read_text("ru", ["ru.txt"])])["ru"].bits_per_byte
+    1.259
+
+    Raises:
+        ComparisonError: a piece is longer than the model's context.
+    """
+    found = {}
+    num_prefix = len(model.prefix_ids)
+    for text in texts:
+        ids = [tuple(row) for row in model.encode(text.pieces)]
+        longest = max(map(len, ids), default=0) + num_prefix
+        if longest > model.context:
+            raise ComparisonError(
+                f"text {text.name}: a piece of {longest} tokens does not fit the context of {model.name} "
+                f"({model.context}): cut it into smaller pieces"
+            )
+        rows = [(*model.prefix_ids, *row) for row in ids]
+        nats = surprisals(
+            model, rows, [num_prefix] * len(rows), batch_size=batch_size, tell=tell, what=f"{model.name}: {text.name}"
+        )
+        ends = tuple(_ends(model, row, piece) for row, piece in zip(ids, text.pieces, strict=True))
+        found[text.name] = Predicted(text, tuple(ids), tuple(row / log(2) for row in nats), ends)
+    return found
+
+
+def _ends(model: LanguageModel, ids: Sequence[int], piece: str) -> np.ndarray:
+    """Return where in the bytes of a piece each token ends: told by the tokens' bytes, else by the tokenizer."""
+    bytes_of = model.vocabulary.text_bytes_of
+    data = piece.encode()
+    spelled = [bytes_of.get(id) for id in ids]
+    if None not in spelled:
+        joined = b"".join(part for part in spelled if part is not None)
+        lead = len(joined) - len(data)  # a prefix space that the tokenizer put there
+        if lead in (0, 1) and joined == b" " * lead + data:
+            return np.maximum(np.cumsum([len(part) for part in spelled if part is not None]) - lead, 0)
+    offsets = model.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in piece])])
+    return np.maximum.accumulate(before[[end for _, end in offsets]]) if offsets else np.empty(0, dtype=np.int64)
+
+
+def bits_up_to(predicted: Predicted) -> Iterator[np.ndarray]:
+    """Yield for each piece the bits that its first n bytes took, n = 0 … its length; a token's bits are spread evenly.
+
+    So the bits of any span of bytes are a difference of two of them, in every vocabulary.
+    """
+    for piece, bits, ends in zip(predicted.text.pieces, predicted.bits, predicted.ends, strict=True):
+        length = len(piece.encode())
+        known, place = np.unique(np.concatenate([[0], ends]), return_index=True)
+        total = np.concatenate([[0.0], np.cumsum(bits)])
+        # where several tokens end at one byte (parts of a character told by offsets), the last of them counts
+        last = np.concatenate([place[1:] - 1, [len(total) - 1]])
+        yield np.interp(np.arange(length + 1), known, total[last])
