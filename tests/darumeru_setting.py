@@ -1,10 +1,14 @@
 """The real task manager with the miniature data, and tiny models for it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pico
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).with_name("darumeru_data")
@@ -34,3 +38,53 @@ def texts() -> list[str]:
     """Return what tiny tokenizers are trained on: the miniature data's own texts."""
     parts = [path.read_text(encoding="utf-8") for path in sorted(DATA.glob("c*/test.jsonl"))]
     return [*parts, *pico.RUSSIAN, *pico.ENGLISH]
+
+
+def byte_level(size: int = 900) -> Tokenizer:
+    """Return a tokenizer as Llama-3 has it: " 1" is one token, and texts begin with <s>."""
+    tokenizer = pico.byte_level([*texts(), " 0 1 2 3 A B C D Да Нет\n" * 200], size)
+    return pico.edited(tokenizer, post_processor=begin_with(tokenizer))
+
+
+def sentencepiece(size: int = 900) -> Tokenizer:
+    """Return a tokenizer as Mistral has it: digits stand alone, so that " 1" is a lone space and "1"."""
+    tokenizer = pico.sentencepiece([*texts(), " A B C D Да Нет\n" * 200], size)
+    spec = json.loads(tokenizer.to_str())["model"]
+    merges = [pair for pair in spec["merges"] if not any(character.isdigit() for character in "".join(pair))]
+    return pico.edited(tokenizer, post_processor=begin_with(tokenizer), model={"merges": merges})
+
+
+def begin_with(tokenizer: Tokenizer) -> dict[str, Any]:
+    processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    return json.loads(processor.__getstate__())
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] | trim }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""With a begin token and a trimmed message, as many templates have it."""
+
+
+def save_model(folder: Path, tokenizer: Tokenizer, *, context: int = 4096, seed: int = 0) -> Path:
+    """Save a random float32 Llama that can chat; its large output layer makes its choices differ."""
+    fast = pico.save_tokenizer(tokenizer, folder, chat=True)
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    ids = {"bos_token_id": fast.bos_token_id, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        **ids,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    return folder
