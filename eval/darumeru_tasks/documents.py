@@ -110,6 +110,8 @@ def _copy(row: dict[str, Any], shots: bool) -> Document:
 
 
 def _rucola(row: dict[str, Any], shots: bool) -> Document:
+    if not isinstance(row["sentence"], str):
+        raise TypeError("sentence is no text")
     return _question(ACCEPTABILITY.format(sentence=row["sentence"]), "Ответ:", _text(row["label"]), shots)
 
 
@@ -134,9 +136,10 @@ def _sum_abstractive(row: dict[str, Any], shots: bool) -> Document:
 
 
 def _sum_extractive(row: dict[str, Any], shots: bool) -> Document:
-    sentences, gold = _texts(row, "src_sents"), sorted(set(row["extractive_summary"]))
-    if not sentences or any(index not in range(len(sentences)) for index in gold):
-        raise ValueError(f"extractive_summary {gold} must be indices of the {len(sentences)} src_sents")
+    sentences, indices = _texts(row, "src_sents"), row["extractive_summary"]
+    if not sentences or not isinstance(indices, list) or any(index not in range(len(sentences)) for index in indices):
+        raise ValueError(f"extractive_summary {indices} must be a list of indices of the {len(sentences)} src_sents")
+    gold = sorted(set(indices))
     document = _question(IMPORTANT.format(text=" ".join(sentences)), IMPORTANT_SENTENCES, "", False)
     texts = [f"{IMPORTANT_SENTENCES} {sentence}" for sentence in sentences]
     return {**document, "target": " ".join(map(str, gold)), "sentences": texts, "gold": gold}

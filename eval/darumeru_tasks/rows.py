@@ -46,7 +46,7 @@ def read_rows(source: Source, split: str, folder: Path | None) -> list[Row]:
 
 def _read_file(path: Path) -> list[Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other separators of lines
     except OSError as error:
         layout = "the folder of --metadata darumeru_data=DIR or DARUMERU_DATA holds <config>/<split>.jsonl"
         raise DarumeruError(f"{path} cannot be read ({error.strerror}); {layout}") from error
