@@ -1,6 +1,8 @@
-"""Writes text of Debian's manual pages into FOLDER: train_ru.jsonl, held_out_ru.txt and held_out_en.txt.
+"""Writes text of Debian's manual pages into FOLDER: train_LANGUAGE.jsonl, held_out_LANGUAGE.txt and held_out_en.txt.
 
-python fetch_text.py FOLDER      (run `apt-get update` once before)
+python fetch_text.py FOLDER [--language ru]     (run `apt-get update` once before)
+
+There are pages in cs, da, de, es, fi, fr, hu, id, it, mk, nb, nl, pl, pt-br, ro, ru, sr, sv, uk and vi.
 """
 
 import argparse
@@ -10,11 +12,13 @@ import json
 import random
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 HELD_OUT = 40
 """Paragraphs of each language."""
+CYRILLIC = ("mk", "ru", "sr", "uk")
 
 
 def output_of(*command: str, folder: Path) -> bytes:
@@ -29,7 +33,10 @@ def output_of(*command: str, folder: Path) -> bytes:
 
 
 def paragraphs(package: str, pages: str, letters: str, cache: Path) -> list[str]:
-    """Paragraphs of a package's manual pages without markup, each once; the package is kept in `cache`."""
+    """Paragraphs of a package's manual pages without markup, each once; the package is kept in `cache`.
+
+    letters: what at least half of the characters must be.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     if not list(cache.glob(f"{package}_*.deb")):
         output_of("apt-get", "download", package, folder=cache)
@@ -46,18 +53,42 @@ def paragraphs(package: str, pages: str, letters: str, cache: Path) -> list[str]
     return list(dict.fromkeys(found))
 
 
+def more_russian(cache: Path) -> list[str]:
+    """Russian paragraphs of the quickstart's packages: handbooks, help pages and a game."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
+    from fetch_text import fetch_documents
+
+    documents = [document for document in fetch_documents(cache) if document.language == "ru"]
+    return [text for document in documents for text in document.paragraphs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    folder = parser.parse_args().folder
-    russian = paragraphs("manpages-ru", "/man/ru/", "[а-яё]", folder / "packages")
+    parser.add_argument("--language", default="ru", metavar="CODE")
+    parser.add_argument(
+        "--more", action="store_true", help="Russian only: also the quickstart's texts (270 MB of packages)"
+    )
+    arguments = parser.parse_args()
+    if arguments.more and arguments.language != "ru":
+        parser.error("--more has Russian texts only")
+    folder, language = arguments.folder, arguments.language
+    letters = "[а-яёА-ЯЁіїєґјљњћђџѓќѕ]" if language in CYRILLIC else r"[^\W\d_]"
+    code = {"pt-br": "pt_BR"}.get(language, language)
     english = paragraphs("manpages", "/man/man", "[a-z]", folder / "packages")
-    for texts in (russian, english):
+    known = set(english)
+    translated = paragraphs(f"manpages-{language}", f"/man/{code}/", letters, folder / "packages")
+    translated = [text for text in translated if text not in known]  # paragraphs that nobody translated yet
+    for texts in (translated, english):
         random.Random(0).shuffle(texts)
-    (folder / "held_out_ru.txt").write_text("\n\n".join(russian[:HELD_OUT]) + "\n", encoding="utf-8")
-    (folder / "held_out_en.txt").write_text("\n\n".join(english[:HELD_OUT]) + "\n", encoding="utf-8")
-    with (folder / "train_ru.jsonl").open("w", encoding="utf-8") as file:
-        for text in russian[HELD_OUT:]:
+    for name, texts in ((language, translated), ("en", english)):
+        (folder / f"held_out_{name}.txt").write_text("\n\n".join(texts[:HELD_OUT]) + "\n", encoding="utf-8")
+    training = translated[HELD_OUT:]
+    if arguments.more:
+        training += more_russian(folder / "packages")
+        random.Random(1).shuffle(training)
+    with (folder / f"train_{language}.jsonl").open("w", encoding="utf-8") as file:
+        for text in training:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
 
 

@@ -47,9 +47,9 @@ def chat_batch(tokenizer, pairs: list[tuple[str, str]]) -> dict[str, torch.Tenso
     }
 
 
-def finetune(base: Path, out: Path, *, num_steps: int, batch_size: int = 2) -> float:
+def finetune(base: Path, out: Path, *, num_steps: int, device: str, batch_size: int = 2) -> float:
     """The drift ‖E_i − E_b‖ / ‖E_b‖ of the fine-tuned embeddings as they are stored in `out`, in bfloat16."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(base)
     base_table = model.get_input_embeddings().weight.detach().clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0, fused=True)
@@ -57,7 +57,7 @@ def finetune(base: Path, out: Path, *, num_steps: int, batch_size: int = 2) -> f
     model.train()
     for step in range(num_steps):
         batch = chat_batch(tokenizer, [instruction(generator) for _ in range(batch_size)])
-        loss = model(**batch).loss
+        loss = model(**{name: ids.to(device) for name, ids in batch.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -74,8 +74,9 @@ def main() -> None:
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    drift = finetune(arguments.base, arguments.out, num_steps=arguments.steps)
+    drift = finetune(arguments.base, arguments.out, num_steps=arguments.steps, device=arguments.device)
     print(f"drift of the embeddings: {drift:.2e}")
 
 

@@ -1,0 +1,118 @@
+"""Adapts SmolLM2-135M-Instruct to Russian: from the files of PyPI and Debian to a report on every method.
+
+    python recipes/smollm2-135m-ru/run.py [--size laptop|gpu]
+
+Prints each command before it runs it. What is complete is not made again, and a run that was killed goes on when it is
+started once more.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune import instruction
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("swap", "overlap", "conversion", "delta")
+NUM_PROMPTS = 40
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is learned, and how much is measured."""
+
+    tune_steps: int
+    new_tokens: int
+    train_tokens: str
+    batch_size: int
+    compare_bytes: str
+    device: str
+    more_text: bool = False
+
+
+SIZES = {
+    "test": Size(8, 256, "2K", 2, "1KB", "cpu"),
+    "laptop": Size(40, 1024, "64K", 4, "6KB", "cpu"),
+    "gpu": Size(200, 8192, "8M", 64, "29KB", "cuda", more_text=True),
+}
+"""The one setting: `laptop` is for two cores, `gpu` for an H100, `test` for nobody to judge a model by."""
+
+
+def write_prompts(path: Path) -> None:
+    """Write instructions of the kind that finetune.py trains, with their answers; none that it trains on."""
+    generator = random.Random(1)
+    rows = [instruction(generator) for _ in range(NUM_PROMPTS)]
+    lines = (
+        json.dumps({"messages": [{"role": "user", "content": question}], "answer": answer}) for question, answer in rows
+    )
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def run(*command: object) -> None:
+    """Run a command, shown first; what it leaves when it is killed is its own to go on with."""
+    words = [str(word) for word in command]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", *words] if words[0] == "lepmerge" else [sys.executable, *words])
+    if done.returncode:
+        raise SystemExit(f"{words[0]} ended with {done.returncode}: run the same command again to go on from here")
+
+
+def once(target: Path, make: Callable[[Path], object]) -> None:
+    """Make a file or folder under another name, and give it its own when it is complete."""
+    if target.exists():
+        print(f"\nthere already: {target}", flush=True)
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    make(partial)
+    partial.rename(target)
+
+
+def adapt(size: Size, work: Path, device: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    text, where = work / "text", ("--set", f"variables.work={work}")
+    once(work / "base", lambda folder: run(HERE / "convert_gguf.py", folder))
+    once(
+        work / "instruct",
+        lambda folder: run(HERE / "finetune.py", work / "base", folder, "--steps", size.tune_steps, "--device", device),
+    )
+    once(text, lambda folder: run(HERE / "fetch_text.py", folder, *(["--more"] if size.more_text else [])))
+    once(work / "prompts.jsonl", write_prompts)
+    corpus, vocabulary = text / "train_ru.jsonl", work / "vocabulary"
+    if not vocabulary.exists():  # lepmerge's own commands are atomic, and go on where they were
+        extend = ("lepmerge", "tokenizer", "extend", work / "base", corpus)
+        run(*extend, "--add", size.new_tokens, "--script", "Cyrillic", "-o", vocabulary)
+    run("lepmerge", "run", HERE / "mean.yaml", *where, "--device", device)
+    amount = ("--set", f"variables.tokens={size.train_tokens}", "--set", f"variables.batch_size={size.batch_size}")
+    run("lepmerge", "train", HERE / "train.yaml", *where, *amount, "--device", device)
+    for method in METHODS:
+        run("lepmerge", "run", HERE / "recipe.yaml", *where, "--set", f"variables.method={method}", "--device", device)
+    if not (work / "report.html").exists():
+        models = [f"{name}={work / name}" for name in ("instruct", "mean", *METHODS)]
+        texts = ("--text", f"ru={text}/held_out_ru.txt", "--text", f"en={text}/held_out_en.txt")
+        prompts = ("--chat", work / "prompts.jsonl", "--task", work / "prompts.jsonl")
+        limits = ("--max-bytes", size.compare_bytes, "--device", device)
+        run("lepmerge", "compare", *models, *texts, *prompts, *limits, "--html", work / "report.html")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="laptop")
+    parser.add_argument("--work", type=Path, help="where everything is made (default: work/SIZE beside this file)")
+    parser.add_argument("--device", help="default: that of the size")
+    arguments = parser.parse_args()
+    size = SIZES[arguments.size]
+    work = (arguments.work or HERE / "work" / arguments.size).resolve()
+    began = time.monotonic()
+    adapt(size, work, arguments.device or size.device)
+    print(f"\n{work / 'report.html'}: {(time.monotonic() - began) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
