@@ -2,8 +2,9 @@
 
 The harness has no way yet for a package to offer tasks. So `lepmerge_lm_eval.pth` (`.start` from Python 3.15 on, PEP
 829) calls `install` when Python starts; it puts one small finder before the others, which waits for the import of
-`lm_eval.tasks.manager`, changes two of its methods and goes away. Nothing is imported before that, no error leaves
-this file, and LEPMERGE_LM_EVAL=0 switches it off. It steps aside when the harness finds the tasks by itself.
+`lm_eval.tasks.manager`, changes a method there and one of the command, and goes away. Nothing is imported before
+that, no error leaves this file, and LEPMERGE_LM_EVAL=0 switches it off. It steps aside when the harness finds the
+tasks by itself.
 """
 
 import sys
@@ -66,7 +67,7 @@ def _extend(manager):
     import functools
     import inspect
 
-    original_init, original_match = manager.__init__, manager.match_tasks
+    original_init = manager.__init__
     signature = inspect.signature(original_init)
     if not {"include_path", "include_defaults"} <= signature.parameters.keys():
         return
@@ -80,16 +81,24 @@ def _extend(manager):
             if call is None or "darumeru" in self.all_tasks:
                 return
         extended, given = call
-        original_init(*extended.args, **extended.kwargs)
-        self.include_path = given
+        try:
+            original_init(*extended.args, **extended.kwargs)
+            self.include_path = given
+        except Exception:  # the user's folders are at fault, or ours: without ours it becomes clear
+            original_init(self, *arguments, **keywords)
 
-    @functools.wraps(original_match)
-    def match_tasks(self, *arguments, **keywords):
-        found = original_match(self, *arguments, **keywords)
-        _check([name for name in found if name.startswith("darumeru")], self)
-        return found
+    manager.__init__ = __init__
+    config = getattr(sys.modules.get("lm_eval.config.evaluate_config"), "EvaluatorConfig", None)
+    if hasattr(config, "process_tasks"):
+        original_process = config.process_tasks
 
-    manager.__init__, manager.match_tasks = __init__, match_tasks
+        @functools.wraps(original_process)
+        def process_tasks(self, *arguments, **keywords):
+            found = original_process(self, *arguments, **keywords)
+            _check([name for name in self.tasks if isinstance(name, str) and name.startswith("darumeru")], found)
+            return found
+
+        config.process_tasks = process_tasks
 
 
 def _has_plugins(manager):
@@ -122,11 +131,11 @@ def _with_tasks(signature, *call):
 
 
 def _check(names, manager):
-    """End the command in one line if data of these tasks is missing, before it loads a model."""
-    if not names or "lm_eval.config.evaluate_config" not in sys.modules:  # only the command `lm_eval run` loads it
-        return
-    from darumeru_tasks.check import check
+    """End the command `lm_eval run` in one line if data of these tasks is missing, before it loads a model."""
+    if names:
+        from darumeru_tasks.check import check, show_faults_in_one_line
 
-    message = check(names, manager)
-    if message:
-        raise SystemExit(f"error: {message}")
+        show_faults_in_one_line()
+        message = check(names, manager)
+        if message:
+            raise SystemExit(f"error: {message}")

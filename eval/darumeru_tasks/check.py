@@ -1,5 +1,6 @@
 """Looks for what tasks need before the harness loads a model."""
 
+import sys
 from typing import Any
 
 from darumeru_tasks import task
@@ -17,3 +18,16 @@ def check(names: list[str], manager: Any) -> str | None:
         return str(error)
     task.READY.update({made.config.task: made.dataset for made in built})
     return None
+
+
+def show_faults_in_one_line() -> None:
+    """Let the command end without a traceback where a later fault is the user's."""
+    before = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if isinstance(error, DarumeruError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            before(kind, error, traceback)
+
+    sys.excepthook = excepthook

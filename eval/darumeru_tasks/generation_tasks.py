@@ -7,9 +7,11 @@ from lm_eval.api.metrics import mean
 
 from darumeru_tasks import metrics, statistics
 from darumeru_tasks.documents import Document
+from darumeru_tasks.errors import DarumeruError
 from darumeru_tasks.harness import Generated
 from darumeru_tasks.statistics import Statistic
 from darumeru_tasks.task import Aggregation, DarumeruTask
+from darumeru_tasks.tokens import names_model
 
 LINE_END = ["\n", "\n\n"]
 """`until` of the YAML files; another one, of `--gen_kwargs`, is kept in chats too."""
@@ -21,6 +23,15 @@ class GenerationTask(DarumeruTask):
     @property
     def num_new_tokens(self) -> int:
         return int(self.config.generation_kwargs["max_gen_toks"])
+
+    def build_all_requests(self, **keywords: Any) -> None:
+        if names_model(self.config.metadata or {}) and self.num_new_tokens >= self.tokens.context:
+            raise DarumeruError(
+                f"{self.config.task} writes up to {self.num_new_tokens} tokens, but the model's context has "
+                f"{self.tokens.context}: give --model_args max_length=N if the model can do more, or "
+                "--gen_kwargs max_gen_toks=N for shorter answers"
+            )
+        super().build_all_requests(**keywords)
 
     def construct_requests(self, doc: Document, ctx: Any, **keywords: Any) -> Instance:
         arguments = dict(self.config.generation_kwargs)

@@ -93,13 +93,22 @@ class ModelTokens:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def names_model(metadata: dict[str, Any]) -> bool:
+    """Return whether the metadata name a tokenizer: a task that needs none, such as 0-shot MultiQ, works without."""
+    return isinstance(_tokenizer_name(metadata), str)
+
+
+def _tokenizer_name(metadata: dict[str, Any]) -> Any:
+    return next((metadata[key] for key in ("tokenizer", "pretrained", "model") if metadata.get(key)), None)
+
+
 def model_tokens(metadata: dict[str, Any]) -> ModelTokens:
     """Return the tokens of the model that the harness's metadata (it holds `--model_args`) name.
 
     Raises:
         DarumeruError: they name none.
     """
-    name = next((metadata[key] for key in ("tokenizer", "pretrained", "model") if metadata.get(key)), None)
+    name = _tokenizer_name(metadata)
     if not isinstance(name, str):
         raise DarumeruError(
             "the model's tokenizer is not known: name it in --model_args (pretrained= or tokenizer=); from Python, "
