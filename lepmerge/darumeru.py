@@ -54,29 +54,50 @@ class Row:
 
 
 def read_results(paths: Sequence[Path]) -> list[Row]:
-    """Return a row for each model and number of shots; files of one model with different tasks make one row.
+    """Return a row for each model, setting and number of shots; files of one with different tasks make one row.
 
     Raises:
         ResultError: a file is no result of the harness, or has no Darumeru task.
     """
-    parts: list[tuple[Row, dict[str, dict[str, Any]]]] = []
+    runs: list[_Run] = []
     for path in paths:
-        row, tasks = _read(path)
-        for other, known in parts:
-            if (other.model, other.shots) == (row.model, row.shots) and not known.keys() & tasks.keys():
-                known.update(tasks)
-                other.notes += row.notes
-                other.source += f", {row.source}"
+        run = _read(path)
+        for other in runs:
+            if other.continued_by(run):
+                other.take(run)
                 break
         else:
-            parts.append((row, tasks))
-    for row, tasks in parts:
-        _average(row, tasks)
-    _tell_apart([row for row, _ in parts])
-    return [row for row, _ in parts]
+            runs.append(run)
+    for run in runs:
+        _average(run.row, run.tasks)
+    _tell_apart(runs)
+    return [run.row for run in runs]
 
 
-def _read(path: Path) -> tuple[Row, dict[str, dict[str, Any]]]:
+@dataclass
+class _Run:
+    """A row in the making: `tasks` are the harness's values by data set, `setting` is all that may change scores."""
+
+    row: Row
+    tasks: dict[str, dict[str, Any]]
+    name: str
+    setting: str
+
+    def continued_by(self, other: "_Run") -> bool:
+        """Return whether both are of one model and setting and no data set is in both."""
+        same_shots = self.row.shots == other.row.shots or None in (self.row.shots, other.row.shots)
+        same = (self.name, self.setting) == (other.name, other.setting) and same_shots
+        return same and not self.tasks.keys() & other.tasks.keys()
+
+    def take(self, other: "_Run") -> None:
+        self.tasks.update(other.tasks)
+        self.row.notes += other.row.notes
+        self.row.source += f", {other.row.source}"
+        if self.row.shots is None:
+            self.row.shots = other.row.shots
+
+
+def _read(path: Path) -> _Run:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -90,26 +111,27 @@ def _read(path: Path) -> tuple[Row, dict[str, dict[str, Any]]]:
     if not tasks:
         raise ResultError(f"{path} has no Darumeru task: run lm_eval --tasks darumeru")
     for name, values in tasks.items():
-        if not isinstance(values.get("score,none"), int | float):
+        if not isinstance(values, dict) or not isinstance(values.get("score,none"), int | float):
             raise ResultError(f"{path}: darumeru_{name} has no score (was it run with --predict_only?)")
-    config = found.get("config") or {}
-    shots = {int(found.get("n-shot", {}).get(f"darumeru_{name}") or 0) for name in tasks if name != "sum_extractive"}
-    row = Row(
-        model=Path(str(found.get("model_name") or _pretrained(config) or path.stem)).name,
-        shots=max(shots, default=0),
-        source=str(path),
-    )
+    config, all_shots = (_object(found, key) for key in ("config", "n-shot"))
+    arguments = _object(config, "model_args")
+    name = str(found.get("model_name") or arguments.get("pretrained") or path.stem)
+    setting = [arguments, found.get("chat_template_sha"), found.get("system_instruction_sha"), config.get("limit")]
+    shots = {all_shots.get(f"darumeru_{name}") or 0 for name in tasks if name != "sum_extractive"}
+    row = Row(model=Path(name).name, shots=max(shots, default=None), source=str(path))
+    if len(shots) > 1:
+        row.notes.append(f"{path}: the tasks have different numbers of shots, {sorted(shots)}")
     if config.get("limit"):
         row.notes.append(f"{path}: only --limit {config['limit']} documents of each task, no figure to compare")
-    for name, values in tasks.items():
+    for task, values in tasks.items():
         if values.get("exact_ids,none", 1.0) < 1:
-            row.notes.append(f"{path}: darumeru_{name}: the backend gave no token ids, its text was tokenized anew")
-    return row, tasks
+            row.notes.append(f"{path}: darumeru_{task}: the backend gave no token ids, its text was tokenized anew")
+    return _Run(row, tasks, name, json.dumps(setting, sort_keys=True))
 
 
-def _pretrained(config: dict[str, Any]) -> str | None:
-    arguments = config.get("model_args")
-    return arguments.get("pretrained") if isinstance(arguments, dict) else None
+def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return an entry that is an object, {} if it is missing or something else, as a text of --model_args."""
+    return values[key] if isinstance(values.get(key), dict) else {}
 
 
 def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
@@ -119,24 +141,30 @@ def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
         if all(name in tasks for name in members):
             row.scores[column] = math.fsum(tasks[name]["score,none"] for name in members) / len(members)
             errors = [tasks[name].get("score_stderr,none") for name in members]
-            if all(isinstance(error, int | float) for error in errors):
-                row.errors[column] = math.sqrt(math.fsum(error**2 for error in errors)) / len(members)
+            known = [error for error in errors if isinstance(error, int | float)]
+            if len(known) == len(errors):
+                row.errors[column] = math.hypot(*known) / len(members)
     row.symbols_per_token = tasks.get("cp_para_ru", {}).get("symbol_per_token,none")
     if missing := [name for name in TASKS if name not in tasks]:
         row.notes.append(f"{row.source}: without {', '.join(missing)}; their groups and the Micro-Avg are left out")
 
 
-def _tell_apart(rows: list[Row]) -> None:
-    names = [(row.model, row.shots) for row in rows]
-    for row, name in zip(rows, names, strict=True):
-        if names.count(name) > 1:
-            row.model = f"{row.model} ({Path(row.source).name})"
+def _tell_apart(runs: list[_Run]) -> None:
+    """Show the whole name of models whose last part is the same, and the file where that does not help."""
+    names = {run.name for run in runs}
+    for run in runs:
+        if sum(Path(name).name == run.row.model for name in names) > 1:
+            run.row.model = run.name
+    shown = [(run.row.model, run.row.shots) for run in runs]
+    for run, key in zip(runs, shown, strict=True):
+        if shown.count(key) > 1:
+            run.row.model += f" ({Path(run.row.source).name})"
 
 
 def paper_rows(tables: Sequence[int]) -> list[Row]:
     """Return the rows of some of the paper's tables 1-4 (arXiv 2412.21140)."""
-    with (files("lepmerge") / "darumeru_paper.csv").open(encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if int(line["table"]) in tables]
+    text = (files("lepmerge") / "darumeru_paper.csv").read_text(encoding="utf-8")
+    lines = [line for line in csv.DictReader(text.splitlines()) if int(line["table"]) in tables]
     rows = []
     for line in lines:
         parts = [line["variant"], line["method"].lower()]
@@ -181,8 +209,9 @@ def cells(row: Row, reference: Row) -> list[Any]:
     line: list[Any] = [row.model, row.shots, "" if symbols is None else f"{symbols:.2f}"]
     for column in COLUMNS:
         score, error = row.scores[column], row.errors[column]
-        text = "" if score is None else f"{score:.3f}"
-        line.append(text + (f" ±{error:.3f}" if error is not None else "") + mark(row, reference, column))
+        parts = [] if score is None else [f"{score:.3f}"]
+        parts += [f"±{error:.3f}"] if error is not None else []
+        line.append(" ".join([*parts, mark(row, reference, column)]).rstrip())
     return line
 
 

@@ -19,7 +19,9 @@ from lepmerge.console import table
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart (PNG).")
-def darumeru(results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, as_csv: bool, plot: Path | None) -> None:
+def darumeru(
+    results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, as_csv: bool, plot: Path | None
+) -> None:
     """Print the table of the Darumeru benchmark from the results_*.json of `lm_eval --output_path`.
 
     The first file's model is the reference: + and - mark what is significantly higher or lower (5 % level, by the
@@ -42,7 +44,9 @@ def darumeru(results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, 
         values = {
             label: [(row.scores[column], row.errors[column]) for row in rows] for column, label in COLUMNS.items()
         }
-        panels(plot, values, [row.model for row in rows], strong=len(measured))
+        several = len({row.shots for row in rows}) > 1
+        names = [f"{row.model} ({row.shots}-shot)" if several else row.model for row in rows]
+        panels(plot, values, names, strong=len(measured))
     records = as_records(rows, reference)
     if as_json:
         notes = [note for row in measured for note in row.notes]
@@ -62,7 +66,7 @@ def darumeru(results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, 
         if rows[number - 1].source != row.source:
             click.echo(f"-- {row.source}")
         click.echo(lines[number + 1])
-    click.echo(f"+ and -: significantly higher or lower than {reference.model} (5 % level)")
+    click.echo(f"+ and -: significantly higher or lower than {reference.model}, {reference.shots}-shot (5 % level)")
     for row in measured:
         for note in row.notes:
             click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)

@@ -1,0 +1,231 @@
+"""`lepmerge darumeru`: the table from result files beside the paper's rows, checked against a plain computation."""
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+import pico
+import pytest
+
+GROUPS = {
+    "darummlu": ["rummlu", "mmlu_ru", "mmlu_en"],
+    "darumera": ["multiq", "parus", "rcb", "rwsd", "use", "ruopenbookqa", "ruworldtree", "rucola"],
+    "darusum": ["sum_abstractive", "sum_extractive"],
+    "darucopy_en": ["cp_sent_en", "cp_para_en"],
+    "darucopy_ru": ["cp_sent_ru", "cp_para_ru"],
+}
+TASKS = [task for tasks in GROUPS.values() for task in tasks]
+COLUMNS = ["micro_avg", *GROUPS]
+PAPER = Path(__file__).parent.parent / "lepmerge" / "darumeru_paper.csv"
+NOTHING = ("--paper", "none")
+
+
+def write(path: Path, tasks=TASKS, *, seed=0, model="org/model", shots=0, shift=0.0, error=0.01, **parts) -> Path:
+    """Write a file of results as the harness does, with random scores; `parts` replace or add its keys."""
+    draw = random.Random(seed)
+    scores = {task: draw.uniform(0.2, 0.8) + shift for task in TASKS}
+    errors = {task: draw.uniform(0.5, 1.5) * error for task in TASKS}
+    results = {
+        f"darumeru_{task}": {"alias": task, "score,none": scores[task], "score_stderr,none": errors[task]}
+        for task in tasks
+    }
+    if "cp_para_ru" in tasks:
+        results["darumeru_cp_para_ru"] |= {"symbol_per_token,none": 2.5, "exact_ids,none": 1.0}
+    found = {
+        "results": results,
+        "config": {"model": "hf", "model_args": {"pretrained": model}, "limit": None},
+        "n-shot": {f"darumeru_{task}": 0 if task == "sum_extractive" else shots for task in tasks},
+        "model_name": model,
+        "chat_template_sha": None,
+        **parts,
+    }
+    path.write_text(json.dumps(found))
+    return path
+
+
+def rows(*arguments: object) -> list[dict]:
+    done = pico.command("darumeru", *arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)["rows"]
+
+
+def values(path: Path, key: str) -> dict[str, float]:
+    results = json.loads(path.read_text())["results"]
+    return {task: results[f"darumeru_{task}"][f"{key},none"] for task in TASKS}
+
+
+def test_means_and_errors(tmp_path: Path) -> None:
+    path = write(tmp_path / "results.json")
+    (row,) = rows(path, *NOTHING)
+    scores, errors = values(path, "score"), values(path, "score_stderr")
+    for column, tasks in {"micro_avg": TASKS, **GROUPS}.items():
+        assert row[column] == pytest.approx(fmean(scores[task] for task in tasks), abs=1e-12)
+        variance = sum((errors[task] / len(tasks)) ** 2 for task in tasks)
+        assert row[f"{column}_stderr"] == pytest.approx(variance**0.5, abs=1e-12)
+    assert row["model"] == "model" and row["shots"] == 0 and row["symbols_per_token"] == 2.5
+
+
+def test_marks(tmp_path: Path) -> None:
+    """A difference of more than 1.96 standard errors of it: here each mean has the same one, times sqrt(2)."""
+    reference = write(tmp_path / "reference.json", model="reference")
+    errors = {row["model"]: row for row in rows(reference, *NOTHING)}["reference"]
+    paths = [reference]
+    for name, factor in (("above", 1.02), ("within", 0.98), ("below", -1.02)):
+        shift = factor * 1.96 * 2**0.5 * errors["micro_avg_stderr"]
+        paths.append(write(tmp_path / f"{name}.json", model=name, shift=shift))
+    assert [row["micro_avg_mark"] for row in rows(*paths, *NOTHING)] == ["", "+", "", "-"]
+
+
+def test_marks_of_the_papers_rows_use_the_references_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "results.json", error=0.02)
+    measured, *paper = rows(path)
+    for row in paper:
+        for column in COLUMNS:
+            far = abs(row[column] - measured[column]) > 1.96 * 2**0.5 * measured[f"{column}_stderr"]
+            higher = row[column] > measured[column]
+            assert row[f"{column}_mark"] == (("+" if higher else "-") if far else "")
+    assert {row[f"{column}_mark"] for row in paper for column in COLUMNS} == {"", "+", "-"}
+
+
+def test_unknown_errors_mark_nothing(tmp_path: Path) -> None:
+    reference, other = (write(tmp_path / f"{name}.json", model=name, seed=name) for name in "ab")
+    found = json.loads(reference.read_text())
+    found["results"]["darumeru_rcb"]["score_stderr,none"] = "N/A"
+    reference.write_text(json.dumps(found))
+    first, second = rows(reference, other, *NOTHING)
+    assert first["micro_avg_stderr"] is None and first["darumera_stderr"] is None
+    assert second["micro_avg_mark"] == second["darumera_mark"] == ""
+    assert second["darummlu_mark"] in ("+", "-") and first["darummlu_stderr"] > 0
+
+
+def test_files_of_one_model_make_one_row(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.json", shots=5)
+    parts = [write(tmp_path / f"{group}.json", tasks, shots=5) for group, tasks in GROUPS.items() if group != "darusum"]
+    parts += [write(tmp_path / f"{task}.json", [task], shots=5) for task in GROUPS["darusum"]]
+    (expected,), (merged,) = rows(whole, *NOTHING), rows(*reversed(parts), *NOTHING)
+    assert merged["source"].count("json") == 6
+    assert {**merged, "source": ""} == {**expected, "source": ""}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "org/other"},
+        {"model": "elsewhere/model"},
+        {"shots": 5},
+        {"chat_template_sha": "1"},
+        {"config": {"model_args": {"pretrained": "org/model", "revision": "second"}}},
+        {"tasks": TASKS},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_files_of_different_runs_make_different_rows(tmp_path: Path, other: dict) -> None:
+    first = write(tmp_path / "first.json", GROUPS["darummlu"])
+    second = write(tmp_path / "second.json", **{"tasks": GROUPS["darusum"], **other})
+    found = rows(first, second, *NOTHING)
+    assert len(found) == 2 and found[0]["darusum"] is None is found[0]["micro_avg"]
+    assert len({(row["model"], row["shots"]) for row in found}) == 2
+
+
+def test_notes_say_what_is_not_the_benchmark(tmp_path: Path) -> None:
+    path = write(tmp_path / "results.json", [task for task in TASKS if task != "use"])
+    found = json.loads(path.read_text())
+    found["config"]["limit"] = 8.0
+    found["results"]["darumeru_cp_para_ru"]["exact_ids,none"] = 0.0
+    found["n-shot"]["darumeru_rcb"] = 2
+    path.write_text(json.dumps(found))
+    done = pico.command("darumeru", path)
+    assert done.exit_code == 0
+    notes = done.stderr.splitlines()
+    assert len(notes) == 4 and all(note.startswith("note: ") and str(path) in note for note in notes)
+    for part, note in zip(["[0, 2]", "--limit 8", "darumeru_cp_para_ru", "without use;"], notes, strict=True):
+        assert part in note
+    assert json.loads(pico.command("darumeru", path, "--json").stdout)["notes"] == [note[6:] for note in notes]
+
+
+FAULTS = {
+    "no JSON file": "{",
+    "has no `results`": "[]",
+    "expected the results_*.json": '{"results": 1}',
+    "has no Darumeru task: run lm_eval --tasks darumeru": '{"results": {"mmlu": {"acc,none": 1}}}',
+    "darumeru_rcb has no score (was it run with --predict_only?)": '{"results": {"darumeru_rcb": {"bypass,none": 9}}}',
+    "darumeru_use has no score": '{"results": {"darumeru_use": 1}}',
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_one_line(tmp_path: Path, message: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(FAULTS[message])
+    pico.assert_one_line_error(pico.command("darumeru", path), 1, path, message)
+
+
+def test_a_missing_file_and_two_formats(tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    pico.assert_one_line_error(pico.command("darumeru", path), 1, path, "No such file")
+    done = pico.command("darumeru", write(tmp_path / "results.json"), "--json", "--csv")
+    assert done.exit_code == 2 and "either --json or --csv" in done.stderr
+
+
+def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{shots}.json", shots=shots, seed=shots) for shots in (0, 5)]
+    records = rows(*paths)
+    lines = list(csv.DictReader(io.StringIO(pico.command("darumeru", *paths, "--csv").stdout)))
+    assert len(lines) == len(records) == 2 + 8 + 9  # tables 1 and 2 of the paper
+    for line, record in zip(lines, records, strict=True):
+        assert {key: text or None for key, text in line.items()} == {
+            key: None if value is None or value == "" else str(value) for key, value in record.items()
+        }
+        assert all(float(line[column]) == record[column] for column in COLUMNS)
+
+
+def test_the_table_on_the_terminal(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.json", model="a"), write(tmp_path / "b.json", model="b", shift=0.3)]
+    lines = pico.command("darumeru", *paths, "--paper", "3").stdout.splitlines()
+    (first, second, *paper), (header, *cells) = rows(*paths, "--paper", "3"), lines
+    assert header.split("  ")[0] == "model" and "DaruCopy EN" in header
+    assert cells[0].startswith("a") and f"{first['micro_avg']:.3f} ±{first['micro_avg_stderr']:.3f}" in cells[0]
+    assert cells[1].startswith("b") and f"{second['micro_avg']:.3f} ±{second['micro_avg_stderr']:.3f} +" in cells[1]
+    assert cells[2] == "-- paper, table 3" and len(cells) == 3 + len(paper) + 1
+    assert all(line.startswith(row["model"]) for line, row in zip(cells[3:], paper, strict=False))
+    assert cells[-1] == "+ and -: significantly higher or lower than a, 0-shot (5 % level)"
+
+
+@pytest.mark.parametrize("shots, table, count", [(0, "1", 8), (5, "2", 9), (2, None, 0)])
+def test_the_papers_tables_with_as_many_shots(tmp_path: Path, shots: int, table: str | None, count: int) -> None:
+    _, *paper = rows(write(tmp_path / "results.json", shots=shots))
+    assert [row["source"] for row in paper] == [f"paper, table {table}"] * count
+
+
+def test_the_papers_micro_averages_are_means_of_the_17(tmp_path: Path) -> None:
+    """All 58 rows, up to the rounding of what is printed; and every number is shown as it stands there."""
+    tables = [part for number in "1234" for part in ("--paper", number)]
+    _, *paper = rows(write(tmp_path / "results.json"), *tables)
+    assert len(paper) == 58
+    for row in paper:
+        total = sum(len(tasks) * row[group] for group, tasks in GROUPS.items())
+        assert abs(total / 17 - row["micro_avg"]) <= 0.0008, row["model"]
+    with PAPER.open(encoding="utf-8", newline="") as file:
+        printed = list(csv.DictReader(file))
+    assert [[row[column] for column in COLUMNS] for row in paper] == [
+        [float(line[column]) for column in COLUMNS] for line in printed
+    ]
+    assert len({(row["model"], row["source"]) for row in paper}) == 58
+
+
+def test_chart(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.json", model="a")
+    part = write(tmp_path / "b.json", GROUPS["darumera"], model="b", shots=5)
+    done = pico.command("darumeru", whole, part, "--plot", tmp_path / "chart.png")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    pico.assert_one_line_error(
+        pico.command("darumeru", whole, "--plot", tmp_path / "none" / "chart.png", "--json"),
+        1,
+        "none",
+        "cannot be written",
+    )
+    pico.assert_one_line_error(pico.command("darumeru", whole, "--plot", tmp_path / "a.b"), 1, "a.b", "supported")
