@@ -55,29 +55,37 @@ def panels(
     names: Sequence[str],
     *,
     strong: int,
+    per_row: int | None = None,
+    digits: str = ".3f",
 ) -> None:
     """Write a chart with a panel for each key and in it a horizontal bar (value, error or None) for each name.
 
-    strong: the number of names, the first ones, that stand out in colour.
+    strong: the number of names, the first ones, that stand out in colour. per_row: panels side by side, all by default.
+    digits: the format of the values.
 
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = _figure(path, 2.6 * len(values) + 2.6, 1.4 + 0.27 * len(names))
+    per_row = min(per_row or len(values), len(values))
+    num_rows = -(-len(values) // per_row)
+    figure = _figure(path, 2.6 * per_row + 2.6, num_rows * (1.4 + 0.27 * len(names)))
     colours = ["tab:blue" if place < strong else "silver" for place in range(len(names))]
     first = None
     for number, (label, bars_of_panel) in enumerate(values.items(), 1):
-        axes = figure.add_subplot(1, len(values), number, sharey=first)
+        axes = figure.add_subplot(num_rows, per_row, number, sharey=first)
         first = first or axes
         lengths = [value or 0.0 for value, _ in bars_of_panel]
-        errors = [error or 0.0 for _, error in bars_of_panel]
-        drawn = axes.barh(range(len(names)), lengths, xerr=errors, color=colours, error_kw={"capsize": 2})
-        texts = ["" if value is None else f"{value:.3f}" for value, _ in bars_of_panel]
-        axes.bar_label(drawn, labels=texts, padding=3, fontsize=8)
+        axes.barh(range(len(names)), lengths, color=colours)
+        for place, (value, error) in enumerate(bars_of_panel):
+            if value is not None:
+                if error is not None:
+                    axes.errorbar(value, place, xerr=error, color="black", capsize=2)
+                end = (value + (error or 0.0), place)
+                axes.annotate(f"{value:{digits}}", end, (3, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_title(label, fontsize=10)
         axes.set_xlim(0, 1.25 * max([*lengths, 0.01]))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(axis="y", labelleft=number == 1)
+        axes.tick_params(axis="y", labelleft=number % per_row == 1 or per_row == 1)
     assert first is not None
     first.set_yticks(range(len(names)), names, fontsize=8)
     first.invert_yaxis()
@@ -97,3 +105,5 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    except ValueError as error:  # a format that matplotlib does not know
+        raise OutputError(f"{path} cannot be written: {error}") from error
