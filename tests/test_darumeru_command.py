@@ -30,22 +30,32 @@ NO_DATA = (
 
 
 def lm_eval(folder: Path, *arguments: str | Path, timeout: int = 300, **environment: str):
-    """Run the command with an empty cache of the Hub in `folder`; return what subprocess.run does."""
+    """Run the command in `folder`, with an empty cache of the Hub there; return what subprocess.run does."""
     clean = {key: value for key, value in os.environ.items() if key not in ("DARUMERU_DATA", "LEPMERGE_LM_EVAL")}
     clean |= {"HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1", "LMEVAL_LOG_LEVEL": "WARNING"}
     command = [Path(sys.executable).with_name("lm_eval"), *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout
+        command, cwd=folder, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout
     )
 
 
-def evaluated(folder: Path, model: str | Path, *arguments: str | Path, **environment: str):
+def evaluated(folder: Path, model: Path, *arguments: str | Path, **environment: str):
     """Return what the command printed about a model, and its file of results."""
-    given = ("--model", "hf", "--model_args", f"pretrained={model}", "--device", "cpu", "--output_path", folder / "out")
-    done = lm_eval(folder, *given, *arguments, timeout=3000, **environment)
+    given = ("--model", "hf", "--model_args", f"pretrained={model}", "--output_path", "results")
+    done = lm_eval(folder, *given, *arguments, "--device", "cpu", timeout=3000, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = (folder / "out").rglob("results_*.json")
+    (path,) = (folder / "results").glob("*/results_*.json")
     return done.stdout, path
+
+
+def of_the_readme(option: str) -> list[str]:
+    """Return the arguments of the README's command with this option, without model and output."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^    lm_eval (.*{option}.*)$", readme, re.MULTILINE)
+    common = r"--model hf --model_args pretrained=\S+?,max_length=4096 | --output_path results$"
+    arguments = re.sub(common, "", line)
+    assert len(line) - len(arguments) > 60
+    return arguments.split()
 
 
 def printed(table: str) -> dict[str, float]:
@@ -85,7 +95,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
     """As the README has it; then `lepmerge darumeru` on its file, whose rows are those of the harness."""
-    arguments = ("--tasks", "darumeru", "--batch_size", "16", "--apply_chat_template")
+    arguments = of_the_readme("--apply_chat_template")
     output, path = evaluated(tmp_path, model, *arguments, DARUMERU_DATA=str(DATA))
     results = assert_complete(output, path)
     assert len({round(results[f"darumeru_{name}"]["score,none"], 9) for name in NAMES}) > 5
@@ -116,8 +126,8 @@ def test_a_network_that_fails_gives_the_same_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_on_a_base_model(tmp_path: Path, model: Path) -> None:
-    """5-shot, with the data by --metadata."""
-    arguments = ("--tasks", "darumeru", "--batch_size", "8", "--num_fewshot", "5")
+    """As the README has it, with the data by --metadata."""
+    arguments = of_the_readme("--num_fewshot 5")
     output, path = evaluated(tmp_path, model, *arguments, "--metadata", f"darumeru_data={DATA}")
     assert_complete(output, path)
     shots = json.loads(path.read_text())["n-shot"]
@@ -140,7 +150,7 @@ def test_groups_and_single_tasks(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkout_without_the_hook(tmp_path: Path, model: Path) -> None:
-    arguments = ("--include_path", "eval/darumeru_tasks", "--tasks", "darumeru_copy_ru", "--limit", "4")
+    arguments = ("--include_path", ROOT / "eval" / "darumeru_tasks", "--tasks", "darumeru_copy_ru", "--limit", "4")
     output, _ = evaluated(tmp_path, model, *arguments, DARUMERU_DATA=str(DATA), LEPMERGE_LM_EVAL="0")
     assert set(printed(output)) == {"DaruCopy RU", "darumeru_cp_sent_ru", "darumeru_cp_para_ru"}
 
