@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from lepmerge.errors import RecipeError
+from lepmerge.references import is_path
 from lepmerge.schema import Schema, Strict, Where, num_bytes
 from lepmerge.variables import escaped
 from lepmerge.yaml_tree import NAME, dotted, hint
@@ -164,11 +165,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
-    if key == "output.path":
+    if re.fullmatch(r"output\.path|models\.[^.]+\.train", key):
         return True
     if re.fullmatch(r"steps\.\d+\.tokenizer", key):
-        return text not in values.get("models", ()) and (folder / text).exists()
-    return bool(re.fullmatch(r"models\.[^.]+(\.(path|train))?", key)) and (folder / text).exists()
+        return text not in values.get("models", ()) and is_path(text, folder)
+    return bool(re.fullmatch(r"models\.[^.]+(\.path)?", key)) and is_path(text, folder)
 
 
 _CHOICES: dict[str, type[BaseModel]] = {

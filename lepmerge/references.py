@@ -20,6 +20,15 @@ class Reference:
     commit: str | None = None
 
 
+def is_path(reference: str, folder: Path) -> bool:
+    """Tell whether a reference, seen from a folder, is a path rather than a Hub id: it exists, or no id looks so."""
+    return (
+        (folder / Path(reference).expanduser()).exists()
+        or reference.startswith((".", "/", "~"))
+        or HUB_ID.fullmatch(reference) is None
+    )
+
+
 def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
     """Return the local folder of `reference`; a path that exists never asks the network.
 

@@ -57,10 +57,10 @@ class Tree:
         if not is_text(named[1]):
             raise RecipeError(f"{at}: should be the name of one file")
         real = path.resolve()
-        parent = real.parent / Path(named[1].value).expanduser()
+        parent = (real.parent / Path(named[1].value).expanduser()).resolve()
         if not parent.is_file():
             raise RecipeError(f"{at}: there is no file {parent}")
-        if parent.resolve() in (*chain, real):
+        if parent in (*chain, real):
             raise RecipeError(f"{at}: {named[1].value} extends this file in its turn")
         above = cls._extended(parent, short_form, (*chain, real))
         own = mapping([pair for pair in root.value if pair[0].value != EXTENDS], root)

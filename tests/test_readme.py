@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import paper_models
 import pico
 import pytest
 import yaml
-
-from lepmerge.safetensors_io import build_header
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -96,34 +95,18 @@ def test_files_that_the_readme_names_are_there() -> None:
 @pytest.mark.parametrize("name", ["mistral-7b", "llama-3-8b"])
 def test_trainings_of_the_paper_are_estimated(tmp_path: Path, name: str) -> None:
     """`--dry-run` on a checkpoint of the true shapes, whose file is a hole behind its header."""
-    rows, width, inner, kv = {"mistral-7b": (32000, 4096, 14336, 1024), "llama-3-8b": (128256, 4096, 14336, 1024)}[name]
     shutil.copytree(ROOT / "recipes/paper", tmp_path / "paper")
-    tokenizer = pico.byte_level(pico.ENGLISH, 400)
-    shapes = {
-        "model.embed_tokens.weight": (rows, width),
-        "lm_head.weight": (rows, width),
-        "model.norm.weight": (width,),
-    }
-    for layer in range(32):
-        prefix = f"model.layers.{layer}."
-        shapes |= {f"{prefix}self_attn.{part}_proj.weight": (width, width) for part in "qo"}
-        shapes |= {f"{prefix}self_attn.{part}_proj.weight": (kv, width) for part in "kv"}
-        shapes |= {f"{prefix}mlp.{part}_proj.weight": (inner, width) for part in ("gate", "up")}
-        shapes |= {f"{prefix}mlp.down_proj.weight": (width, inner)}
-    model = pico.save_model(tmp_path / "model", tokenizer)
-    header = build_header({key: ("BF16", shape) for key, shape in shapes.items()}, {"format": "pt"})
-    with (model / "model.safetensors").open("wb") as file:
-        file.write(header.encoded)
-        file.truncate(header.file_size)
+    model = pico.save_model(tmp_path / "model", pico.byte_level(pico.ENGLISH, 400))
+    rows = {"mistral-7b": 32000, "llama-3-8b": 128256}[name]
+    paper_models.save_hole(model / "model.safetensors", paper_models.shapes(rows))
     config = json.loads((model / "config.json").read_text())
-    config |= {"vocab_size": rows, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 32}
-    (model / "config.json").write_text(json.dumps(config))
+    (model / "config.json").write_text(json.dumps(config | paper_models.config(rows)))
     pico.save_tokenizer(pico.byte_level([*pico.RUSSIAN, *pico.ENGLISH], 600), tmp_path / "tokenizer")
     for folder in ("corpus", "held_out"):
         (tmp_path / "paper" / folder).mkdir()
         (tmp_path / "paper" / folder / "ru.txt").write_text("\n\n".join(pico.RUSSIAN))
     result = pico.command(
-        "train", tmp_path / "paper" / f"{name}.train.yaml", "--dry-run", "--json", "--device", "cpu",
+        "train", tmp_path / "paper" / name / "bpe.train.yaml", "--dry-run", "--json", "--device", "cpu",
         "--set", f"model={model}", "--set", f"tokenizer={tmp_path / 'tokenizer'}",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr

@@ -117,6 +117,16 @@ def test_a_path_belongs_to_the_file_in_which_it_begins(tmp_path: Path, monkeypat
     assert load(tmp_path, LEAF, "output.path=x-${language}").output.path == str(tmp_path / "cwd/x-ru")
 
 
+def test_what_cannot_be_a_hub_id_is_a_path_that_need_not_be_there(tmp_path: Path) -> None:
+    template = TEMPLATE.replace("owner/base", "./runs/base").replace("adapted: ${", "adapted: runs/a/${")
+    recipe = load(tmp_path, LEAF, template=template)
+    assert recipe.models["base"].path == "common/runs/base"
+    assert recipe.models["adapted"].path == "common/runs/a/owner/instruct-ru"
+    assert recipe.models["instruct"].path == "owner/instruct"
+    template = template.replace("adapted: runs/a/${instruct}-", "adapted:\n    train: ${method}/")
+    assert load(tmp_path, LEAF, template=template).trainings() == {"adapted": tmp_path / "common/conversion/ru"}
+
+
 def test_a_tokenizer_that_is_a_models_name_is_no_path(tmp_path: Path) -> None:
     template = (
         "models: {a: some/a, b: some/b}\nstart: a\nsteps: [{op: swap_vocabulary, tokenizer: b}]\noutput: {path: x}\n"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lepmerge.recipe import Init, InitPerTable, ModelEntry
+from lepmerge.references import is_path
 from lepmerge.schema import Schema, Strict, num_bytes
 
 Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
@@ -176,8 +177,8 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
     if key == "output":
         return True
     if re.fullmatch(r"(evaluate\.)?data(\.[^.]+)?(\.path)?", key):
-        return (folder / text).exists() or any(sign in text for sign in "*?[")
-    return key in ("model", "model.path", "tokenizer") and (folder / text).exists()
+        return is_path(text, folder)  # no Hub id has the signs of a glob
+    return key in ("model", "model.path", "tokenizer") and is_path(text, folder)
 
 
 _SCHEMA = Schema(
