@@ -1,11 +1,13 @@
-"""recipes/smollm2-135m-ru on the real model: LEP end to end, old rows bit for bit, ties kept, logits, a sentence."""
+"""recipes/smollm2-135m-ru on the real model: the chain, killed in every stage; old rows bit for bit, ties, a reply."""
 
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pico
@@ -29,54 +31,92 @@ pytestmark = [
 ]
 
 
+STAGES = {  # what stands in a stage's command → seconds after which it is killed
+    "convert_gguf.py": 4.0,
+    "finetune.py": 6.0,
+    "fetch_text.py": 0.5,
+    "tokenizer extend": 4.0,
+    "mean.yaml": 3.0,
+    "train.yaml": 15.0,
+    "method=overlap": 4.0,
+    "lepmerge compare": 8.0,
+}
+
+
+def start_chain(work: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, ROOT / "recipes/smollm2-135m-ru/run.py", "--size", "test", "--work", work]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def killed_in(stage: str, work: Path, log: Path, seconds: float) -> bool:
+    """Start the chain and kill it with its children in a stage; return whether it was still at it then."""
+    begin = log.stat().st_size if log.exists() else 0
+    process = start_chain(work, log)
+
+    def last_command() -> str:
+        shown = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+        return next((line for line in reversed(shown) if line.startswith("$ ")), "")
+
+    try:
+        while stage not in last_command():
+            assert process.poll() is None, f"the chain ended before {stage}:\n{log.read_text()[-3000:]}"
+            time.sleep(0.1)
+        time.sleep(seconds)
+        return process.poll() is None and stage in last_command()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe's folder after the commands that its README shows."""
-    text = (ROOT / "recipes/smollm2-135m-ru/README.md").read_text()
-    block = text.split("    cd recipes/smollm2-135m-ru\n")[1].split("\n\n")[0]
-    commands = [line.strip() for line in block.splitlines()]
-    assert [command.split()[1] for command in commands] == [
-        "OMP_NUM_THREADS=1", "convert_gguf.py", "finetune.py", "fetch_text.py", "tokenizer", "run",
-    ]  # fmt: skip
+    """A copy of the recipe's folder, whose work/laptop is what the chain made although it was killed in every stage."""
     folder = tmp_path_factory.mktemp("smollm2") / "recipe"
     shutil.copytree(ROOT / "recipes/smollm2-135m-ru", folder, ignore=shutil.ignore_patterns("work"))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    script = "set -e\n" + "\n".join(commands)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
+    work, log = folder / "work/laptop", folder / "log.txt"
+    hits = [killed_in(stage, work, log, seconds) for stage, seconds in STAGES.items()]
+    assert sum(hits) >= len(hits) - 2, f"kills that hit their stage: {dict(zip(STAGES, hits, strict=True))}"
+    process = start_chain(work, log)
+    assert process.wait() == 0, log.read_text()[-3000:]
     return folder / "recipe.yaml"
 
 
+def test_the_chain_ends_with_a_report_on_every_method(recipe: Path) -> None:
+    work = recipe.parent / "work/laptop"
+    report = (work / "report.html").read_text(encoding="utf-8")
+    assert all(name in report for name in ("instruct", "mean", "swap", "overlap", "conversion", "delta"))
+    assert not list(work.glob("*.partial")) and not list(work.glob("*staging*"))
+
+
 def test_drift_is_measured_and_the_rows_are_counted(recipe: Path) -> None:
-    report = json.loads((recipe.parent / "work/out/lepmerge_report.json").read_text())
+    report = json.loads((recipe.parent / "work/laptop/conversion/lepmerge_report.json").read_text())
     (table,) = report["tables"]
-    assert 1e-4 < table["drift"] < 0.1 and table["rank"] == 576
-    assert table["rows"]["exact"] > 49000 and table["rows"]["decomposed"] >= 500
+    assert 1e-5 < table["drift"] < 0.1 and table["rank"] == 576
+    assert table["rows"]["exact"] > 49000 and table["rows"]["decomposed"] >= 250
 
 
 def test_training_learns_russian_and_leaves_english(recipe: Path) -> None:
     """Bits per byte of held-out text against the mean of old rows, with which the training began."""
-    work = recipe.parent / "work"
+    work = recipe.parent / "work/laptop"
     report = json.loads((work / "adapted" / "lepmerge_train.json").read_text())
     before, after = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
-    assert before["ru"] - after["ru"] >= 0.1
+    assert before["ru"] - after["ru"] >= 0.05
     assert abs(before["en"] - after["en"]) <= 0.01
     first, stop = report["rows"]["trained"]["input_embeddings"]
-    assert stop - first >= 512
+    assert stop - first >= 256
     base, adapted = (reference.weights(work / name) for name in ("base", "adapted"))
     assert reference.same_bits(adapted[reference.INPUT][:first], base[reference.INPUT][:first])
 
 
 def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lepmerge", "train", "train.yaml", "--dry-run", "--json", "--device", "cpu"],
+        [sys.executable, "-m", "lepmerge", "train", "train.yaml", "--dry-run", "--json", "--device", "cpu",
+         "--set", "variables.tokens=6K", "--set", "variables.batch_size=2"],
         cwd=recipe.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip
     estimated = json.loads(done.stdout)["memory"]["total"]
-    speed = (recipe.parent / "work" / "adapted" / "speed.jsonl").read_text().splitlines()
+    speed = (recipe.parent / "work/laptop/adapted" / "speed.jsonl").read_text().splitlines()
     assert estimated == pytest.approx(json.loads(speed[-1])["memory"], rel=0.2)
 
 
@@ -84,7 +124,7 @@ def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
 def test_method(recipe: Path, tmp_path: Path, method: str) -> None:
     overrides = [f"steps.0.method={method}", "steps.0.keep_shared_rows=true", f"output.path={tmp_path / method}"]
     folder = lepmerge.load_recipe(recipe, overrides).run(device="cpu")
-    work = recipe.parent / "work"
+    work = recipe.parent / "work/laptop"
     instruct, out = (reference.weights(path) for path in (work / "instruct", folder))
     old, new = Vocabulary.in_folder(work / "instruct"), Vocabulary.in_folder(folder)
     T = build_conversion(old, new, num_old_rows=old.size)
@@ -110,7 +150,7 @@ def test_method(recipe: Path, tmp_path: Path, method: str) -> None:
 
 def test_tables_equal_the_reference(recipe: Path, tmp_path: Path) -> None:
     """All rows of the table, in float64, for the methods that use a map and for delta."""
-    work = recipe.parent / "work"
+    work = recipe.parent / "work/laptop"
     folders = {name: work / name for name in ("base", "instruct", "adapted")}
     for method in ("conversion", "delta"):
         folder = pico.run_recipe(

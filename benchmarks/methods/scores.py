@@ -10,10 +10,8 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
-BATCH_SIZE = 64
+BATCH_SIZE = 100
 CHARACTERS_OF_PIECE = 240
-LONGEST_ANSWER = 24
-"""Tokens: «операционная система» takes 17 old ones."""
 
 
 @torch.inference_mode()
@@ -33,8 +31,10 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, lines: Sequence
 
 
 @torch.inference_mode()
-def right_answers(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[bool]:
-    """Return for each prompt whether the greedy reply is the answer, as text."""
+def right_answers(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, longest: int
+) -> list[bool]:
+    """Return for each prompt whether the greedy reply, cut at `longest` tokens, is the answer, as text."""
     ids = [tokenizer.encode(chat(prompt)).ids for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda place: len(ids[place]))
     right = [False] * len(prompts)
@@ -48,7 +48,7 @@ def right_answers(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Sequen
         replies = model.generate(
             input_ids=torch.tensor(rows),
             attention_mask=torch.tensor(mask),
-            max_new_tokens=LONGEST_ANSWER,
+            max_new_tokens=longest,
             do_sample=False,
             eos_token_id=end,
             pad_token_id=quickstart.PAD,

@@ -34,6 +34,10 @@ class Measuring:
         self.prompts = texts.held_out_prompts()
         self.texts = {language: texts.held_out_text(language) for language in LANGUAGES}
         _, self.old_tokenizer, self.new_tokenizer = texts.tokenizers
+        self.longest = {  # tokens of a reply; all models may answer in old tokens, as they were tuned
+            task: 2 + max(len(self.old_tokenizer.encode(prompt.answer).ids) for prompt in found)
+            for task, found in self.prompts.items()
+        }
 
     def kept(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the scores in a file, measured first if it is not there."""
@@ -49,10 +53,10 @@ class Measuring:
 
     def scores(self, model: LlamaForCausalLM, tokenizer: Tokenizer, prompt_tokenizer: Tokenizer) -> dict[str, Any]:
         """Return right answers by task as a text of 0 and 1, and bits per byte by language."""
-        right = {
-            task: "".join("01"[each] for each in right_answers(model, prompt_tokenizer, self.prompts[task]))
-            for task in TASKS
-        }
+        right = {}
+        for task in TASKS:
+            found = right_answers(model, prompt_tokenizer, self.prompts[task], longest=self.longest[task])
+            right[task] = "".join("01"[each] for each in found)
         bits = {language: bits_per_byte(model, tokenizer, self.texts[language]) for language in LANGUAGES}
         return {"right": right, "bits_per_byte": bits}
 

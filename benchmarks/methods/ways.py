@@ -180,29 +180,30 @@ def core(cell: Cell) -> dict[str, Callable[[], Tables]]:
     return ways
 
 
-IDEAS: dict[str, tuple[Idea, bool]] = {
-    "delta × 0.5": (partial(delta, share=0.5), False),
-    "delta × 0.75": (partial(delta, share=0.75), False),
-    "delta × 1.25": (partial(delta, share=1.25), False),
-    "ridge 0.1 + kept": (partial(ridge, strength=0.1), True),
-    "ridge 1 + kept": (partial(ridge, strength=1.0), True),
-    "ridge 10 + kept": (partial(ridge, strength=10.0), True),
-    "fitted on new + kept": (fitted_on_new, True),
-    "per script + kept": (per_script, True),
-    "orthogonal + kept": (orthogonal, True),
-    "low rank 8 + kept": (partial(low_rank, rank=8), True),
-    "low rank 32 + kept": (partial(low_rank, rank=32), True),
-    "mixture + kept": (mixture, True),
-    "map and residual": (partial(map_and_residual, strength=0.0), False),
-    "ridge map and residual": (partial(map_and_residual, strength=1.0), False),
-    "norm kept": (norm_kept, False),
-    "4 neighbours": (partial(neighbours, number=4), False),
-    "32 neighbours": (partial(neighbours, number=32), False),
+IDEAS: dict[str, tuple[Idea, Idea, bool]] = {
+    **{f"delta × {share:g}": (*[partial(delta, share=share)] * 2, False) for share in (0.5, 0.75, 1.25)},
+    "delta × 0.5 input, delta output": (partial(delta, share=0.5), delta, False),
+    "delta × 0.75 input, delta output": (partial(delta, share=0.75), delta, False),
+    "mean input, delta output": (partial(delta, share=0.0), delta, False),
+    "delta input, mean output": (delta, partial(delta, share=0.0), False),
+    **{f"ridge {strength:g} + kept": (*[partial(ridge, strength=strength)] * 2, True) for strength in (0.1, 1.0, 10.0)},
+    "fitted on new + kept": (fitted_on_new, fitted_on_new, True),
+    "per script + kept": (per_script, per_script, True),
+    "orthogonal + kept": (orthogonal, orthogonal, True),
+    "low rank 8 + kept": (*[partial(low_rank, rank=8)] * 2, True),
+    "low rank 32 + kept": (*[partial(low_rank, rank=32)] * 2, True),
+    "mixture + kept": (mixture, mixture, True),
+    "map and residual": (*[partial(map_and_residual, strength=0.0)] * 2, False),
+    "ridge map and residual": (*[partial(map_and_residual, strength=1.0)] * 2, False),
+    "norm kept": (norm_kept, norm_kept, False),
+    "4 neighbours": (*[partial(neighbours, number=4)] * 2, False),
+    "32 neighbours": (*[partial(neighbours, number=32)] * 2, False),
 }
-"""Name → an idea for both tables, and whether shared tokens keep their instruct rows."""
+"""Name → ideas for the input and the output table, and whether shared tokens keep their instruct rows."""
 
 
 def ideas(cell: Cell) -> dict[str, Callable[[], Tables]]:
     return {
-        name: partial(cell.idea, input=idea, output=idea, keep_shared_rows=kept) for name, (idea, kept) in IDEAS.items()
+        name: partial(cell.idea, input=input, output=output, keep_shared_rows=kept)
+        for name, (input, output, kept) in IDEAS.items()
     }

