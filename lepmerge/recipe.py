@@ -25,27 +25,34 @@ class ModelEntry(Strict):
     """Where a model lies: a folder, or a Hub id with an optional revision."""
 
     path: str
+    """Folder, or Hub id such as `owner/model` or `owner/model@revision`."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub; default: the newest."""
 
 
 class TrainedEntry(Strict):
     """A model that a training configuration makes: the embeddings that `lepmerge train` writes."""
 
     train: str
+    """The configuration's file; `lepmerge run --train` trains what is not trained yet."""
 
 
 class PerTable(Strict):
     """A method for each table."""
 
     input: Method
+    """Of the input embeddings."""
     output: Method
+    """Of the output embeddings."""
 
 
 class InitPerTable(Strict):
     """An init for each table."""
 
     input: Init
+    """Of the input embeddings."""
     output: Init
+    """Of the output embeddings."""
 
 
 class SwapVocabulary(Strict):
@@ -55,7 +62,8 @@ class SwapVocabulary(Strict):
     tokenizer: TokenizerReference
     """A model's name above, or a folder or Hub id with a tokenizer."""
     init: Init | InitPerTable = "mean"
-    """How a new row is made of the rows of its old tokens."""
+    """How a new row is made of the rows of its old tokens: their mean, the mean weighted by the tokens' lengths, or the
+    mean with the norm that rows of its script have."""
 
 
 class PropagateEmbeddings(Strict):
@@ -63,8 +71,11 @@ class PropagateEmbeddings(Strict):
 
     op: Literal["propagate_embeddings"]
     base: ModelName
+    """The model that the current one was tuned from; it has the same vocabulary."""
     adapted: ModelName
+    """The base with the new vocabulary and trained embeddings."""
     method: Method | PerTable
+    """What becomes of the trained embeddings; see [the method](method.md)."""
     keep_shared_rows: bool = False
     """Keep the current row of every token whose bytes are in both vocabularies."""
 
@@ -74,8 +85,9 @@ class Arithmetic(Strict):
 
     op: Literal["arithmetic"]
     tensors: str | list[str]
-    """Globs over tensor names, or embeddings, input_embeddings, output_embeddings, body."""
+    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`."""
     expression: str
+    """Of the names of models, `current`, numbers, `+ - * /`, parentheses and the functions below."""
 
 
 Step = Annotated[SwapVocabulary | PropagateEmbeddings | Arithmetic, Field(discriminator="op")]
@@ -90,6 +102,7 @@ class Output(Strict):
     """Where and in which form the result is written."""
 
     path: str
+    """The new folder; what is in it already is kept, unless `--overwrite` is given."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The type of all floating-point tensors; default: each tensor's own."""
     shard_size: Annotated[int, BeforeValidator(num_bytes), Field(gt=0)] | None = None
@@ -102,10 +115,13 @@ class Recipe(Strict):
     """How a checkpoint is transformed."""
 
     models: dict[str, ModelEntry | TrainedEntry]
+    """Name → model. A text is short for `path`. Names are words; `current` is taken."""
     start: str = "instruct"
-    """The model that the steps transform."""
+    """Name of the model that the steps transform."""
     steps: list[Step] = []
+    """What is done to it, in order; without steps it is copied."""
     output: Output
+    """Where and in which form the result is written."""
     folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="before")

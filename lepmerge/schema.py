@@ -34,9 +34,9 @@ Where = Callable[[Place], str]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values cannot be changed."""
+    """Unknown keys are errors, values cannot be changed; the text below a field describes it, in docs/ too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 Root = TypeVar("Root", bound=BaseModel)

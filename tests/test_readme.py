@@ -40,9 +40,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DOCS = {path.name: path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "tutorial.md"}
+"""The tutorial's commands depend on one another: test_tutorial.py."""
+
+
 def test_commands(checkout: Path) -> None:
     assert any(line.startswith("lepmerge run") for line in commands())
-    for line in commands():
+    run(commands(), checkout)
+
+
+@pytest.mark.parametrize("page", [name for name, path in DOCS.items() if commands(path.read_text())])
+def test_commands_of_the_docs(checkout: Path, page: str) -> None:
+    run(commands(DOCS[page].read_text()), checkout)
+
+
+def run(lines: list[str], checkout: Path) -> None:
+    for line in lines:
         done = subprocess.run(line, shell=True, cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
@@ -87,7 +100,7 @@ def test_the_recipe_shown_is_a_recipe(tmp_path: Path) -> None:
 def test_files_that_the_readme_names_are_there() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-    tree = README.split("    lepmerge/\n")[1].split("    recipes/")[0]
+    tree = README.split("    lepmerge/\n")[1].split("    eval/")[0]
     for name in re.findall(r"[\w/]+\.py", tree):
         assert (ROOT / "lepmerge" / name).exists(), name
 

@@ -28,6 +28,7 @@ class Source(Strict):
     """Text: files, folders, a glob, or a data set on the Hub."""
 
     path: str
+    """File, folder, glob, or data set on the Hub."""
     column: str = "text"
     """Field of .jsonl and .parquet rows."""
     split: str | None = None
@@ -47,17 +48,18 @@ class Trained(Strict):
     """Which parts of the embeddings learn."""
 
     tables: Literal["input", "output", "both"] = "both"
+    """The tables that learn; tied ones are one table."""
     rows: Literal["all", "new"] = "all"
-    """`new`: only the contiguous ids that `tokenizer extend` or `optimize` added."""
+    """`all` rows, or `new`: only the contiguous ids that `tokenizer extend` or `optimize` added."""
 
 
 class Evaluation(Strict):
     """Held-out text that is never trained on: bits per byte are measured on it."""
 
     data: dict[str, Source]
-    """Name → source; the first one decides in a sweep."""
+    """Name → source; a text is short for `path`; the first one decides in a sweep."""
     every: int = Field(default=200, ge=1)
-    """Steps."""
+    """Steps from one measurement to the next."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,17 +71,19 @@ class TrainConfig(Strict):
     """What is trained, on what, and how; the defaults are the paper's."""
 
     model: ModelEntry
-    """The base model."""
+    """The base model; a text is short for `path`."""
     tokenizer: str | None = None
     """Folder or Hub id with the new vocabulary; default: the model's own."""
     init: Init | InitPerTable = "mean"
     """How the rows of new tokens begin; see swap_vocabulary."""
     data: list[TrainingSource] = Field(min_length=1)
+    """What is read; one source needs no list, and a text is short for `path`."""
     train: Trained = Trained()
+    """Which parts of the embeddings learn."""
     packing: Literal["documents", "concatenate"] = "documents"
-    """`documents`: the documents of a block do not attend to one another."""
+    """`documents`: the documents of a block do not attend to one another; `concatenate`: they do."""
     block_size: int = Field(default=1024, ge=8)
-    """Tokens."""
+    """Tokens in a block."""
     batch_size: int = Field(default=256, ge=1)
     """Blocks a step, over all processes."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -89,23 +93,31 @@ class TrainConfig(Strict):
     sweep: Annotated[float, BeforeValidator(_share)] | None = None
     """Share of the steps that each learning rate of the list is trained for; the best one goes on."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's, as a share of the learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """A longer gradient is cut to this norm; null: never."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls to zero after the warm-up."""
     warmup_steps: int = Field(default=100, ge=0)
+    """Steps in which the rate rises from zero."""
     epochs: float = Field(default=1.0, gt=0)
+    """How often all text is seen."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Train for so many tokens instead of `epochs`, going round as often as needed."""
+    """Train for so many tokens, such as 300M, instead of `epochs`, going round as often as needed."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the frozen body and of what is computed; trained rows are float32 masters in any case."""
     activation_checkpointing: bool = False
     """Less memory for a third more time."""
     seed: int = Field(default=0, ge=0)
+    """Of the order of the blocks."""
     evaluate: Evaluation | None = None
+    """Held-out text to measure on; a sweep needs it."""
     checkpoint_every: int = Field(default=200, ge=1)
-    """Steps."""
+    """Steps from one checkpoint to the next."""
     output: str
+    """The new folder, which a recipe takes as its adapted model."""
     folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="before")
