@@ -195,7 +195,7 @@ def mark(row: Row, reference: Row, column: str) -> str:
     A row of the paper has no error; the reference's stands in for it.
     """
     score, other, error = row.scores[column], reference.scores[column], reference.errors[column]
-    if row is reference or score is None or other is None or error is None:
+    if score is None or other is None or error is None:
         return ""
     own = row.errors[column] if row.measured else error
     if own is None or abs(score - other) <= SIGNIFICANT * math.hypot(own, error):

@@ -91,7 +91,7 @@ def test_marks_of_the_papers_rows_use_the_references_error(tmp_path: Path) -> No
 
 
 def test_unknown_errors_mark_nothing(tmp_path: Path) -> None:
-    reference, other = (write(tmp_path / f"{name}.json", model=name, seed=name) for name in "ab")
+    reference, other = (write(tmp_path / f"{n}.json", model=f"model-{n}", seed=n) for n in (1, 2))
     found = json.loads(reference.read_text())
     found["results"]["darumeru_rcb"]["score_stderr,none"] = "N/A"
     reference.write_text(json.dumps(found))
@@ -115,6 +115,7 @@ def test_files_of_one_model_make_one_row(tmp_path: Path) -> None:
     [
         {"model": "org/other"},
         {"model": "elsewhere/model"},
+        {"model_name": "org/other"},
         {"shots": 5},
         {"chat_template_sha": "1"},
         {"config": {"model_args": {"pretrained": "org/model", "revision": "second"}}},
@@ -128,6 +129,21 @@ def test_files_of_different_runs_make_different_rows(tmp_path: Path, other: dict
     found = rows(first, second, *NOTHING)
     assert len(found) == 2 and found[0]["darusum"] is None is found[0]["micro_avg"]
     assert len({(row["model"], row["shots"]) for row in found}) == 2
+
+
+def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By their whole names; and by the files, where a model was measured twice."""
+    models = ["org/model", "out/model", "out/model", "other"]
+    paths = [write(tmp_path / f"{number}.json", model=model) for number, model in enumerate(models)]
+    shown = [row["model"] for row in rows(*paths, *NOTHING)]
+    assert shown == ["org/model", "out/model (1.json)", "out/model (2.json)", "other"]
+
+
+def test_notes_of_all_files_of_a_row(tmp_path: Path) -> None:
+    config = {"model_args": {"pretrained": "org/model"}, "limit": 4}
+    paths = [write(tmp_path / f"{group}.json", GROUPS[group], config=config) for group in ("darusum", "darummlu")]
+    notes = json.loads(pico.command("darumeru", *paths, "--json").stdout)["notes"]
+    assert [note.split(":")[0] for note in notes] == [*map(str, paths), f"{paths[0]}, {paths[1]}"]
 
 
 def test_notes_say_what_is_not_the_benchmark(tmp_path: Path) -> None:
