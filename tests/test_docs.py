@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pico
 import pytest
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from lepmerge.conversion import build_conversion
 from lepmerge.expression import FUNCTIONS
-from lepmerge.recipe import load_recipe
+from lepmerge.recipe import ModelEntry, PropagateEmbeddings, load_recipe
 from lepmerge.vocabulary import Vocabulary
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,11 +39,13 @@ def test_the_recipes_shown_are_recipes(tmp_path: Path) -> None:
     shown = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "recipe.md").read_text(), re.DOTALL | re.MULTILINE)
     first, common, german = shown
     (tmp_path / "first.yaml").write_text(first)
-    assert load_recipe(tmp_path / "first.yaml").steps[0].method == "conversion"
+    (step,) = load_recipe(tmp_path / "first.yaml").steps
+    assert isinstance(step, PropagateEmbeddings) and step.method == "conversion"
     (tmp_path / "common.yaml").write_text(common)
     (tmp_path / "german.yaml").write_text(german)
     recipe = load_recipe(tmp_path / "german.yaml")
-    assert recipe.output.path == "out/de-conversion" and recipe.models["adapted"].path == "./runs/de"
+    assert recipe.output.path == "out/de-conversion"
+    assert recipe.models["adapted"] == ModelEntry(path="./runs/de")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -110,7 +113,7 @@ def test_the_example_of_the_method(tmp_path: Path) -> None:
     assert len(results) == 5
     for number, (name, expected) in enumerate(results.items()):
         method, _, kept = name.partition(", ")
-        step = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": method}
+        step: dict[str, Any] = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": method}
         if kept:
             step[kept] = True
         folder = pico.run_recipe(tmp_path / str(number), models, [step])
