@@ -84,6 +84,15 @@ def test_mappings_are_merged_and_lists_replaced(tmp_path: Path) -> None:
     assert recipe.steps == []  # method and weight are unused now, but by the leaf's own doing
 
 
+def test_yaml_merges_are_carried_out_in_their_own_file(tmp_path: Path) -> None:
+    template = (
+        "models:\n  a: &a {path: owner/a, revision: v1}\n  b: {<<: *a, path: owner/b}\nstart: a\noutput: {path: out}\n"
+    )
+    leaf = "extends: common/template.yaml\nmodels:\n  a: &a {path: owner/x, revision: v2}\n  b: {<<: *a}\n"
+    recipe = load(tmp_path, leaf, template=template)
+    assert [(entry.path, entry.revision) for entry in recipe.models.values()] == [("owner/x", "v2")] * 2
+
+
 def test_three_files_deep_the_last_wins(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "last.yaml").write_text("extends: leaf.yaml\nvariables: {language: de, method: delta}\n")
@@ -123,6 +132,7 @@ def test_what_cannot_be_a_hub_id_is_a_path_that_need_not_be_there(tmp_path: Path
     assert recipe.models["base"].path == "common/runs/base"
     assert recipe.models["adapted"].path == "common/runs/a/owner/instruct-ru"
     assert recipe.models["instruct"].path == "owner/instruct"
+    assert load(tmp_path, LEAF, template=template.replace("runs/base", "base")).models["base"].path == "common/base"
     template = template.replace("adapted: runs/a/${instruct}-", "adapted:\n    train: ${method}/")
     assert load(tmp_path, LEAF, template=template).trainings() == {"adapted": tmp_path / "common/conversion/ru"}
 
