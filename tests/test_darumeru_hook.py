@@ -105,6 +105,12 @@ def test_the_users_folders_come_last(harness) -> None:
     assert output(program, folder=harness()) == "['x', 'z', 'w']"
 
 
+def test_our_folder_given_by_the_user_is_read_once(harness) -> None:
+    folder = EVAL / "darumeru_tasks"
+    program = f"from lm_eval.tasks import TaskManager; print(TaskManager(include_path=[{str(folder)!r}]).all_tasks)"
+    assert output(program, folder=harness()) == f"['built-in', '{folder}']"
+
+
 def test_processes_started_by_the_harness_have_the_tasks(harness) -> None:
     program = """
 import multiprocessing
