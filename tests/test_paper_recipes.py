@@ -198,6 +198,17 @@ def test_plan(small: Setting, model: str, vocabulary: str, method: str) -> None:
     planned(small, model, vocabulary, method)
 
 
+def test_a_variable_set_for_one_run(small: Setting) -> None:
+    """The README's `--set variables.method=delta`: another method, and with it another folder."""
+    file, override = small.folder / "openchat-3.5/bpe-conversion.yaml", "variables.method=delta"
+    result = pico.command("plan", file, "--json", "--set", override)
+    assert result.exit_code == 0, result.stderr
+    assert {reduction["kind"] for reduction in json.loads(result.stdout)["reductions"]} == {"drift"}
+    recipe = load_recipe(file, [override])
+    assert [step.model_dump()["method"] for step in recipe.steps] == ["delta"]
+    assert recipe.output.path.endswith("out/openchat-3.5-bpe-delta")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "vocabulary", "method"), RECIPES, ids=str)
 def test_plan_of_the_true_shapes(full: Setting, model: str, vocabulary: str, method: str) -> None:
