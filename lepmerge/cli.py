@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import lepmerge
+from lepmerge.commands.compare import compare
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.tokenizer import tokenizer
 from lepmerge.commands.train import run_training, show_estimate, train, unfinished
@@ -26,6 +27,7 @@ def main() -> None:
 
 main.add_command(tokenizer)
 main.add_command(train)
+main.add_command(compare)
 main.add_command(darumeru)
 
 

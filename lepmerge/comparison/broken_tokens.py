@@ -1,4 +1,4 @@
-"""Which tokens look broken: they, or what follows them, cost many more bits than the reference needs for the same bytes.
+"""Which tokens look broken: they, or what follows them, cost many more bits than the same bytes under the reference.
 
 A row of the output table that belongs to another token makes its token improbable where it stands; such a row of the
 input table makes what follows improbable. Both happen at the same places, so they are told apart: with x_k the bits of

@@ -27,9 +27,9 @@ from lepmerge.provenance import versions
 class Settings:
     """What is measured, on how much of it.
 
-    max_bytes: of each text, from its beginning. piece_bytes: of the pieces that are predicted at most. copies: sentences
-    and paragraphs to copy of each text, 0 for none. max_new_tokens: of an answer in a chat. speed: whether generation is
-    timed. batch_size: of generation.
+    max_bytes: of each text, from its beginning, None for all of it. piece_bytes: of the pieces that are predicted, at
+    most. copies: sentences and paragraphs to copy of each text, 0 for none. max_new_tokens: of an answer in a chat.
+    speed: whether generation is timed. batch_size: of generation.
     """
 
     column: str = "text"
@@ -70,8 +70,8 @@ def compare(
     1.2592
 
     Raises:
-        CorpusError, ComparisonError: a text or prompt file that cannot be measured on; no model of that name; two of one
-            name; a reference without chat template for chat or task.
+        CorpusError, ComparisonError: a text or prompt file that cannot be measured on; no model of that name; two of
+            one name; a reference without chat template for chat or task.
         CheckpointError: transformers cannot load a model.
     """
     settings = settings or Settings()
@@ -203,7 +203,7 @@ def _chat(
 
 
 def _difference(predicted: Predicted, reference: Predicted) -> dict[str, float]:
-    """Return the difference in bits per byte from the reference and its standard error over the pieces (ratio of sums)."""
+    """Return the difference in bits per byte from the reference, and its standard error over the pieces."""
     lengths = [len(piece.encode()) for piece in predicted.text.pieces]
     deltas = [float(a.sum() - b.sum()) for a, b in zip(predicted.bits, reference.bits, strict=True)]
     ratio, count = sum(deltas) / sum(lengths), len(lengths)

@@ -1,0 +1,152 @@
+"""lepmerge compare: what an adaptation gained and what it cost."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lepmerge.console import table
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL...")
+@click.option("--text", "texts", multiple=True, required=True, metavar="[NAME=]FILE",
+              help="A text (.txt, .jsonl, .parquet, also .gz, .zst), folder or glob; repeatable.")  # fmt: skip
+@click.option("--chat", type=click.Path(dir_okay=False), metavar="FILE", help="Prompts: {messages} a line (.jsonl).")
+@click.option("--task", type=click.Path(dir_okay=False), metavar="FILE",
+              help="A task: {messages, answer} a line (.jsonl).")  # fmt: skip
+@click.option("--reference", metavar="NAME", help="The model that others are compared with.  [default: the first]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Of the weights.  [default: float32 on the CPU, else as stored]")  # fmt: skip
+@click.option(
+    "--max-bytes", default="200kB", show_default=True, metavar="SIZE", help="Of each text, from its beginning."
+)
+@click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
+@click.option("--copies", default=20, show_default=True, type=click.IntRange(min=0),
+              help="Sentences and paragraphs of each text to copy.")  # fmt: skip
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1),
+              help="Of an answer in a chat.")  # fmt: skip
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Of generation.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart (PNG).")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a report in one file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def compare(
+    models: tuple[str, ...],
+    texts: tuple[str, ...],
+    chat: str | None,
+    task: str | None,
+    reference: str | None,
+    device: str,
+    dtype: str | None,
+    max_bytes: str,
+    column: str,
+    copies: int,
+    max_new_tokens: int,
+    batch_size: int,
+    as_json: bool,
+    plot: Path | None,
+    html: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure MODELs beside the first one: texts, generation, copying, chats, a task, drift, broken tokens.
+
+    \b
+    Example:
+      lepmerge compare old=models/instruct out/delta --text ru.txt --text en.txt --task task.jsonl --html report.html
+    """
+    from lepmerge.comparison.report import check_writable
+    from lepmerge.schema import num_bytes
+
+    try:
+        size = num_bytes(max_bytes)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--max-bytes") from error
+    for path in (plot, html):
+        if path is not None:
+            check_writable(path)
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from lepmerge.comparison.compare import Settings
+    from lepmerge.comparison.compare import compare as compare_models
+    from lepmerge.comparison.loading import load_model
+    from lepmerge.execute import choose_device
+
+    disable_progress_bar()
+    chosen = choose_device(device)
+    weights = getattr(torch, dtype) if dtype else None
+    named = [_named(model, Path(model.rstrip("/")).name) for model in models]
+    loaded = [load_model(folder, name=name, device=chosen, dtype=weights) for name, folder in named]
+    files: dict[str, list[str]] = {}
+    for text in texts:
+        name, path = _named(text, Path(text).name.split(".")[0])
+        files.setdefault(name, []).append(path)
+    settings = Settings(
+        column=column, max_bytes=size, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    with _progress(quiet) as tell:
+        results = compare_models(loaded, files, chat=chat, task=task, reference=reference, settings=settings, tell=tell)
+    _write(results, plot, html)
+    if as_json:
+        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+    elif not quiet:
+        show(results)
+        for path in (plot, html):
+            if path is not None:
+                click.echo(str(path))
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print a table for each group of figures on stdout, warnings on stderr."""
+    from lepmerge.comparison.columns import groups_of
+
+    names = list(results["models"])
+    for group in groups_of(results):
+        rows = [[name, *(c.shown(c.values[place]) for c in group.columns)] for place, name in enumerate(names)]
+        click.echo(f"{group.title} ({group.note})")
+        click.echo(table(rows, header=["model", *(c.label for c in group.columns)]) + "\n")
+    for warning in results["warnings"]:
+        click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+
+
+def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> None:
+    if plot is not None:
+        from lepmerge.comparison.columns import charts_of
+        from lepmerge.plots import panels
+
+        panels(
+            plot, charts_of(results), list(results["models"]), strong=len(results["models"]), per_row=3, digits=".3g"
+        )
+    if html is not None:
+        from lepmerge.comparison.report import write_report
+
+        write_report(html, results)
+
+
+def _named(argument: str, default: str) -> tuple[str, str]:
+    """Return (name, path) of NAME=PATH, or of a path alone."""
+    name, equals, path = argument.partition("=")
+    return (name, path) if equals and name and not Path(argument).exists() else (default, argument)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """Yield a callback that shows on stderr what is measured and how far it is; silent when quiet or no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        disable=True if quiet else None, leave=False, file=sys.stderr, bar_format="{desc} {n}/{total} [{elapsed}]"
+    ) as bar:
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.set_description_str(what[:48], refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        yield tell
