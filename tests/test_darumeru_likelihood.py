@@ -208,6 +208,22 @@ def test_ids_after_the_end_token_or_a_stop_sequence_do_not_count(model, tasks, m
         assert scores(task, model)["score"] == 0.0
 
 
+def test_the_source_counts_with_the_space_that_comes_before_it(model, tasks):
+    tokenizer, tokens = model.tokenizer, tasks["cp_sent_en"].tokens
+    for text in ("Да", "A", "1", "лампа", "  x"):
+        spaced = text if tokenizer.tokenize("x")[0].startswith("▁") else f" {text}"
+        assert tokens.count_source(text) == len(tokenizer.encode(spaced, add_special_tokens=False))
+    assert tokens.count_source("Да") == 1 < len(tokenizer.encode("—Да", add_special_tokens=False)) - 1
+
+
+def test_a_copy_of_nothing_but_white_space_is_empty(tasks):
+    from darumeru_tasks.harness import Generated
+
+    for name in ("cp_sent_en", "cp_para_en"):
+        document = tasks[name].test_docs()[0]
+        assert tasks[name].process_results(document, [Generated("  ", [5, 5])])["score"] == 0.0
+
+
 def test_the_source_counts_up_to_the_limit_of_generation(model, tasks):
     from darumeru_tasks.harness import Generated
 

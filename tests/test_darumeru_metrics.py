@@ -362,6 +362,8 @@ def test_a_copy_and_white_space(metrics):
     assert metrics.copied(source, source.strip()[:-1]) == (1.0, 0.0)  # all that was written is in the source
     assert metrics.copied(source, source + source) == (0.0, 1.0)
     assert metrics.copied(source, "  ") == (0.0, 0.0)
+    long = " ".join(pico.RUSSIAN)  # the letters between the two that are wrong match although they are frequent
+    assert metrics.copied(long, long.replace("слова", "ЪловЪ", 1)) == (1.0, 1.0)
 
 
 def test_questions_with_one_id_count_once(statistics):

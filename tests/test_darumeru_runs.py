@@ -130,15 +130,15 @@ def test_a_cache_of_requests_is_told_apart_by_tokenizer_context_and_arguments(fo
         task.build_all_requests(limit=1, **keywords)
         return task.instances[0].args
 
-    variants = [(folder,), (other, 350), (folder, 350), (folder, 450), (folder, 350, 150)]
+    variants = [(folder,), (other, 519), (folder, 519), (folder, 350), (folder, 519, 150)]
     uncached = [request(*variant) for variant in variants]
-    assert len({prompt for prompt, _ in uncached}) >= 4  # the number of shots that fit differs
+    assert [prompt.count("Задание") - 1 for prompt, _ in uncached] == [5, 2, 3, 1, 2]
     assert [request(*variant, cache_requests=True) for variant in variants * 2] == uncached * 2
 
 
 def test_groups_are_means_and_the_first_one_of_all_17(folder):
     results, _ = run(
-        folder, tasks=["darumeru"], limit=2, num_fewshot=0, gen_kwargs="max_gen_toks=4", bootstrap_iters=20
+        folder, tasks=["darumeru"], limit=20, num_fewshot=0, gen_kwargs="max_gen_toks=4", bootstrap_iters=20
     )
     leaves = {name: results["results"][f"darumeru_{name}"] for name in darumeru_setting.NAMES}
     values = {name: leaf["score,none"] for name, leaf in leaves.items()}
@@ -157,6 +157,11 @@ def test_groups_are_means_and_the_first_one_of_all_17(folder):
         assert isinstance(results["groups"][group]["score_stderr,none"], float)
     assert all(isinstance(leaf["score_stderr,none"], float) for leaf in leaves.values())
     assert len(set(values.values())) > 3
+    assert {leaf["sample_len"] for leaf in leaves.values()} == {
+        12,
+        14,
+        20,
+    }  # so that weighing by size would be another mean
 
 
 def test_chat_runs_stop_at_the_end_token_only(folder):
