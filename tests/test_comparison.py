@@ -1,0 +1,336 @@
+"""lepmerge compare: its figures equal direct computations, broken tokens are found, faults are one line."""
+
+import json
+import math
+import random
+import shutil
+import subprocess
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from itertools import product
+from math import comb
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lepmerge.comparison.broken_tokens import check_tokens
+from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
+from lepmerge.comparison.copying import copy_items, measure_copying, prompt_of
+from lepmerge.comparison.loading import LanguageModel, load_model
+from lepmerge.comparison.prompts import read_prompts
+from lepmerge.comparison.task import mcnemar, measure_task
+from lepmerge.comparison.texts import measure_texts, read_text, text_of
+
+QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
+RUSSIAN = QUICKSTART / "heldout_ru.txt"
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@pytest.fixture(scope="module")
+def instruct() -> LanguageModel:
+    return load_model(QUICKSTART / "instruct")
+
+
+def changed(folder: Path, source: Path, change) -> LanguageModel:
+    """Return a copy of a model whose weights `change` has changed in place."""
+    shutil.copytree(source, folder)
+    weights = load_file(source / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return load_model(folder)
+
+
+def permuted(tables: Sequence[str], ids: Sequence[int]):
+    """Return a change that gives each of the tokens another one's row."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        for name in tables:
+            weights[name][list(ids)] = weights[name][[*ids[1:], ids[0]]].clone()
+
+    return change
+
+
+def noised(weights: dict[str, torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in TABLES:
+        noise = torch.randn(weights[name].shape, generator=generator)
+        weights[name] += (0.3 * weights[name].float().std() * noise).to(weights[name].dtype)
+
+
+def test_bits_per_byte_equal_a_plain_loop(instruct: LanguageModel) -> None:
+    text = read_text("ru", [str(RUSSIAN)], max_bytes=4000, piece_bytes=300)
+    found = measure_texts(instruct, [text])["ru"]
+    model = AutoModelForCausalLM.from_pretrained(QUICKSTART / "instruct", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "instruct")
+    bits = num_bytes = num_tokens = 0.0
+    for piece in text.pieces:
+        ids = [tokenizer.bos_token_id, *tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].double()
+        for place, id in enumerate(ids[1:]):
+            bits -= float(torch.log_softmax(logits[place], 0)[id]) / math.log(2)
+        num_bytes += len(piece.encode())
+        num_tokens += len(ids) - 1
+    assert found.bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
+    figures = found.figures()
+    assert figures["tokens"] == num_tokens
+    assert figures["symbols_per_token"] == pytest.approx(sum(map(len, text.pieces)) / num_tokens)
+    assert figures["tokens_per_word"] == pytest.approx(num_tokens / len(" ".join(text.pieces).split()))
+    one_by_one = measure_texts(instruct, [text], batch_size=1)["ru"]
+    assert one_by_one.bits_per_byte == pytest.approx(found.bits_per_byte, rel=1e-5)
+
+
+def test_pieces_hold_the_whole_text_whatever_the_vocabulary() -> None:
+    text = text_of("t", ["Первый абзац. " * 40, "Second one, " * 30], piece_bytes=100)
+    assert all(len(piece.encode()) <= 100 for piece in text.pieces)
+    assert "".join("".join(text.pieces).split()) == "".join("".join(text.paragraphs).split())
+
+
+def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: Path) -> None:
+    other = changed(tmp_path / "noised", QUICKSTART / "instruct", noised)
+    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:24]
+    answers = answers_of(instruct, prompts, max_new_tokens=8)
+    bits = bits_of_answers(other, prompts, answers)
+    network, tokenizer = other.network, other.tokenizer
+    for prompt, answer, found in zip(prompts, answers, bits, strict=True):
+        head = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        start = len(tokenizer(head, add_special_tokens=False)["input_ids"])
+        ids = tokenizer(head + answer, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = network(torch.tensor([ids])).logits[0].double()
+        expected = -sum(float(torch.log_softmax(logits[p - 1], 0)[ids[p]]) for p in range(start, len(ids))) / math.log(
+            2
+        )
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    own = answers_of(other, prompts, max_new_tokens=8)
+    figures = agreement(own, answers, bits)
+    assert figures["equal_answers"] == sum(a == b for a, b in zip(own, answers, strict=True)) / len(prompts)
+    assert 0 < figures["equal_answers"] < 1
+    assert figures["bits_per_byte"] == pytest.approx(sum(bits) / sum(len(answer.encode()) for answer in answers))
+    assert figures["log_likelihood_per_byte"] == pytest.approx(-figures["bits_per_byte"] * math.log(2))
+    for one, many in zip(bits_of_answers(other, prompts, answers, batch_size=1), bits, strict=True):
+        assert one == pytest.approx(many, rel=1e-4, abs=1e-4)
+
+
+def test_copies_are_string_equality(tmp_path: Path) -> None:
+    """A tiny model that has learned half of the copies by heart."""
+    folder = pico.save_model(tmp_path / "copier", pico.byte_level(pico.ENGLISH, 400), width=64, dtype=torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
+    words, generator = "stone river cloud lamp garden window bread".split(), random.Random(0)
+    text = text_of("t", [" ".join(generator.sample(words, 6)).capitalize() + "." for _ in range(10)])
+    model = load_model(folder)
+    items = copy_items(text, [model], number=8)
+    assert len(items) == 8
+    network = model.network.requires_grad_(True).train()
+    rows = []
+    for item in items[::2]:
+        ids = [*model.prefix_ids, *model.encode([f"{prompt_of(model, item)} {item.text}\n\n"])[0]]
+        rows.append(torch.tensor([ids]))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    for _ in range(80):
+        for row in rows:
+            network(input_ids=row, labels=row).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    network.requires_grad_(False).eval()
+    found = measure_copying(model, items)
+    equal = {}
+    for item in items:
+        ids = [*model.prefix_ids, *model.encode([prompt_of(model, item)])[0]]
+        limit = len(model.encode([item.text])[0]) + 4
+        written = network.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False, pad_token_id=0)
+        reply = model.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True).strip().split("\n")[0].strip()
+        equal.setdefault(item.kind, []).append(reply == item.text)
+    assert {kind: figures["exact"] for kind, figures in found.items()} == {
+        kind: sum(flags) / len(flags) for kind, flags in equal.items()
+    }
+    assert any(0 < figures["exact"] < 1 for figures in found.values())
+    for figures in found.values():
+        assert figures["exact"] <= figures["matched"] <= 1
+    assert measure_copying(model, items, batch_size=1) == found
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    for only_a, only_b in product(range(9), repeat=2):
+        flags = [(True, False)] * only_a + [(False, True)] * only_b + [(True, True)] * 3
+        total = only_a + only_b
+        chance = [comb(total, number) / 2**total for number in range(total + 1)]
+        expected = sum(p for p in chance if p <= chance[only_a] * (1 + 1e-9))  # outcomes as unlikely as this one
+        assert mcnemar([a for a, _ in flags], [b for _, b in flags]) == pytest.approx(expected)
+
+
+def test_the_task_counts_equal_replies(instruct: LanguageModel) -> None:
+    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=True)[:40]
+    right = measure_task(instruct, prompts)
+    assert right == measure_task(instruct, prompts, batch_size=1)
+    network, tokenizer = instruct.network, instruct.tokenizer
+    for prompt, flag in zip(prompts[:8], right, strict=False):
+        head = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(head, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        out = network.generate(
+            ids, max_new_tokens=12, do_sample=False, eos_token_id=instruct.end_ids[0], pad_token_id=0
+        )
+        reply = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert flag == (reply.strip() == prompt.answer)
+    assert 20 < sum(right) < 40
+
+
+@pytest.mark.parametrize("tables", [TABLES[:1], TABLES[1:], TABLES, ()], ids=["input", "output", "both", "none"])
+def test_permuted_rows_are_found(instruct: LanguageModel, tmp_path: Path, tables: Sequence[str]) -> None:
+    """200 tokens of one vocabulary, whose rows were given to one another."""
+    text = read_text("ru", [str(RUSSIAN)], max_bytes=80_000, piece_bytes=300)
+    expected = measure_texts(instruct, [text])
+    candidates = sorted({id for row in expected["ru"].ids for id in row if id > 300})
+    ids = random.Random(0).sample(candidates, 200)
+    broken = changed(tmp_path / "broken", QUICKSTART / "instruct", permuted(tables, ids))
+    found = check_tokens(broken, measure_texts(broken, [text]), expected, "instruct", instruct.vocabulary)
+    suspects = {side: [suspect["id"] for suspect in found[side]["suspects"]] for side in ("read", "written")}
+    if not tables:
+        assert found["warnings"] == [] and suspects == {"read": [], "written": []}
+    for side, table, name in (("read", "input", TABLES[0]), ("written", "output", TABLES[1])):
+        if name in tables:
+            assert any(f"look broken in the {table} table" in warning for warning in found["warnings"])
+            assert sum(id in ids for id in suspects[side]) > 0.8 * len(suspects[side])
+        elif tables:  # a wrong row harms more than the next token, so the other side may have some too
+            (other,) = {"read", "written"} - {side}
+            assert len(suspects[side]) < len(suspects[other]) / 2
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.asked += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "rect", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.asked += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}>"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_command(tmp_path: Path, instruct: LanguageModel) -> None:
+    other = changed(tmp_path / "a<b>", QUICKSTART / "instruct", noised).folder
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join((QUICKSTART / "task.jsonl").read_text(encoding="utf-8").splitlines(True)[:12]))
+    html, plot = tmp_path / "report.html", tmp_path / "compare.png"
+    arguments = [
+        "compare", f"old={instruct.folder}", other, "--text", f"ru={RUSSIAN}", "--max-bytes", "3kB", "--copies", 2,
+        "--task", task, "--chat", task, "--device", "cpu", "--html", html, "--plot", plot,
+    ]  # fmt: skip
+    result = pico.command(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert list(found["models"]) == ["old", "a<b>"] and found["reference"] == "old"
+    assert found["models"]["a<b>"]["drift"]["input"] == pytest.approx(0.3, rel=0.1)
+    assert found["models"]["a<b>"]["task"]["examples"] == 12
+    assert found["models"]["old"]["chat"]["equal_answers"] == 1
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    page = _Page()
+    page.feed(html.read_text(encoding="utf-8"))
+    assert page.open == [] and all(asked.startswith("data:") for asked in page.asked)
+    assert "a<b>" in page.text
+    shown = pico.command(*arguments)  # a report of ours is replaced
+    assert shown.exit_code == 0 and "bits/byte ru" in shown.stdout and "McNemar" in shown.stdout
+
+
+def test_faults_are_one_line(tmp_path: Path) -> None:
+    short, bad, mine = tmp_path / "short.txt", tmp_path / "bad.jsonl", tmp_path / "mine.html"
+    short.write_text("too short")
+    bad.write_text('{"messages": [{"role": "user", "content": "x"}], "answer": "y"}\n{"messages": []}\n')
+    mine.write_text("<p>not of lepmerge</p>")
+    base, model, text = QUICKSTART / "base", QUICKSTART / "instruct", f"ru={RUSSIAN}"
+    for arguments, parts in {
+        (tmp_path / "none", "--text", text): ("none",),
+        (model, "--text", tmp_path / "none.txt"): ("none.txt",),
+        (model, "--text", short): ("short.txt", "too few"),
+        (model, "--text", text, "--task", bad): ("bad.jsonl:2", "answer"),
+        (base, model, "--text", text, "--task", QUICKSTART / "task.jsonl"): ("base", "chat template", "--reference"),
+        (model, model, "--text", text): ("two models are named instruct",),
+        (model, "--text", text, "--reference", "x"): ("--reference x", "instruct"),
+        (model, "--text", text, "--html", mine): ("mine.html", "name another"),
+        (model, "--text", text, "--plot", tmp_path / "no/x.png"): ("x.png", "no folder"),
+    }.items():
+        result = pico.command("compare", *arguments, "--device", "cpu")
+        pico.assert_one_line_error(result, 1, *parts)
+    assert mine.read_text() == "<p>not of lepmerge</p>"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The quickstart's models of all methods, and of `delta` three that were broken: 200 new rows permuted."""
+    folder = tmp_path_factory.mktemp("quickstart") / "quickstart"
+    shutil.copytree(QUICKSTART, folder, ignore=shutil.ignore_patterns("out"))
+    assert pico.command("train", folder / "train.yaml", "--device", "cpu", "-q").exit_code == 0
+    made = {"instruct": folder / "instruct"}
+    for method in ("swap", "overlap", "conversion", "delta"):
+        made[method] = folder / "out" / method
+        options = ("--set", f"steps.0.method={method}", "--set", f"output.path={made[method]}", "--device", "cpu", "-q")
+        assert pico.command("run", folder / "recipe.yaml", *options).exit_code == 0
+    ids = random.Random(0).sample(range(2048, 3072), 200)
+    for name, tables in (("input", TABLES[:1]), ("output", TABLES[1:]), ("both", TABLES)):
+        made[f"broken-{name}"] = changed(folder / "out" / name, made["delta"], permuted(tables, ids)).folder
+    return made
+
+
+@pytest.mark.slow
+def test_broken_new_tokens_are_named_and_sound_models_are_not(trained: dict[str, Path], tmp_path: Path) -> None:
+    models = [f"{name}={folder}" for name, folder in trained.items()]
+    options = (
+        "--text",
+        f"ru={RUSSIAN}",
+        "--copies",
+        0,
+        "--device",
+        "cpu",
+        "--html",
+        tmp_path / "report.html",
+        "--json",
+    )
+    result = pico.command("compare", *models, *options)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {warning.split(":")[0] for warning in found["warnings"]} == {"broken-input", "broken-output", "broken-both"}
+    for name, table in (("input", "input"), ("output", "output"), ("both", "input"), ("both", "output")):
+        assert any(f"broken-{name}:" in w and f"look broken in the {table} table" in w for w in found["warnings"])
+    for name in ("swap", "overlap", "conversion", "delta"):
+        assert found["models"][name]["texts"]["ru"]["bits_per_byte"] < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_the_report_opens_in_a_browser(tmp_path: Path, instruct: LanguageModel) -> None:
+    """No message in the console, no request to anywhere."""
+    html, log = tmp_path / "report.html", tmp_path / "net.json"
+    options = ("--text", f"ru={RUSSIAN}", "--max-bytes", "3kB", "--copies", 0, "--device", "cpu", "--html", html, "-q")
+    assert pico.command("compare", instruct.folder, *options).exit_code == 0
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr",
+            "--window-size=1200,1600", f"--screenshot={tmp_path / 'page.png'}", html.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (tmp_path / "page.png").stat().st_size > 20_000, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr, done.stderr
+    # the browser itself looks for Google's hosts when it starts
+    urls = {
+        event["params"]["url"] for event in json.loads(log.read_text())["events"] if "url" in event.get("params", {})
+    }
+    assert not [url for url in urls if url.startswith(("http:", "https:", "ws:", "wss:")) and "google" not in url], urls
