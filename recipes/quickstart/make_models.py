@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from evaluate import split_text
 from fetch_text import FAMILIES, Document, fetch_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
@@ -41,6 +40,16 @@ RUSSIAN_SHARE = 10  # the old tokenizer sees every tenth Russian paragraph
 HELD_OUT_CHARACTERS = 17_000
 TASK_EXAMPLES = 100
 TRAINING_CHARACTERS = 1_000_000
+
+
+def split_text(text: str, num_characters: int) -> list[str]:
+    """The text cut before spaces into pieces of at most `num_characters` (or one longer word)."""
+    pieces = [""]
+    for word in text.replace(" ", "\n ").split("\n"):
+        if pieces[-1] and len(pieces[-1]) + len(word) > num_characters:
+            pieces.append("")
+        pieces[-1] += word
+    return pieces
 
 
 def train_tokenizer(paragraphs: Iterable[str]) -> Tokenizer:

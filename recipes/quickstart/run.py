@@ -1,4 +1,4 @@
-"""Runs the quickstart: trains the embeddings, runs the recipes, prints what each way of changing the vocabulary does.
+"""Runs the quickstart: trains the embeddings, runs the recipes, shows what each way of changing the vocabulary does.
 
 python recipes/quickstart/run.py
 """
@@ -7,25 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evaluate import print_table
-from transformers.utils.logging import disable_progress_bar
-
 import lepmerge
 
 HERE = Path(__file__).parent
 METHODS = ("swap", "overlap", "conversion", "delta")
 
 
+def run(*arguments: str | Path) -> None:
+    """Run a command of lepmerge."""
+    subprocess.run([sys.executable, "-m", "lepmerge", *arguments], check=True)
+
+
 def main() -> None:
-    train = [sys.executable, "-m", "lepmerge", "train", str(HERE / "train.yaml"), "--device", "cpu", "--overwrite"]
-    subprocess.run(train, check=True)
-    folders = {"instruct, old vocabulary": HERE / "instruct"}
-    folders["mean of old rows"] = lepmerge.load_recipe(HERE / "mean.yaml").run(overwrite=True)
+    run("train", HERE / "train.yaml", "--device", "cpu", "--overwrite")
+    folders = {"instruct": HERE / "instruct", "mean": lepmerge.load_recipe(HERE / "mean.yaml").run(overwrite=True)}
     for method in METHODS:
         overrides = [f"steps.0.method={method}", f"output.path={HERE / 'out' / method}"]
         folders[method] = lepmerge.load_recipe(HERE / "recipe.yaml", overrides).run(overwrite=True)
-    disable_progress_bar()
-    print_table(folders)
+    models = [f"{name}={folder}" for name, folder in folders.items()]
+    measured = ("--text", f"ru={HERE / 'heldout_ru.txt'}", "--task", HERE / "task.jsonl", "--copies", "0")
+    run("compare", *models, *measured, "--device", "cpu", "--html", HERE / "out" / "report.html")
 
 
 if __name__ == "__main__":
