@@ -56,12 +56,13 @@ def panels(
     *,
     strong: int,
     per_row: int | None = None,
-    digits: str = ".3f",
+    digits: Mapping[str, str] | None = None,
+    marked: str | None = None,
 ) -> None:
     """Write a chart with a panel for each key and in it a horizontal bar (value, error or None) for each name.
 
     strong: the number of names, the first ones, that stand out in colour. per_row: panels side by side, all by default.
-    digits: the format of the values.
+    digits: the format of a panel's values, ".3f" by default. marked: the name whose bars have a colour of their own.
 
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
@@ -69,11 +70,15 @@ def panels(
     per_row = min(per_row or len(values), len(values))
     num_rows = -(-len(values) // per_row)
     figure = _figure(path, 2.6 * per_row + 2.6, num_rows * (1.4 + 0.27 * len(names)))
-    colours = ["tab:blue" if place < strong else "silver" for place in range(len(names))]
+    colours = [
+        "tab:orange" if name == marked else "tab:blue" if place < strong else "silver"
+        for place, name in enumerate(names)
+    ]
     first = None
     for number, (label, bars_of_panel) in enumerate(values.items(), 1):
         axes = figure.add_subplot(num_rows, per_row, number, sharey=first)
         first = first or axes
+        form = (digits or {}).get(label, ".3f")
         lengths = [value or 0.0 for value, _ in bars_of_panel]
         axes.barh(range(len(names)), lengths, color=colours)
         for place, (value, error) in enumerate(bars_of_panel):
@@ -81,13 +86,16 @@ def panels(
                 if error is not None:
                     axes.errorbar(value, place, xerr=error, color="black", capsize=2)
                 end = (value + (error or 0.0), place)
-                axes.annotate(f"{value:{digits}}", end, (3, 0), textcoords="offset points", va="center", fontsize=8)
+                axes.annotate(f"{value:{form}}", end, (3, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_title(label, fontsize=10)
         axes.set_xlim(0, 1.25 * max([*lengths, 0.01]))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(axis="y", labelleft=number % per_row == 1 or per_row == 1)
+        axes.tick_params(axis="y", labelleft=number % per_row == 1 or per_row == 1, labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
+        if form.endswith("%"):
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     assert first is not None
-    first.set_yticks(range(len(names)), names, fontsize=8)
+    first.set_yticks(range(len(names)), names)
     first.invert_yaxis()
     _save(figure, path)
 

@@ -120,8 +120,15 @@ def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> Non
         from lepmerge.comparison.columns import charts_of
         from lepmerge.plots import panels
 
+        charts, names = charts_of(results), list(results["models"])
         panels(
-            plot, charts_of(results), list(results["models"]), strong=len(results["models"]), per_row=3, digits=".3g"
+            plot,
+            {title: [(value, None) for value in column.values] for title, column in charts.items()},
+            names,
+            strong=len(names),
+            per_row=3,
+            digits={title: column.digits for title, column in charts.items()},
+            marked=results["reference"],
         )
     if html is not None:
         from lepmerge.comparison.report import write_report

@@ -1,7 +1,7 @@
 """The figures of a comparison as groups of columns, the same for the terminal, the chart and the report."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LOWER, HIGHER = "lower", "higher"
@@ -23,11 +23,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that belong together under a title, with what they mean."""
+    """Columns that belong together under a title, with what they mean.
+
+    main: how the label of the most telling begins.
+    """
 
     title: str
     note: str
+    main: str
     columns: tuple[Column, ...]
+
+    @property
+    def main_column(self) -> Column:
+        """The first of the main columns, that of the first text; the first column where they were not measured."""
+        return next((column for column in self.columns if column.label.startswith(self.main)), self.columns[0])
 
 
 def groups_of(results: Mapping[str, Any]) -> list[Group]:
@@ -50,6 +59,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
         Group(
             "Texts",
             f"bits per byte on pieces of at most {settings['piece_bytes']} bytes, each from its beginning",
+            "bits/byte",
             (
                 column("rows", lambda m: m["rows"], "d", plotted=False),
                 *of_texts(
@@ -64,6 +74,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
             f"greedy, {settings['speed_tokens']} tokens a sequence, {_batch(models)} sequences at once, "
             f"{results['device']}, {', '.join(sorted({model['dtype'] for model in models}))}, "
             f"{results['threads']} threads",
+            "characters/s",
             tuple(
                 of_texts(
                     ("characters/s", ("generation", "characters_per_second"), ".0f", HIGHER),
@@ -75,6 +86,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
             "Exact copies",
             f"at most {settings['copies']} sentences and {settings['copies']} paragraphs of each text; matched: share "
             f"of the characters that come back in order",
+            "sentences",
             tuple(
                 of_texts(
                     ("sentences", ("copying", "sentences", "exact"), ".1%", HIGHER),
@@ -87,6 +99,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
         Group(
             "Chats",
             f"the answers of {results['reference']}: bits per byte under each model, and how often it gives the same",
+            "bits/byte",
             (
                 column("bits/byte", lambda m: m["chat"]["bits_per_byte"], ".3f", LOWER),
                 column("same answers", lambda m: m["chat"]["equal_answers"], ".1%", HIGHER),
@@ -95,6 +108,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
         Group(
             "Task",
             f"greedy reply equals the answer; p: exact McNemar test against {results['reference']}",
+            "accuracy",
             (
                 column("accuracy", lambda m: m["task"]["accuracy"], ".3f", HIGHER),
                 column("right here only", lambda m: m["task"]["only_this"], "d", plotted=False),
@@ -106,6 +120,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
             "Rows of shared tokens",
             f"their distance from {results['reference']}'s, as a share of these rows' norm; suspect: tokens that cost "
             f"over 4 bits too much (output), or what follows them does (input)",
+            "drift, input",
             (
                 column("shared", lambda m: m["drift"]["shared"], "d", plotted=False),
                 column("drift, input", lambda m: m["drift"]["input"], ".3f", LOWER),
@@ -116,16 +131,16 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
         ),
     ]
     kept = [
-        Group(group.title, group.note, tuple(c for c in group.columns if any(v is not None for v in c.values)))
+        replace(group, columns=tuple(c for c in group.columns if any(v is not None for v in c.values)))
         for group in groups
     ]
     return [group for group in kept if group.columns]
 
 
-def charts_of(results: Mapping[str, Any]) -> dict[str, list[tuple[float | None, float | None]]]:
-    """Return label → (value, no error) of each model, for plots.panels."""
+def charts_of(results: Mapping[str, Any]) -> dict[str, Column]:
+    """Return title → the column, of what is worth a chart."""
     return {
-        f"{group.title}: {column.label}": [(value, None) for value in column.values]
+        f"{group.title}: {column.label}": column
         for group in groups_of(results)
         for column in group.columns
         if column.plotted

@@ -90,7 +90,7 @@ def _section(group: Group, names: list[str], reference: str) -> str:
 
 
 def _table(group: Group, names: list[str], reference: str) -> str:
-    main = next((c for c in reversed(group.columns) if c.better and c.plotted), group.columns[0])
+    main = group.main_column
     order = sorted(range(len(names)), key=lambda place: _rank(main, place))
     head = "".join(f"<th{_sorted(c, main)}><button>{escape(c.label)}</button></th>" for c in group.columns)
     rows = []
