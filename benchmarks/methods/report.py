@@ -71,14 +71,21 @@ def holm(values: Sequence[float]) -> list[bool]:
     return significant
 
 
+def paired(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of the seeds that both ways have."""
+    seeds = {row["seed"] for row in first} & {row["seed"] for row in second}
+    return [row for row in first if row["seed"] in seeds], [row for row in second if row["seed"] in seeds]
+
+
 def verdicts(cells: dict[Cell, dict[str, list[Row]]], way: str, other: str, tasks: Sequence[str]) -> dict[str, Any]:
     """Return in how many pairs of cell and task a way is significantly better or worse than another."""
     differences, values = [], []
     for ways in cells.values():
         if way not in ways or other not in ways:
             continue
+        first, second = paired(ways[way], ways[other])
         for task in tasks:
-            a, b = flags(ways[way], task), flags(ways[other], task)
+            a, b = flags(first, task), flags(second, task)
             differences.append(mean(a) - mean(b))
             values.append(mcnemar(a, b))
     significant = holm(values)
@@ -129,7 +136,8 @@ def table_of_tests(cells: dict[Cell, dict[str, list[Row]]], tasks: Sequence[str]
     lines = []
     for way in ways:
         found = verdicts(cells, way, against, tasks)
-        ru = [bits(f[way], "ru") - bits(f[against], "ru") for f in cells.values() if way in f and against in f]
+        pairs = [paired(f[way], f[against]) for f in cells.values() if way in f and against in f]
+        ru = [bits(a, "ru") - bits(b, "ru") for a, b in pairs]
         lines.append(
             [
                 way,

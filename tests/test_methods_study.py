@@ -1,0 +1,54 @@
+"""docs/methods.md says what benchmarks/results/methods.json holds, and its statistics are right."""
+
+import importlib.util
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the study's report draws its plot with matplotlib")
+ROOT = Path(__file__).parent.parent
+SPEC = importlib.util.spec_from_file_location("methods_report", ROOT / "benchmarks/methods/report.py")
+assert SPEC and SPEC.loader
+report = importlib.util.module_from_spec(SPEC)
+sys.modules["methods_report"] = report
+SPEC.loader.exec_module(report)
+
+
+def test_the_page_holds_the_tables_of_the_results() -> None:
+    results = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert report.filled(page, report.blocks_of(results)) == page
+
+
+def test_every_cell_was_measured_on_the_same_prompts() -> None:
+    results = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    for row in results["rows"]:
+        assert {task: len(flags) for task, flags in row["right"].items()} == results["prompts"]
+    ways = {(row["width"], row["seed"], row["strength"], row["regime"], row["way"]) for row in results["rows"]}
+    assert len(ways) == len(results["rows"])
+
+
+def test_holm_against_its_definition() -> None:
+    """A p value is significant if it and all smaller ones pass 5 % over the number of those that are not smaller."""
+    for values in product([0.001, 0.012, 0.02, 0.04, 0.2], repeat=4):
+        ranked = sorted(values)
+        passed = [all(ranked[i] <= 0.05 / (4 - i) for i in range(rank + 1)) for rank in range(4)]
+        assert sum(report.holm(values)) == sum(passed)
+        assert all(
+            found == (value in ranked[: sum(passed)]) for value, found in zip(values, report.holm(values), strict=True)
+        ) or (
+            len(set(values)) < 4  # of equal values some may pass
+        )
+
+
+def test_a_way_that_answers_more_is_better() -> None:
+    def row(way: str, seed: int, right: str) -> dict:
+        return {"width": 1, "seed": seed, "strength": "s", "regime": "new", "way": way, "right": {"t": right}}
+
+    rows = [row("a", seed, "1" * 30) for seed in (1, 2)] + [row("delta", seed, "01" * 15) for seed in (1, 2)]
+    found = report.verdicts(report.cells_of(rows), "a", "delta", ["t"])
+    assert found == {"pairs": 1, "mean_difference": 0.5, "better": 1, "worse": 0}
+    assert report.verdicts(report.cells_of(rows), "delta", "a", ["t"])["worse"] == 1
