@@ -155,6 +155,17 @@ def test_copies_are_string_equality(tmp_path: Path) -> None:
     assert measure_copying(model, items, batch_size=1) == found
 
 
+def test_copies_keep_to_a_share_of_the_text(instruct: LanguageModel) -> None:
+    text = read_text("ru", [str(RUSSIAN)], max_bytes=30_000, piece_bytes=300)
+    everything = copy_items(text, [instruct], number=1000)
+    few = copy_items(text, [instruct], number=1000, most_bytes=2000)
+    for kind in ("sentences", "paragraphs"):
+        sizes = [item.num_bytes for item in few if item.kind == kind]
+        assert 1000 < sum(sizes) <= 2000 and max(sizes) <= 500
+        assert sum(item.num_bytes for item in everything if item.kind == kind) > 2000
+    assert {item.text for item in few} <= {item.text for item in everything}
+
+
 def test_the_share_of_new_tokens_is_counted_in_what_is_written(instruct: LanguageModel, tmp_path: Path) -> None:
     """New are the tokens whose bytes a vocabulary without some merges lacks."""
     small = load_model(pico.save_model(tmp_path / "small", pico.byte_level(pico.ENGLISH, 400), width=32))

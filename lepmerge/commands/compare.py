@@ -28,8 +28,8 @@ from lepmerge.console import table
 )
 @click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
 @click.option("--copies", default=20, show_default=True, type=click.IntRange(min=0),
-              help="Sentences and paragraphs of each text to copy.")  # fmt: skip
-@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1),
+              help="Sentences and paragraphs of each text to copy, at most a quarter of it of each.")  # fmt: skip
+@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1),
               help="Of an answer in a chat.")  # fmt: skip
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Of generation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

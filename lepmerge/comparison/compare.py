@@ -22,13 +22,17 @@ from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_text
 from lepmerge.errors import ComparisonError
 from lepmerge.provenance import versions
 
+COPIED_SHARE = 4
+"""A text's sentences to copy have at most its bytes divided by this, and so have its paragraphs."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """What is measured, on how much of it.
 
     max_bytes: of each text, from its beginning, None for all of it. piece_bytes: of the pieces that are predicted, at
-    most. copies: sentences and paragraphs to copy of each text, 0 for none. max_new_tokens: of an answer in a chat.
+    most. copies: sentences and paragraphs to copy of each text, 0 for none, at most a quarter of its bytes of each.
+    max_new_tokens: of an answer in a chat.
     speed: whether generation is timed. batch_size: of generation.
     """
 
@@ -36,7 +40,7 @@ class Settings:
     max_bytes: int | None = 200_000
     piece_bytes: int = PIECE_BYTES
     copies: int = 20
-    max_new_tokens: int = 128
+    max_new_tokens: int = 64
     speed: bool = True
     batch_size: int = BATCH_SIZE
 
@@ -91,7 +95,11 @@ def compare(
                 f"--{option}: the reference {first.name} ({first.folder}) has no chat template: name another with "
                 f"--reference, or leave out --{option}"
             )
-    copies = {text.name: copy_items(text, models, number=settings.copies) for text in read if settings.copies}
+    copies = {
+        text.name: copy_items(text, models, number=settings.copies, most_bytes=text.num_bytes // COPIED_SHARE)
+        for text in read
+        if settings.copies
+    }
     known = _Known()
     measured = {
         model.name: _measure(model, first, known, read, copies, prompts, settings, tell)

@@ -27,11 +27,18 @@ class CopyItem:
     text: str
     shots: tuple[str, ...] = ()
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.text.encode())
 
-def copy_items(text: Text, models: Sequence[LanguageModel], *, number: int) -> list[CopyItem]:
+
+def copy_items(
+    text: Text, models: Sequence[LanguageModel], *, number: int, most_bytes: int | None = None
+) -> list[CopyItem]:
     """Return at most `number` sentences and as many paragraphs, spread over the text, that fit every model's context.
 
-    White space within them is single spaces.
+    most_bytes: of all sentences, and of all paragraphs; none of them is longer than a quarter of it. White space within
+    them is single spaces.
     """
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.paragraphs or text.pieces]
     sentences = [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?…])\s+", paragraph)]
@@ -48,8 +55,13 @@ def copy_items(text: Text, models: Sequence[LanguageModel], *, number: int) -> l
                 for item, (prompt, answer) in zip(items, prompts, strict=True)
                 if len(prompt) + len(model.prefix_ids) + len(answer) + MARGIN <= model.context
             ]
-        chosen = min(number, len(items))
-        found += [items[place * len(items) // chosen] for place in range(chosen)]
+        if most_bytes is not None:
+            items = [item for item in items if 4 * item.num_bytes <= most_bytes]
+        for chosen in range(min(number, len(items)), 0, -1):
+            spread = [items[place * len(items) // chosen] for place in range(chosen)]
+            if most_bytes is None or sum(item.num_bytes for item in spread) <= most_bytes:
+                found += spread
+                break
     return found
 
 
@@ -73,22 +85,22 @@ def measure_copying(
 
     The matched share of one is the part of its characters that the reply has in the same order.
     """
-    prompts = model.encode([prompt_of(model, item) for item in items])
-    if not model.has_chat:
-        prompts = [[*model.prefix_ids, *ids] for ids in prompts]
-    limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in items])]
-    written = generate(model, prompts, limits, batch_size=batch_size, tell=tell, what=what)
     found: dict[str, dict[str, Any]] = {}
-    for kind in (SENTENCE, PARAGRAPH):
-        pairs = [
-            (item.text, reply_of(model, ids)) for item, ids in zip(items, written, strict=True) if item.kind == kind
-        ]
-        if pairs:
-            found[kind] = {
-                "number": len(pairs),
-                "exact": sum(text.strip() == reply.strip() for text, reply in pairs) / len(pairs),
-                "matched": sum(matched_share(text, reply) for text, reply in pairs) / len(pairs),
-            }
+    for kind in (SENTENCE, PARAGRAPH):  # apart, since a batch goes on until its longest copy is done
+        of_kind = [item for item in items if item.kind == kind]
+        if not of_kind:
+            continue
+        prompts = model.encode([prompt_of(model, item) for item in of_kind])
+        if not model.has_chat:
+            prompts = [[*model.prefix_ids, *ids] for ids in prompts]
+        limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in of_kind])]
+        written = generate(model, prompts, limits, batch_size=batch_size, tell=tell, what=f"{what} {kind}".strip())
+        pairs = [(item.text, reply_of(model, ids)) for item, ids in zip(of_kind, written, strict=True)]
+        found[kind] = {
+            "number": len(pairs),
+            "exact": sum(text.strip() == reply.strip() for text, reply in pairs) / len(pairs),
+            "matched": sum(matched_share(text, reply) for text, reply in pairs) / len(pairs),
+        }
     return found
 
 
