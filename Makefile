@@ -6,7 +6,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint clean
+# make test-chain    the SmolLM2 chain with its kills, the tutorial, the quickstart's broken models
+.PHONY: quickstart test test-slow test-chain lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -26,10 +27,13 @@ quickstart: $(VENV)/installed
 	$(BIN)/python recipes/quickstart/run.py
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chain"
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow
+
+test-chain: $(VENV)/installed-slow
+	$(BIN)/python -m pytest -m chain
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

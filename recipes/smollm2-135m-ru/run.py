@@ -21,7 +21,8 @@ from finetune import instruction
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("swap", "overlap", "conversion", "delta")
-NUM_PROMPTS = 40
+LONGEST_ANSWER = 24
+"""Tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,24 @@ class Size:
     train_tokens: str
     batch_size: int
     compare_bytes: str
+    num_prompts: int
+    num_copies: int
     device: str
     more_text: bool = False
 
 
 SIZES = {
-    "test": Size(8, 256, "6K", 2, "1KB", "cpu"),
-    "laptop": Size(40, 1024, "64K", 4, "6KB", "cpu"),
-    "gpu": Size(200, 8192, "8M", 64, "29KB", "cuda", more_text=True),
+    "test": Size(8, 256, "6K", 2, "2KB", 4, 1, "cpu"),
+    "laptop": Size(40, 1024, "64K", 4, "6KB", 30, 4, "cpu"),
+    "gpu": Size(200, 8192, "8M", 64, "29KB", 200, 20, "cuda", more_text=True),
 }
 """The one setting: `laptop` is for two cores, `gpu` for an H100, `test` for nobody to judge a model by."""
 
 
-def write_prompts(path: Path) -> None:
+def write_prompts(path: Path, number: int) -> None:
     """Write instructions of the kind that finetune.py trains, with their answers; none that it trains on."""
     generator = random.Random(1)
-    rows = [instruction(generator) for _ in range(NUM_PROMPTS)]
+    rows = [instruction(generator) for _ in range(number)]
     lines = (
         json.dumps({"messages": [{"role": "user", "content": question}], "answer": answer}) for question, answer in rows
     )
@@ -83,7 +86,7 @@ def adapt(size: Size, work: Path, device: str) -> None:
         lambda folder: run(HERE / "finetune.py", work / "base", folder, "--steps", size.tune_steps, "--device", device),
     )
     once(text, lambda folder: run(HERE / "fetch_text.py", folder, *(["--more"] if size.more_text else [])))
-    once(work / "prompts.jsonl", write_prompts)
+    once(work / "prompts.jsonl", lambda path: write_prompts(path, size.num_prompts))
     corpus, vocabulary = text / "train_ru.jsonl", work / "vocabulary"
     if not vocabulary.exists():  # lepmerge's own commands are atomic, and go on where they were
         extend = ("lepmerge", "tokenizer", "extend", work / "base", corpus)
@@ -97,8 +100,19 @@ def adapt(size: Size, work: Path, device: str) -> None:
         models = [f"{name}={work / name}" for name in ("instruct", "mean", *METHODS)]
         texts = ("--text", f"ru={text}/held_out_ru.txt", "--text", f"en={text}/held_out_en.txt")
         prompts = ("--chat", work / "prompts.jsonl", "--task", work / "prompts.jsonl")
-        limits = ("--max-bytes", size.compare_bytes, "--device", device)
-        run("lepmerge", "compare", *models, *texts, *prompts, *limits, "--html", work / "report.html")
+        limits = ("--max-bytes", size.compare_bytes, "--copies", size.num_copies, "--max-new-tokens", LONGEST_ANSWER)
+        run(
+            "lepmerge",
+            "compare",
+            *models,
+            *texts,
+            *prompts,
+            *limits,
+            "--device",
+            device,
+            "--html",
+            work / "report.html",
+        )
 
 
 def main() -> None:
