@@ -1,12 +1,12 @@
 # make quickstart   set up, run the real recipe on the small models, print the table
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills
+# make test-chain   the SmolLM2 chain with its kills, the tutorial, the quickstart's broken models
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-# make test-chain    the SmolLM2 chain with its kills, the tutorial, the quickstart's broken models
 .PHONY: quickstart test test-slow test-chain lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
