@@ -259,11 +259,12 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's models of all methods, and of `delta` three that were broken: 200 new rows permuted."""
+    """The quickstart's adapted base, its models of all methods, and three broken of `delta`: 200 new rows permuted."""
     folder = tmp_path_factory.mktemp("quickstart") / "quickstart"
     shutil.copytree(QUICKSTART, folder, ignore=shutil.ignore_patterns("out"))
-    assert pico.command("train", folder / "train.yaml", "--device", "cpu", "-q").exit_code == 0
-    made = {"instruct": folder / "instruct"}
+    made = {"instruct": folder / "instruct", "adapted": folder / "out" / "whole"}
+    options = ("--full", made["adapted"], "--device", "cpu", "-q")
+    assert pico.command("train", folder / "train.yaml", *options).exit_code == 0
     for method in ("swap", "overlap", "conversion", "delta"):
         made[method] = folder / "out" / method
         options = ("--set", f"steps.0.method={method}", "--set", f"output.path={made[method]}", "--device", "cpu", "-q")
@@ -294,5 +295,5 @@ def test_broken_new_tokens_are_named_and_sound_models_are_not(trained: dict[str,
     assert {warning.split(":")[0] for warning in found["warnings"]} == {"broken-input", "broken-output", "broken-both"}
     for name, table in (("input", "input"), ("output", "output"), ("both", "input"), ("both", "output")):
         assert any(f"broken-{name}:" in w and f"look broken in the {table} table" in w for w in found["warnings"])
-    for name in ("swap", "overlap", "conversion", "delta"):
+    for name in ("adapted", "swap", "overlap", "conversion", "delta"):
         assert found["models"][name]["texts"]["ru"]["bits_per_byte"] < 1.3
