@@ -52,3 +52,18 @@ def test_a_way_that_answers_more_is_better() -> None:
     found = report.verdicts(report.cells_of(rows), "a", "delta", ["t"])
     assert found == {"pairs": 1, "mean_difference": 0.5, "better": 1, "worse": 0}
     assert report.verdicts(report.cells_of(rows), "delta", "a", ["t"])["worse"] == 1
+
+
+def test_a_rerun_is_compared_row_by_row() -> None:
+    def row(way: str, right: str, ru: float) -> dict:
+        cell = {"width": 1, "seed": 1, "strength": "s", "regime": "new", "way": way}
+        return {**cell, "right": {"t": right}, "bits_per_byte": {"ru": ru, "en": 1.0}}
+
+    first = [row("swap", "0111", 1.5), row("delta", "1111", 1.5)]
+    assert "2 of them exactly the same" in report.differences(first, first, ["t"])
+    found = report.differences(first, [row("swap", "0111", 1.5), row("delta", "0011", 1.75)], ["t"]).splitlines()
+    assert found[0].startswith("2 rows measured again, 1 of them")
+    assert found[1:] == [
+        "farthest apart: accuracy 0.5000, bits per byte 0.25000",
+        "the same method wins in 0 of 1 kinds of model",
+    ]

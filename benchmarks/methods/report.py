@@ -1,6 +1,6 @@
 """Writes the tables and the plot of docs/methods.md from benchmarks/results/methods.json.
 
-python benchmarks/methods/report.py
+python benchmarks/methods/report.py [--again FILE]
 """
 
 import argparse
@@ -217,12 +217,38 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def differences(first: Sequence[Row], again: Sequence[Row], tasks: Sequence[str]) -> str:
+    """Return how far a rerun's rows are from those of the first run, and whether the same methods win."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("width", "seed", "strength", "regime", "way"))
+
+    def winners(rows: Iterable[Row]) -> dict[tuple[Any, ...], str]:
+        methods = [row for row in rows if row["way"].removesuffix(" + kept") in METHODS]
+        return {key(row)[:-1]: row["way"] for row in sorted(methods, key=lambda row: accuracy([row], tasks))}
+
+    known = {key(row): row for row in first}
+    pairs = [(known[key(row)], row) for row in again]
+    right = max(abs(accuracy([a], tasks) - accuracy([b], tasks)) for a, b in pairs)
+    read = max(abs(a["bits_per_byte"][name] - b["bits_per_byte"][name]) for a, b in pairs for name in ("ru", "en"))
+    before, after = winners(a for a, _ in pairs), winners(again)
+    return (
+        f"{len(pairs)} rows measured again, {sum(a == b for a, b in pairs)} of them exactly the same\n"
+        f"farthest apart: accuracy {right:.4f}, bits per byte {read:.5f}\n"
+        f"the same method wins in {sum(before[cell] == after[cell] for cell in after)} of {len(after)} kinds of model"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", type=Path, metavar="FILE", help="compare a rerun's results; write nothing")
     parser.add_argument("--show", action="store_true", help="print the tables, write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
+    if arguments.again:
+        print(differences(results["rows"], json.loads(arguments.again.read_text())["rows"], list(results["prompts"])))
+        return
     blocks = blocks_of(results)
     if arguments.show:
         print("\n\n".join(f"{name}\n{block}" for name, block in blocks.items()))
