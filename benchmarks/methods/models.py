@@ -30,7 +30,7 @@ from fetch_text import FAMILIES, Document, fetch_documents  # noqa: E402  as abo
 
 SIZES = {  # width: inner width, steps of base, of instruct, of adapted, learning rates of base and of new rows
     128: (384, 1000, 700, 250, 3e-3, 8e-3),
-    256: (768, 900, 600, 200, 3e-3, 8e-3),
+    256: (768, 1300, 900, 250, 3e-3, 8e-3),
 }
 STRENGTHS = {"strong": 1.0, "weak": 0.4}
 """Share of the base's learning rate with which the instruct model is tuned."""

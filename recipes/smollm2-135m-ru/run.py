@@ -101,18 +101,8 @@ def adapt(size: Size, work: Path, device: str) -> None:
         texts = ("--text", f"ru={text}/held_out_ru.txt", "--text", f"en={text}/held_out_en.txt")
         prompts = ("--chat", work / "prompts.jsonl", "--task", work / "prompts.jsonl")
         limits = ("--max-bytes", size.compare_bytes, "--copies", size.num_copies, "--max-new-tokens", LONGEST_ANSWER)
-        run(
-            "lepmerge",
-            "compare",
-            *models,
-            *texts,
-            *prompts,
-            *limits,
-            "--device",
-            device,
-            "--html",
-            work / "report.html",
-        )
+        output = ("--device", device, "--html", work / "report.html")
+        run("lepmerge", "compare", *models, *texts, *prompts, *limits, *output)
 
 
 def main() -> None:
