@@ -1,13 +1,12 @@
 # make quickstart   set up, run the real recipe on the small models, print the table
 # make test         set up, lint, types, all fast tests
-# make test-slow    the long ones: real models, 20 kills
-# make test-chain   the SmolLM2 chain with its kills, the tutorial, the quickstart's broken models
+# make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-chain lint clean
+.PHONY: quickstart test test-slow lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -27,13 +26,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python recipes/quickstart/run.py
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not slow and not chain"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow
-
-test-chain: $(VENV)/installed-slow
-	$(BIN)/python -m pytest -m chain
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

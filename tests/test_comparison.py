@@ -275,7 +275,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.chain
+@pytest.mark.slow
 def test_broken_new_tokens_are_named_and_sound_models_are_not(trained: dict[str, Path], tmp_path: Path) -> None:
     models = [f"{name}={folder}" for name, folder in trained.items()]
     options = (

