@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -67,3 +68,37 @@ def test_a_rerun_is_compared_row_by_row() -> None:
         "farthest apart: accuracy 0.5000, bits per byte 0.25000",
         "the same method wins in 0 of 1 kinds of model",
     ]
+
+
+MAKE_MODELS = """
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import torch, models
+from fetch_text import FAMILIES, Document
+
+torch.set_num_threads(1)
+models.SIZES[32] = (64, 2, 2, 0, 3e-3, 8e-3)
+quickstart, folder = Path(sys.argv[2]), Path(sys.argv[3])
+paragraphs = (quickstart / "heldout_ru.txt").read_text(encoding="utf-8").split("\\n\\n")
+texts = object.__new__(models.Texts)
+texts.training = [Document(family, "ru", "a", paragraphs[place::5]) for place, family in enumerate(FAMILIES)]
+for name, draws in (("first", 0), ("again", 3)):
+    made = models.Models(folder / name, texts, width=32, seed=1)
+    made.base
+    torch.rand(draws)  # what a process did before must not matter
+    made.instruct("weak")
+"""
+
+
+def test_models_hang_on_their_seed_alone(tmp_path: Path) -> None:
+    study, quickstart = ROOT / "benchmarks/methods", ROOT / "recipes/quickstart"
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_MODELS, study, quickstart, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("base", "instruct-weak"):
+        first, again = (tmp_path / run / "d32-seed1" / name / "model.safetensors" for run in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes(), name
