@@ -1,6 +1,7 @@
 """lepmerge train as a user runs it: output, resume after kills, sweep, probe, the recipe key, faults."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pico
@@ -56,6 +58,12 @@ def test_output(tmp_path: Path, english) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(report["steps"] + 1))
     assert report["tokens"] == metrics[-1]["tokens"] > 0
+    steps = metrics[1:]
+    tenth = math.ceil(len(steps) / 10)
+    weights = [line["tokens"] - before["tokens"] for before, line in pairwise([{"tokens": 0}, *steps])]
+    for name, part in (("first", slice(tenth)), ("last", slice(-tenth, None))):
+        nats = sum(line["loss"] * weight for line, weight in zip(steps[part], weights[part], strict=True))
+        assert report["loss"][name] == pytest.approx(nats / sum(weights[part]), abs=1e-4)
     with pytest.raises(OSError):
         AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).encode("я") == lepmerge.open_model(folder).vocabulary.encode(

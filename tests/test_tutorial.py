@@ -43,5 +43,8 @@ def test_the_tutorial_leads_to_a_model_that_works(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
             printed += done.stdout
     assert "Paris" in printed
-    old, new = re.search(r"base +(\d+\.\d+)\n.*vocabulary +(\d+\.\d+)", printed) or ("", "")
-    assert old, printed
+    before, after = (float(bits) for bits in re.findall(r"^de: (\S+) → (\S+) bits", printed, re.MULTILINE)[0])
+    assert after < before - 0.05
+    texts = printed.partition("symbols/token de")[2].partition("\n\n")[0]
+    old, new = (float(symbols) for symbols in re.findall(r"^instruct\S* +\d+ +(\S+)", texts, re.MULTILINE))
+    assert new > 1.5 * old

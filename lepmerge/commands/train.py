@@ -217,6 +217,6 @@ def _show_probe(found: list[dict[str, Any]], as_json: bool) -> None:
 def _show_report(report: dict[str, Any]) -> None:
     loss, bits = report["loss"], report["bits_per_byte"]
     click.echo(f"{report['steps']} steps, {report['tokens']:,} tokens, learning rate {report['learning_rate']:g}: "
-               f"loss {loss['first']:.3f} → {loss['last']:.3f}")  # fmt: skip
+               f"loss {loss['first']:.3f} → {loss['last']:.3f} (first and last tenth of the steps)")  # fmt: skip
     for name, first in bits.get("first", {}).items():
         click.echo(f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte")

@@ -80,12 +80,25 @@ def report_of(
         "learning_rate": learner.rate,
         "steps": lines[-1]["step"],
         "tokens": lines[-1].get("tokens", 0),
-        "loss": {"first": next(line["loss"] for line in lines if "loss" in line), "last": lines[-1]["loss"]},
+        "loss": _losses(lines),
         "bits_per_byte": {"first": evaluated[0]["bits_per_byte"], "last": evaluated[-1]["bits_per_byte"]}
         if evaluated
         else {},
         **({"sweep": list(sweep)} if sweep else {}),
     }
+
+
+def _losses(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean over the tokens of the first and of the last tenth of the steps; one step says little."""
+    steps = [line for line in lines if "loss" in line]
+    seen = [0, *(line["tokens"] for line in steps)]
+    count = -(-len(steps) // 10)
+
+    def mean(start: int, stop: int) -> float:
+        total = sum(steps[i]["loss"] * (seen[i + 1] - seen[i]) for i in range(start, stop))
+        return round(total / (seen[stop] - seen[start]), 4)
+
+    return {"first": mean(0, count), "last": mean(len(steps) - count, len(steps))}
 
 
 def card_of(report: Mapping[str, Any]) -> str:
@@ -107,7 +120,8 @@ def card_of(report: Mapping[str, Any]) -> str:
         f"Trained by lepmerge {report['lepmerge']} on plain text; the rest of the base model was frozen. The folder "
         f"holds embeddings only: `lepmerge run` takes it as the adapted model of a recipe.",
         f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. {trained}. "
-        f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token.",
+        f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token (means of the first and the "
+        f"last tenth of the steps).",
     ]
     if report["bits_per_byte"]:
         first, last = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
