@@ -2,11 +2,13 @@
 
 python startup_hook.py [--pairs 400]
 
-Pairs of starts, in turn: with a folder of site packages that has the hook, and with the same folder without it. The
-CPU seconds of a start vary by more than the hook takes, so the median of many differences counts.
+Starts in turn: with a folder of site packages that has the hook, with the same folder without it, and, where setuptools
+is installed, with the hook that setuptools brings (distutils-precedence.pth). The CPU seconds of a start vary by more
+than a hook takes, so the median of many differences counts.
 """
 
 import argparse
+import importlib.util
 import random
 import resource
 import shutil
@@ -20,7 +22,17 @@ from measure import Report, aim, show_aims, table
 
 HOOK = Path(__file__).parent.parent / "eval"
 FILES = ("lepmerge_lm_eval.py", "lepmerge_lm_eval.pth", "lepmerge_lm_eval.start")
-WAYS = ("without", "with the hook")
+WITHOUT, OURS, PEER = "without", "with the hook", "with setuptools' hook"
+
+
+def hook_files() -> dict[str, list[Path]]:
+    """Return way → what lies in its site packages."""
+    ways = {WITHOUT: [], OURS: [HOOK / name for name in FILES]}
+    found = importlib.util.find_spec("_distutils_hack")
+    if found and found.origin:
+        package = Path(found.origin).parent
+        ways[PEER] = [package, package.parent / "distutils-precedence.pth"]
+    return ways
 
 
 def cpu_seconds(command: list[str]) -> float:
@@ -45,37 +57,43 @@ def main() -> None:
     report = Report("startup_hook")
     with tempfile.TemporaryDirectory() as folder:
         commands = {}
-        for name in WAYS:
-            environment = Path(folder) / name.split()[0]
+        for number, (way, paths) in enumerate(hook_files().items()):
+            environment = Path(folder) / str(number)
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
             (site,) = environment.glob("lib/python*/site-packages")
             (site / "nothing.pth").write_text("import sys\n")
-            if name != WAYS[0]:
-                for file_name in FILES:
-                    shutil.copy(HOOK / file_name, site)
-                subprocess.run([sys.executable, "-m", "compileall", "-q", site], check=True)  # as pip does
-            commands[name] = [str(environment / "bin" / "python"), "-c", "pass"]
-        raw: dict[str, list[float]] = {name: [] for name in WAYS}
+            for path in paths:
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, site / path.name)
+            subprocess.run([sys.executable, "-m", "compileall", "-q", site], check=True)  # as pip does
+            commands[way] = [str(environment / "bin" / "python"), "-c", "pass"]
+        raw: dict[str, list[float]] = {way: [] for way in commands}
         for number in range(options.pairs + 5):
-            order = WAYS if number % 2 else WAYS[::-1]
-            for name in order:
-                seconds = cpu_seconds(commands[name])
-                if number >= 5:  # the first ones compile and fill the cache of files
-                    raw[name].append(seconds)
-    differences = [1000 * (b - a) for a, b in zip(raw[WAYS[0]], raw[WAYS[1]], strict=True)]
-    mid = {name: 1000 * median(seconds) for name, seconds in raw.items()}
-    low, high = interval(differences)
-    print(table([[name, mid[name]] for name in WAYS], ["python -c pass", "CPU ms"]))
-    print(f"difference: {median(differences):.3f} ms, 95 % interval {low:.3f} to {high:.3f}")
-    aims = [aim("the hook, CPU milliseconds a start", median(differences), 0.15)]
+            for way in list(commands)[:: 1 if number % 2 else -1]:
+                seconds = cpu_seconds(commands[way])
+                if number >= 5:  # the first ones fill the cache of files
+                    raw[way].append(seconds)
+    differences = {
+        way: [1000 * (b - a) for a, b in zip(raw[WITHOUT], seconds, strict=True)]
+        for way, seconds in raw.items()
+        if way != WITHOUT
+    }
+    mid = {way: 1000 * median(seconds) for way, seconds in raw.items()}
+    print(table([[way, value] for way, value in mid.items()], ["python -c pass", "CPU ms"]))
+    intervals = {way: interval(found) for way, found in differences.items()}
+    for way, (low, high) in intervals.items():
+        print(f"{way}: {median(differences[way]):+.3f} ms, 95 % interval {low:.3f} to {high:.3f}")
+    aims = [aim("the hook, CPU milliseconds a start", median(differences[OURS]), 0.15)]
+    if PEER in differences:
+        ratio = median(differences[OURS]) / median(differences[PEER])
+        aims.append(aim("the hook's share of what setuptools' takes", ratio, 1.0))
     show_aims(aims)
     report.write(
         {
             "pairs": options.pairs,
-            "median_cpu_ms": {name: round(value, 3) for name, value in mid.items()},
-            "median_difference_ms": round(median(differences), 4),
-            "interval_95_ms": [round(low, 4), round(high, 4)],
-            "differences_ms": [round(value, 3) for value in differences],
+            "median_cpu_ms": {way: round(value, 3) for way, value in mid.items()},
+            "median_difference_ms": {way: round(median(found), 4) for way, found in differences.items()},
+            "interval_95_ms": {way: [round(end, 4) for end in ends] for way, ends in intervals.items()},
+            "differences_ms": {way: [round(value, 3) for value in found] for way, found in differences.items()},
             "aims": aims,
         }
     )
