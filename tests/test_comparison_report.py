@@ -67,6 +67,7 @@ def test_command(tmp_path: Path) -> None:
     assert page.open == [] and all(asked.startswith("data:") for asked in page.asked)
     assert "a<b>" in page.text
     shown = pico.command(*arguments)  # a report of ours is replaced
+    assert [line for line in shown.stderr.splitlines() if "measures" in line] == ["measures old", "measures a<b>"]
     assert shown.exit_code == 0 and "bits/byte ru" in shown.stdout and "McNemar" in shown.stdout
 
 

@@ -81,6 +81,20 @@ def test_again_gives_the_same_bytes(tmp_path: Path, english) -> None:
     assert contents(first) == contents(second)
 
 
+def test_without_a_terminal_lines_tell_of_the_steps(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    result = pico.command("train", path, "--device", "cpu")
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    evaluated = [line for line in map(json.loads, lines[1:]) if "bits_per_byte" in line]
+    assert evaluated
+    for line in evaluated:
+        expected = (
+            f"step {line['step']}/{len(lines) - 1}: loss {line['loss']:.3f}, ru {line['bits_per_byte']['ru']:.3f}"
+        )
+        assert expected in result.stderr
+    assert "step" not in pico.command("train", path, "--device", "cpu", "--overwrite", "-q").stderr
+
+
 def test_full_writes_a_model_that_computes_what_was_trained(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
     result = pico.command("train", path, "--full", tmp_path / "full", "--json")
@@ -267,6 +281,11 @@ def _always_out(self, batch, *, scale):
     ("change", "exit_code", "parts"),
     [
         (["data=nowhere.txt"], 1, ["nowhere.txt"]),
+        (
+            ["data=text/nowhere.jsonl"],
+            1,
+            ["/text/nowhere.jsonl: no such file"],
+        ),  # a file, though it looks like owner/name
         (["data=empty.txt"], 1, ["empty.txt", "empty"]),
         (["data=binary.txt"], 1, ["binary.txt:1", "binary"]),
         (["data=[{path: corpus.jsonl, column: txet}]"], 1, ["corpus.jsonl:1", "txet", "text"]),

@@ -144,8 +144,10 @@ def _named(argument: str, default: str) -> tuple[str, str]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """Yield a callback that shows on stderr what is measured and how far it is; silent when quiet or no terminal."""
+    """Yield a callback that shows on stderr what is measured and how far it is; without a terminal, a line a model."""
     from tqdm import tqdm
+
+    begun: set[str] = set()
 
     with tqdm(
         disable=True if quiet else None, leave=False, file=sys.stderr, bar_format="{desc} {n}/{total} [{elapsed}]"
@@ -155,5 +157,9 @@ def _progress(quiet: bool) -> Iterator[Any]:
             bar.set_description_str(what[:48], refresh=False)
             bar.total, bar.n = total, done
             bar.refresh()
+            model = what.partition(":")[0]
+            if not quiet and not sys.stderr.isatty() and model not in begun:
+                begun.add(model)
+                click.echo(f"measures {model}", err=True)
 
         yield tell

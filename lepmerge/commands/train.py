@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import click
 
 from lepmerge.console import human_bytes, table
+
+LINE_SECONDS = 60
+"""Without a terminal a line is written at least so often."""
 
 
 @click.command()
@@ -116,11 +120,15 @@ def run_training(
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """Yield what is told of every step: a bar with tokens/s, ETA, bits per byte and memory; notes stay on stderr."""
+    """Yield what is told of every step: a bar with tokens/s, ETA, bits per byte and memory; notes stay on stderr.
+
+    Where stderr is no terminal, lines stand in for the bar.
+    """
     from tqdm import tqdm
 
     with tqdm(unit="tok", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr) as bar:
         shown: dict[str, str] = {}
+        write_line = _lines()
 
         def tell(event: dict[str, Any]) -> None:
             if "note" in event:
@@ -139,8 +147,25 @@ def _progress(quiet: bool) -> Iterator[Any]:
                 shown["memory"] = human_bytes(event.get("gpu_memory", event["memory"]))
                 bar.set_postfix(shown, refresh=False)
                 bar.update(event["step_tokens"])
+                if not quiet and not sys.stderr.isatty():
+                    write_line(event)
 
         yield tell
+
+
+def _lines() -> Callable[[dict[str, Any]], None]:
+    """Return what writes a step to stderr: one with bits per byte, and one when no line came for a while."""
+    written = time.monotonic()
+
+    def write(event: dict[str, Any]) -> None:
+        nonlocal written
+        bits = event.get("bits_per_byte", {})
+        if bits or time.monotonic() - written >= LINE_SECONDS:
+            written = time.monotonic()
+            shown = "".join(f", {name} {value:.3f} bits per byte" for name, value in bits.items())
+            click.echo(f"step {event['step']}/{event['until']}: loss {event['loss']:.3f}{shown}", err=True)
+
+    return write
 
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
@@ -197,7 +222,7 @@ def show_estimate(config: Any, device: str, as_json: bool) -> None:
     for path, source in found["sources"].items():
         click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
     click.echo(
-        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of {found['tokens_per_step']:,} "
+        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of at most {found['tokens_per_step']:,} "
         f"({found['micro_batch']} × {config.block_size} at once)"
     )
     click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "

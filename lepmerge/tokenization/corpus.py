@@ -28,8 +28,8 @@ Progress = Callable[[str, int], None]
 def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:
     """Return the corpus files that the sources name: files, folders (searched to the bottom), globs, Hub data sets.
 
-    What is no file or folder and looks like `owner/name` is downloaded from the Hub. Of a data set and of a folder,
-    only files whose name or folder begins with `split` are taken.
+    What is no file or folder and looks like a data set's `owner/name` is downloaded from the Hub. Of a data set and of
+    a folder, only files whose name or folder begins with `split` are taken.
 
     Raises:
         CorpusError: a source that names nothing, or a file of another kind.
@@ -37,7 +37,7 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
     found: list[Path] = []
     for source in map(str, sources):
         path = Path(source).expanduser()
-        if not path.exists() and HUB_ID.fullmatch(source):
+        if not path.exists() and is_dataset(source):
             path = _downloaded(source)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file))
@@ -85,6 +85,11 @@ def texts(
             yield text
     if is_empty:
         raise CorpusError(f"the corpus is empty: no text in {', '.join(map(str, sources))}")
+
+
+def is_dataset(source: str) -> bool:
+    """Tell whether a source may be a data set on the Hub: `owner/name`, not ending as a text file does."""
+    return HUB_ID.fullmatch(source) is not None and kind_of(Path(source)) is None
 
 
 def _downloaded(dataset: str) -> Path:

@@ -14,7 +14,7 @@ from lepmerge.errors import CheckpointError, RecipeError
 from lepmerge.model import INPUT, OUTPUT, Model
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.references import Reference, resolve
-from lepmerge.tokenization.corpus import find_files
+from lepmerge.tokenization.corpus import find_files, is_dataset
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.tables import new_rows
 from lepmerge.vocabulary import Vocabulary
@@ -52,8 +52,8 @@ class Setting:
     def files(self, source: Source) -> list[Path]:
         """Return the files of a source; a relative path is looked up beside the configuration."""
         local = self.config.resolve(source.path)
-        there = local.exists() or any(sign in source.path for sign in "*?[")
-        return find_files([local if there else source.path], split=source.split)
+        on_hub = not local.exists() and is_dataset(source.path)
+        return find_files([source.path if on_hub else local], split=source.split)
 
     @cached_property
     def fingerprint(self) -> str:

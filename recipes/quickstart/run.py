@@ -15,7 +15,9 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 
 def run(*arguments: str | Path) -> None:
     """Run a command of lepmerge."""
-    subprocess.run([sys.executable, "-m", "lepmerge", *arguments], check=True)
+    done = subprocess.run([sys.executable, "-m", "lepmerge", *arguments])
+    if done.returncode:
+        raise SystemExit(f"lepmerge {arguments[0]} ended with {done.returncode}: run this again to go on from there")
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 """Writes text of Debian's manual pages into FOLDER: train_LANGUAGE.jsonl, held_out_LANGUAGE.txt and held_out_en.txt.
 
 python fetch_text.py FOLDER [--language ru]     (run `apt-get update` once before)
-
-There are pages in cs, da, de, es, fi, fr, hu, id, it, mk, nb, nl, pl, pt-br, ro, ru, sr, sv, uk and vi.
 """
 
 import argparse
@@ -16,6 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+LANGUAGES = "cs da de es fi fr hu id it mk nb nl pl pt-br ro ru sr sv uk vi".split()
 HELD_OUT = 40
 """Paragraphs of each language."""
 CYRILLIC = ("mk", "ru", "sr", "uk")
@@ -65,7 +64,7 @@ def more_russian(cache: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--language", default="ru", metavar="CODE")
+    parser.add_argument("--language", default="ru", choices=LANGUAGES, metavar="CODE", help=" ".join(LANGUAGES))
     parser.add_argument(
         "--more", action="store_true", help="Russian only: also the quickstart's texts (270 MB of packages)"
     )
@@ -90,6 +89,7 @@ def main() -> None:
     with (folder / f"train_{language}.jsonl").open("w", encoding="utf-8") as file:
         for text in training:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    print(f"{file.name}: {len(training)} paragraphs, {sum(len(text.encode()) for text in training) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
