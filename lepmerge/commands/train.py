@@ -222,8 +222,8 @@ def show_estimate(config: Any, device: str, as_json: bool) -> None:
     for path, source in found["sources"].items():
         click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
     click.echo(
-        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of at most {found['tokens_per_step']:,} "
-        f"({found['micro_batch']} × {config.block_size} at once)"
+        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of at most "
+        f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
     )
     click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "
                f"{', '.join(f'{part} {human_bytes(size)}' for part, size in memory.items())}")  # fmt: skip
