@@ -204,6 +204,10 @@ def filled(page: str, blocks: dict[str, str]) -> str:
 def blocks_of(results: dict[str, Any]) -> dict[str, str]:
     cells, tasks = cells_of(results["rows"]), list(results["prompts"])
     core = {cell: {way: rows for way, rows in ways.items() if order(way)[0] < 10} for cell, ways in cells.items()}
+    kept = {
+        cell: {way: rows for way, rows in ways.items() if way == MEAN or way.endswith("+ kept")}
+        for cell, ways in core.items()
+    }
     ideas = {
         cell: {way: rows for way, rows in ways.items() if order(way)[0] == 10 or way == BEST}
         for cell, ways in cells.items()
@@ -213,6 +217,7 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
         "accuracy": table_of_accuracy(core, tasks),
         "bits": table_of_bits(core),
         "tests": table_of_tests(core, tasks, BEST),
+        "kept": table_of_tests(kept, tasks, f"{BEST} + kept"),
         "ideas": table_of_tests(ideas, tasks, BEST),
     }
 

@@ -2,7 +2,7 @@
 
 python benchmarks/methods/study.py [--work FOLDER] [--widths 128] [--seeds 1]
 
-Makes what is not made yet in FOLDER (about 15 CPU minutes for a seed of width 128, 20 for one of 256), measures what is
+Makes what is not made yet in FOLDER (about 20 CPU minutes for a seed of width 128, 40 for one of 256), measures what is
 not measured yet, and writes benchmarks/results/methods.json. `report.py` makes docs/methods.md of it. Fewer widths or
 seeds need --output NAME, so that the committed results stay.
 """
