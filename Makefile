@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 
 .PHONY: quickstart test test-slow lint clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
