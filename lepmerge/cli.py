@@ -11,7 +11,7 @@ from lepmerge.commands.compare import compare
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.tokenizer import tokenizer
 from lepmerge.commands.train import run_training, show_estimate, train, unfinished
-from lepmerge.console import CommandGroup, human_bytes, progress_bar, table
+from lepmerge.console import CommandGroup, human_bytes, progress_bar, show_note, table
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,10 +99,17 @@ def run(
     plan = make_plan(loaded)
 
     total = plan.num_bytes["written"] + sum(reduction.work() for reduction in plan.reductions)
+    is_done = True
     with progress_bar(total, quiet=quiet or as_json) as progress:
-        folder = run_plan(
-            plan, device=device, overwrite=overwrite, link=link, hash=hash_, check=check, progress=progress
-        )
+
+        def tell(what: str, num_bytes: int) -> None:
+            nonlocal is_done
+            is_done = False
+            progress(what, num_bytes)
+
+        folder = run_plan(plan, device=device, overwrite=overwrite, link=link, hash=hash_, check=check, progress=tell)
+    if is_done and not quiet:
+        show_note(f"{folder} is complete already: nothing was done")
     report = json.loads((folder / "lepmerge_report.json").read_text())
     if as_json:
         click.echo(json.dumps({"output": str(folder), **report}, indent=2, ensure_ascii=False))
@@ -185,7 +192,8 @@ def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
 
 
 def _pairs(values: dict[str, Any] | None) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in (values or {}).items())
+    plain = {key: _pairs(value) if isinstance(value, dict) else value for key, value in (values or {}).items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 
 
 def _show_plan(recipe: Any, as_json: bool) -> None:
@@ -209,7 +217,8 @@ def _show_plan(recipe: Any, as_json: bool) -> None:
     for step in described["steps"]:
         click.echo(f"step      {_pairs(step)}")
     for reduction in described["reductions"]:
-        click.echo(f"first     {_pairs(reduction)}")
+        of = f" of {reduction['of']}" if reduction["of"] else ""
+        click.echo(f"first     {reduction['kind']}{of}, from {human_bytes(reduction['bytes'])}")
     rows = [
         [shard["file"], shard["action"], human_bytes(shard["bytes"]), ", ".join(shard["computed"])]
         for shard in described["files"]
@@ -240,5 +249,5 @@ def _show_report(folder: Any, report: dict[str, Any]) -> None:
         if figures:
             click.echo(f"    {_pairs(figures)}")
     for note in report["notes"]:
-        click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
+        show_note(note)
     click.echo(f"{folder}")

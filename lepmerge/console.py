@@ -40,6 +40,11 @@ def progress_bar(total: int, *, quiet: bool) -> Iterator[Any]:
         yield advance
 
 
+def show_note(text: str) -> None:
+    """Write what the user should know to stderr."""
+    click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
+
+
 def human_bytes(count: float) -> str:
     """Return a number of bytes for people: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):

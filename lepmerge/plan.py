@@ -11,7 +11,7 @@ import torch
 
 from lepmerge.carried_files import carried_files
 from lepmerge.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
-from lepmerge.errors import LepmergeError, RecipeError
+from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
 from lepmerge.model import Model
 from lepmerge.operations import OPERATIONS
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
@@ -131,7 +131,10 @@ def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
 def _reference(recipe: Recipe, name: str) -> Reference:
     entry = recipe.models[name]
     if not isinstance(entry, TrainedEntry):
-        return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+        try:
+            return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+        except ReferenceNotFound as error:
+            raise ReferenceNotFound(f"models.{name}: {error}") from error
     from lepmerge.training.config import load_train_config
     from lepmerge.training.output import is_finished
 
@@ -243,7 +246,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "steps": [step.model_dump(exclude_none=True) for step in plan.recipe.steps],
         "reductions": [
-            {"kind": reduction.kind, "of": getattr(reduction, "label", ""), "bytes": reduction.work()}
+            {"kind": reduction.kind, "of": getattr(reduction, "label", None), "bytes": reduction.work()}
             for reduction in plan.reductions
         ],
         "files": [

@@ -1,7 +1,9 @@
 """A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
 
+import os
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from lepmerge.errors import ReferenceNotFound
@@ -50,8 +52,18 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
         raise ReferenceNotFound(f"{folder} is a file; a model is a folder with config.json, tokenizer and safetensors")
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
-        raise ReferenceNotFound(f"no such folder: {folder}")
+        raise ReferenceNotFound(f"no such folder: {folder}{did_you_mean(folder)}")
     return _download(reference, match["id"], revision or match["revision"], folder)
+
+
+def did_you_mean(path: Path) -> str:
+    """Return a question that names what lies beside a missing path and is called much the same; else nothing."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, [name for name in beside if not name.startswith(".")], 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:
@@ -63,7 +75,8 @@ def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReferenceNotFound(
-            f"{reference}: there is no folder {folder}, and it cannot be had from the Hub ({reason}). "
+            f"{reference}: there is no folder {folder}{did_you_mean(folder)}, and it cannot be had from the Hub "
+            f"({reason}). "
             f"Check the name, or download the model first and name its folder"
         ) from error
     commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None

@@ -91,7 +91,13 @@ class Schema(Generic[Root]):
         def seen_from_folder(node: yaml.ScalarNode, place: Place) -> yaml.Node:
             origin, given = folder_of(node.start_mark), os.path.expanduser(node.value)
             is_set = node.start_mark.name.startswith(SET)
-            if (origin == folder and not is_set) or not self.names_a_path(dotted(place), given, origin, values):
+            key = dotted(place)
+            if (origin == folder and not is_set) or not self.names_a_path(key, given, origin, values):
+                if is_set and origin != folder and self.names_a_path(key, given, folder, values):
+                    raise RecipeError(
+                        f"{where(node.start_mark)}: there is no {given} in the current folder, from which paths of "
+                        f"--set are taken; did you mean {os.path.relpath(folder / given)}?"
+                    )
                 return node
             absolute = is_set or os.path.isabs(given)
             text = str(origin / given) if absolute else os.path.relpath(origin / given, folder)
@@ -102,8 +108,17 @@ class Schema(Generic[Root]):
     def _explained(self, root: yaml.Node, error: ValidationError) -> str:
         """Return one line for the first fault: file:line, key, what is wrong, the nearest valid key."""
         faults = error.errors(include_url=False)
-        fault = min(faults, key=lambda fault: fault["type"] not in ("extra_forbidden", "union_tag_invalid"))
-        place = tuple(part for part in fault["loc"] if part not in self.choices and not _TYPE.match(str(part)))
+
+        def place_of(fault: Any) -> tuple[int | str, ...]:
+            return tuple(part for part in fault["loc"] if part not in self.choices and not _TYPE.match(str(part)))
+
+        def rank(
+            fault: Any,
+        ) -> tuple[bool, int]:  # of a union's members, the one that understood most says what is wrong
+            return fault["type"] not in ("extra_forbidden", "union_tag_invalid"), -len(place_of(fault))
+
+        fault = min(faults, key=rank)
+        place = place_of(fault)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             known = self._known_keys(fault["loc"])
@@ -117,6 +132,12 @@ class Schema(Generic[Root]):
             message = f"there is no operation {given!r}; {hint(get_close_matches(given, known, 1), known)}"
         elif fault["type"] == "union_tag_not_found":
             message = "a step needs the key `op`"
+        elif fault["type"] == "model_type":
+            message = "expected keys with values"
+        elif fault["type"] == "literal_error":
+            known = re.findall(r"'([^']+)'", str(fault.get("ctx", {}).get("expected")))
+            near = get_close_matches(str(fault["input"]), known, 1)
+            message += f"; {hint(near, known)}" if near else ""
         found, node = find(root, place)
         if isinstance(node, yaml.ScalarNode) and where(node.start_mark) != found:
             message += f" (given at {where(node.start_mark)})"

@@ -203,24 +203,25 @@ class Staging:
             raise
 
 
-def check_target(target: Path, *, inputs: Iterable[Path], overwrite: bool) -> None:
+def check_target(target: Path, *, inputs: Iterable[Path], overwrite: bool, key: str = "output.path") -> None:
     """Raise OutputError when writing the target could cost the user anything.
 
     Refused: a target that is, holds or lies in an input; a file; a non-empty folder without `overwrite`; with it, a
-    folder that does not look like a model.
+    folder that does not look like a model. key: where the target is named.
     """
     real = Path(os.path.realpath(target))
     for path in inputs:
         other = Path(os.path.realpath(path))
         if real == other or real in other.parents or other in real.parents:
-            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another output.path")
+            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
     if real.exists() and not real.is_dir():
-        raise OutputError(f"the output {target} is a file: choose another output.path")
+        raise OutputError(f"the output {target} is a file: choose another {key}")
     if not real.exists() or not any(real.iterdir()):
         return
     if not overwrite:
         raise OutputError(
-            f"the output {target} is not empty: choose another output.path, or replace it with --overwrite"
+            f"the output {target} is not empty, and not what this command would write with these inputs: choose "
+            f"another {key}, or replace it with --overwrite"
         )
     strangers = [path.name for path in sorted(real.iterdir()) if path.is_dir()]
     if not (real / "config.json").exists() or strangers:

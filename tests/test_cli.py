@@ -29,6 +29,14 @@ def test_run(recipe: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr and "it/s" not in done.stderr and "B/s" not in done.stderr
 
 
+def test_the_same_run_again_says_that_nothing_was_done(recipe: Path) -> None:
+    first, again = (pico.command("run", recipe, "--device", "cpu") for _ in range(2))
+    assert first.stdout == again.stdout and first.stderr == ""
+    assert again.stderr == f"note: {recipe.parent / 'out'} is complete already: nothing was done\n"
+    other = pico.command("run", recipe, "--device", "cpu", "--set", "steps.0.method=delta")
+    pico.assert_one_line_error(other, 1, "not what this command would write with these inputs")
+
+
 def test_json_is_the_report(recipe: Path) -> None:
     result = pico.command("run", recipe, "--device", "cpu", "--json")
     printed = json.loads(result.stdout)
@@ -93,6 +101,11 @@ def test_help_shows_an_example(name: str) -> None:
         (["run", "{recipe}", "--device", "cuda:9"], 1, "no such device"),
         (["run", "{recipe}", "--set", "output.pth=x"], 2, "did you mean path?"),
         (["plan", "{recipe}", "--set", "models.base=/nowhere/base"], 1, "no such folder: /nowhere/base"),
+        (
+            ["plan", "{recipe}", "--set", "models.base={recipe}x"],
+            1,
+            "models.base: no such folder: {recipe}x (did you mean recipe.yaml?)",
+        ),
         (["inspect", "/nowhere/model"], 1, "no such folder: /nowhere/model"),
         (["diff", "/nowhere/a", "/nowhere/b"], 1, "/nowhere/a"),
     ],
@@ -101,7 +114,7 @@ def test_help_shows_an_example(name: str) -> None:
 def test_exit_codes(recipe: Path, arguments: list[str], exit_code: int, part: str) -> None:
     result = pico.command(*(argument.format(recipe=recipe) for argument in arguments))
     assert result.exit_code == exit_code and result.stdout == "", result.output
-    assert part in result.stderr and "Traceback" not in result.stderr
+    assert part.format(recipe=recipe) in result.stderr and "Traceback" not in result.stderr
     assert not (recipe.parent / "out").exists()
 
 

@@ -240,6 +240,20 @@ def test_delta_of_the_base_is_the_instruct(tmp_path: Path, english) -> None:
     assert torch.allclose(got, old, rtol=0, atol=1e-8)
 
 
+def test_models_that_look_mixed_up_are_noted(tmp_path: Path, models) -> None:
+    folders = models("untied")
+    mixed_up = {
+        "has no token that instruct lacks": {**folders, "adapted": folders["base"]},
+        "base and instruct are the same folder": {**folders, "base": folders["instruct"]},
+    }
+    for number, (note, given) in enumerate(mixed_up.items()):
+        out = pico.run_recipe(tmp_path / str(number), given, [step("delta")])
+        (found,) = json.loads((out / "lepmerge_report.json").read_text())["notes"]
+        assert note in found
+    sound = pico.run_recipe(tmp_path / "sound", folders, [step("delta")])
+    assert json.loads((sound / "lepmerge_report.json").read_text())["notes"] == []
+
+
 def test_refusals(tmp_path: Path, models) -> None:
     untied, tied = models("untied"), models("tied")
     other = pico.save_model(tmp_path / "other", pico.byte_level(pico.RUSSIAN, 400))

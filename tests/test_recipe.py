@@ -56,7 +56,14 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("    base: base", "    bass: base", 7, ["steps.0.bass", "did you mean base?"]),
         ("    adapted: adapted\n", "", 6, ["steps.0.adapted", "this key is missing"]),
         ("    adapted: adapted", "    adapted: adaptd", 8, ["no model 'adaptd'", "did you mean adapted?"]),
-        ("output: delta", "output: detla", 9, ["steps.0.method", "delta"]),
+        ("output: delta", "output: detla", 9, ["steps.0.method.output", "did you mean delta?"]),
+        ("output:\n  path: out\n  shard_size: 1.5GB", "output: out", 13, ["output", "expected keys with values"]),
+        (
+            "method: {input: swap, output: delta}",
+            "method: convertion",
+            9,
+            ["steps.0.method:", "did you mean conversion?"],
+        ),
         ("tensors: body", "tensors: 5", 11, ["steps.1.tensors"]),
         ("  path: out", "  pth: out", 14, ["output.pth", "did you mean path?"]),
         ("1.5GB", "1.5 elephants", 15, ["output.shard_size", "5GB"]),
@@ -100,6 +107,15 @@ def test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe.models["adapted"].revision == "v2" and recipe.models["adapted"].path == "some/adapted"
     assert recipe.steps[0].method == "conversion" and recipe.steps[0].keep_shared_rows
     assert recipe.output.dtype == "float16" and recipe.output.path == str(tmp_path / "here")
+
+
+def test_a_path_that_is_set_is_not_taken_from_the_recipes_folder(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "work" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"--set models.base=other: .*current folder.* did you mean work/other\?"):
+        load(tmp_path / "work", GOOD, "models.base=other")
+    recipe = load(tmp_path / "work", GOOD, "models.base=hub/other")
+    assert recipe.models["base"].path == "hub/other"
 
 
 @pytest.mark.parametrize(

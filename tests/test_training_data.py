@@ -125,7 +125,7 @@ def test_the_tokenizers_prefix_begins_every_piece(tmp_path: Path, english) -> No
 def test_weights_and_epochs(tmp_path: Path, english) -> None:
     path = written(tmp_path, [f"слово {n}" * 5 for n in range(64)], old=english)
     (tmp_path / "more.txt").write_text("\n\n".join(f"ещё {n} " * 6 for n in range(64)))
-    data = "data=[{path: corpus.jsonl, weight: 0.5}, {path: more.txt, weight: 2}]"
+    data = f"data=[{{path: {tmp_path}/corpus.jsonl, weight: 0.5}}, {{path: {tmp_path}/more.txt, weight: 2}}]"
     _, blocks = opened(path, data)
     counts = torch.bincount(blocks.order(0)[:, 0]).tolist()
     first, second = (tokens.num_blocks for tokens in blocks.sources)
@@ -139,7 +139,7 @@ def test_compressed_text_gives_the_same_blocks(tmp_path: Path, english) -> None:
     path = written(tmp_path, texts, old=english)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress((tmp_path / "corpus.jsonl").read_bytes()))
     _, plain = opened(path)
-    _, compressed = opened(path, "data=corpus.jsonl.gz")
+    _, compressed = opened(path, f"data={tmp_path}/corpus.jsonl.gz")
     assert np.array_equal(plain.sources[0].token_T, compressed.sources[0].token_T)
 
 
@@ -158,7 +158,7 @@ def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:
 
 def test_limit(tmp_path: Path, english) -> None:
     path = written(tmp_path, ["слово " * 10] * 100, old=english)
-    _, blocks = opened(path, "data=[{path: corpus.jsonl, limit: 1KB}]")
+    _, blocks = opened(path, f"data=[{{path: {tmp_path}/corpus.jsonl, limit: 1KB}}]")
     assert 1000 <= blocks.sources[0].num_bytes < 1000 + len("слово " * 10 * 2)
 
 

@@ -21,6 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 PAGE = ROOT / "docs" / "methods.md"
 METHODS = ("swap", "overlap", "conversion", "delta")
 OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
+PROBE = "kept: "
+"""In the names of ways that keep a part of the shared rows."""
 LEVEL = 0.05
 Row = dict[str, Any]
 Cell = tuple[int, str, str]
@@ -209,8 +211,13 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
         for cell, ways in core.items()
     }
     ideas = {
-        cell: {way: rows for way, rows in ways.items() if order(way)[0] == 10 or way == BEST}
+        cell: {way: rows for way, rows in ways.items() if way == BEST or order(way)[0] == 10 and PROBE not in way}
         for cell, ways in cells.items()
+    }
+    probes = {
+        cell: {way: rows for way, rows in ways.items() if way in (PAPER, f"{PAPER} + kept") or PROBE in way}
+        for cell, ways in cells.items()
+        if any(PROBE in way for way in ways)
     }
     return {
         "drift": table_of_drift(results["rows"]),
@@ -219,6 +226,8 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
         "tests": table_of_tests(core, tasks, BEST),
         "kept": table_of_tests(kept, tasks, f"{BEST} + kept"),
         "ideas": table_of_tests(ideas, tasks, BEST),
+        "probes": table_of_accuracy(probes, tasks),
+        "probes bits": table_of_bits(probes),
     }
 
 

@@ -19,7 +19,7 @@ from models import REGIMES, STRENGTHS, TASKS, Models, Texts
 from scores import bits_per_byte, right_answers
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
-from ways import Cell, Tables, core, ideas
+from ways import Cell, Tables, core, ideas, probes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import Report  # noqa: E402  benchmarks/ is on the path only now
@@ -32,6 +32,8 @@ CELLS = [
 """Width, seed and strength of what is studied."""
 SCREEN = (128, 1, "strong", "new")
 """The kind of model on which ideas are tried that lepmerge does not have."""
+PROBED = (128, "strong")
+"""Width and strength of the models on which a part of the shared rows is kept."""
 
 
 class Measuring:
@@ -46,6 +48,10 @@ class Measuring:
             task: 2 + max(len(self.old_tokenizer.encode(prompt.answer).ids) for prompt in found)
             for task, found in self.prompts.items()
         }
+        answers = {prompt.answer for found in self.prompts.values() for prompt in found}
+        self.answer_tokens = sorted(
+            {id for answer in answers for id in self.old_tokenizer.encode(answer, add_special_tokens=False).ids}
+        )
 
     def kept(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the scores in a file, measured first if it is not there."""
@@ -101,6 +107,8 @@ def study_cell(models: Models, strength: str, measuring: Measuring) -> list[dict
         drift = {role: _drift(cell, role) for role in ("input_embeddings", "output_embeddings")}
         screened = (models.width, models.seed, strength, regime) == SCREEN
         ways = core(cell) | (ideas(cell) if screened else {})
+        if (models.width, strength) == PROBED:  # old tokens have their old ids in the new vocabulary
+            ways |= probes(cell, measuring.answer_tokens)
         for name, tables in ways.items():
             if name == "mean" and regime != "new":  # it knows no adapted model
                 continue

@@ -5,7 +5,7 @@ I = T E_i the tables of base and instruct in the new vocabulary. An idea is a fu
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,13 @@ class Cell:
             self.instruct, base=self.base, adapted=self.adapted, method=method, keep_shared_rows=keep_shared_rows
         )
         return {role: model.table(role).rows() for role in model.tables}
+
+    def partly_kept(self, *, input: Sequence[int] | slice, output: Sequence[int] | slice) -> Tables:
+        """Return conversion's tables, with shared tokens' rows kept among these rows of the input and output table."""
+        moved, kept = self.method("conversion"), self.method("conversion", keep_shared_rows=True)
+        for role, rows in (("input_embeddings", input), ("output_embeddings", output)):
+            moved[role][rows] = kept[role][rows]
+        return moved
 
     def mean(self) -> Tables:
         """Return what a change of vocabulary gives before anything is learned."""
@@ -204,4 +211,18 @@ def ideas(cell: Cell) -> dict[str, Callable[[], Tables]]:
     return {
         name: partial(cell.idea, input=input, output=output, keep_shared_rows=kept)
         for name, (input, output, kept) in IDEAS.items()
+    }
+
+
+def probes(cell: Cell, answers: Sequence[int]) -> dict[str, Callable[[], Tables]]:
+    """Return name → conversion with a part of the shared rows kept; `answers` are the tokens of the tasks' answers."""
+    every, none = slice(None), slice(0)
+    return {
+        f"conversion, kept: {name}": partial(cell.partly_kept, input=input, output=output)
+        for name, input, output in (
+            ("input", every, none),
+            ("output", none, every),
+            ("output of answers", none, answers),
+            ("input, output of answers", every, answers),
+        )
     }

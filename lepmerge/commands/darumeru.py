@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lepmerge.console import table
+from lepmerge.console import show_note, table
 
 
 @click.command()
@@ -69,6 +69,6 @@ def darumeru(
     click.echo(f"+ and -: significantly higher or lower than {reference.model}, {reference.shots}-shot (5 % level)")
     for row in measured:
         for note in row.notes:
-            click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
+            show_note(note)
     if plot is not None:
         click.echo(str(plot))

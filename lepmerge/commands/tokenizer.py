@@ -198,8 +198,9 @@ def report(
         click.echo(table(rows, header=["tokenizer", *(key.replace("_", " ") for key in keys)]))
         for name, figures in by_name.items():
             if "differing" in figures:
-                num, examples = figures["differing"]["texts"], figures["differing"]["examples"]
-                click.echo(f"{name}: {num} texts fall into other tokens" + (f", e.g. {examples[0]!r}" if num else ""))
+                found = figures["differing"]
+                example = f", e.g. {found['examples'][0]!r}" if found["examples"] else ""
+                click.echo(f"{name}: {found['texts']} of {found['of']} texts fall into other tokens{example}")
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lepmerge.console import human_bytes, table
+from lepmerge.console import human_bytes, show_note, table
 
 LINE_SECONDS = 60
 """Without a terminal a line is written at least so often."""
@@ -105,9 +105,12 @@ def run_training(
     processes = Processes(device, trackers)
     processes.track(config)
     is_main = processes.group.rank == 0
+    is_done = True
     with _progress(quiet or not is_main) as show:
 
         def tell(event: dict[str, Any]) -> None:
+            nonlocal is_done
+            is_done = False
             show(event)
             processes.log(event)
 
@@ -115,6 +118,8 @@ def run_training(
             config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, tell=tell
         )
     processes.close()
+    if is_done and is_main and not quiet:
+        show_note(f"{config.target} is complete already: nothing was done")
     return finished_report(config.target) if is_main else None
 
 
@@ -134,7 +139,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
             if "note" in event:
                 if not quiet:
                     bar.clear()
-                    click.echo(f"{click.style('note:', fg='yellow')} {event['note']}", err=True)
+                    show_note(event["note"])
             elif "reading" in event:
                 bar.set_description_str(f"reading {event['reading']}"[:48], refresh=False)
                 bar.refresh()
@@ -244,4 +249,4 @@ def _show_report(report: dict[str, Any]) -> None:
     click.echo(f"{report['steps']} steps, {report['tokens']:,} tokens, learning rate {report['learning_rate']:g}: "
                f"loss {loss['first']:.3f} → {loss['last']:.3f} (first and last tenth of the steps)")  # fmt: skip
     for name, first in bits.get("first", {}).items():
-        click.echo(f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte")
+        click.echo(f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte (before: new rows as they begin)")

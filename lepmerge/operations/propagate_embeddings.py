@@ -7,6 +7,7 @@ With A the adapted table, E_b and E_i those of base and instruct, T the vocabula
     delta       A + T (E_i - E_b)
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -59,7 +60,8 @@ def propagate_embeddings(
         tables[role] = _with_kept_rows(table, model.table(role), kept, max(adapted.num_rows, vocabulary.size))
         counts = {**to_new.counts, "kept_from_instruct": int((kept >= 0).sum())}
         facts.append(Facts("propagate_embeddings", role, {"method": how, "rows": counts}, reductions))
-    return model.with_tables(tables, vocabulary, tuple(facts))
+    changed = model.with_tables(tables, vocabulary, tuple(facts))
+    return replace(changed, notes=(*changed.notes, *_doubts(model, base, adapted, to_new)))
 
 
 def _propagated(
@@ -141,6 +143,16 @@ def _with_kept_rows(table: LazyTensor, instruct: LazyTensor, kept_V: torch.Tenso
         return table
     row_V = torch.where(is_kept, kept_V, torch.arange(num_rows))
     return _rows_of((table, instruct), is_kept, row_V, instruct.dtype)
+
+
+def _doubts(model: Model, base: Model, adapted: Model, to_new: Conversion) -> list[str]:
+    """Return notes on models that look mixed up: nothing to propagate, or nothing that the fine-tune changed."""
+    doubts = []
+    if not len(to_new.rows_of(DECOMPOSED, INEXACT)):
+        doubts.append(f"{adapted.name} has no token that {model.name} lacks: is {adapted.folder} the adapted model?")
+    if os.path.realpath(base.folder) == os.path.realpath(model.folder):
+        doubts.append(f"{base.name} and {model.name} are the same folder, so no fine-tuning is carried over")
+    return doubts
 
 
 def _check(model: Model, base: Model, adapted: Model) -> None:

@@ -191,7 +191,7 @@ def report_on(
             if vocabulary is not first:
                 places = differing_texts(first, vocabulary, stream)
                 examples = [stream[place][:80] for place in places[:3]]
-                figures["differing"] = {"texts": len(places), "examples": examples}
+                figures["differing"] = {"texts": len(places), "of": len(stream), "examples": examples}
             found[file][name] = figures
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lepmerge.errors import CorpusError
+from lepmerge.references import did_you_mean
 from lepmerge.tensors import silent
 
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -50,7 +51,7 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
         else:
             files = sorted(map(Path, glob.glob(str(path), recursive=True)))
             if not files:
-                raise CorpusError(f"{source}: no such file, folder or glob")
+                raise CorpusError(f"{source}: no such file, folder or glob{did_you_mean(path)}")
         found += files
     for file in found:
         if kind_of(file) is None:

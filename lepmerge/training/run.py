@@ -79,12 +79,12 @@ def train(
             staging.tidy(setting.fingerprint)
         return config.target
     inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
-    check_target(config.target, inputs=inputs, overwrite=overwrite)
+    check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")
     if not restart:
         _refuse_another(staging, setting)
     check_space(config.target, _bytes_to_write(setting))
     with _opened(staging, setting, group), staging.translated():
-        check_target(config.target, inputs=inputs, overwrite=overwrite)  # the lock is ours only now
+        check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")  # the lock is ours only now
         with StopSignal().listening() as stop:
             session = open_session(setting, staging.folder, group, stop, tell or _silent, compile=compile)
             learner, track, sweep = _trained(session, staging.folder)
