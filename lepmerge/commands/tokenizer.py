@@ -194,13 +194,19 @@ def report(
     for text, by_name in found.items():
         click.echo(text)
         keys = list(dict.fromkeys(key for figures in by_name.values() for key in figures if key != "differing"))
-        rows = [[name, *(figures.get(key) for key in keys)] for name, figures in by_name.items()]
+        rows = [[name, *(_shown(key, figures.get(key)) for key in keys)] for name, figures in by_name.items()]
         click.echo(table(rows, header=["tokenizer", *(key.replace("_", " ") for key in keys)]))
         for name, figures in by_name.items():
             if "differing" in figures:
                 found = figures["differing"]
                 example = f", e.g. {found['examples'][0]!r}" if found["examples"] else ""
                 click.echo(f"{name}: {found['texts']} of {found['of']} texts fall into other tokens{example}")
+
+
+def _shown(figure: str, value: Any) -> Any:
+    from lepmerge.tokenization.report import FIGURES
+
+    return f"{value:.1%}" if value is not None and FIGURES.get(figure, "").startswith("share") else value
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
