@@ -112,9 +112,8 @@ class Schema(Generic[Root]):
         def place_of(fault: Any) -> tuple[int | str, ...]:
             return tuple(part for part in fault["loc"] if part not in self.choices and not _TYPE.match(str(part)))
 
-        def rank(
-            fault: Any,
-        ) -> tuple[bool, int]:  # of a union's members, the one that understood most says what is wrong
+        def rank(fault: Any) -> tuple[bool, int]:
+            """Of a union's members, the one that understood most says what is wrong."""
             return fault["type"] not in ("extra_forbidden", "union_tag_invalid"), -len(place_of(fault))
 
         fault = min(faults, key=rank)

@@ -249,4 +249,6 @@ def _show_report(report: dict[str, Any]) -> None:
     click.echo(f"{report['steps']} steps, {report['tokens']:,} tokens, learning rate {report['learning_rate']:g}: "
                f"loss {loss['first']:.3f} → {loss['last']:.3f} (first and last tenth of the steps)")  # fmt: skip
     for name, first in bits.get("first", {}).items():
-        click.echo(f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte (before: new rows as they begin)")
+        click.echo(
+            f"{name}: {first:.4f} → {bits['last'][name]:.4f} bits per byte (before the first step → after the last)"
+        )

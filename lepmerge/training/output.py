@@ -125,7 +125,7 @@ def card_of(report: Mapping[str, Any]) -> str:
     ]
     if report["bits_per_byte"]:
         first, last = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
-        table = ["| held-out text | bits per byte with new rows as they begin | after training |", "|---|---|---|"]
+        table = ["| held-out text | bits per byte before the first step | after the last |", "|---|---|---|"]
         table += [f"| {name} | {first[name]:.4f} | {last[name]:.4f} |" for name in first]
         parts.append("\n".join(table))
     if "sweep" in report:

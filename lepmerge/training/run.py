@@ -197,7 +197,7 @@ def _refuse_another(staging: Staging, setting: Setting) -> None:
         return
     step = max((position.step for path in tracks if (position := position_of(path))), default=0)
     raise OutputError(
-        f"{staging.folder} holds {step} steps of a training that differs ({_difference(staging.folder, setting)}): go "
+        f"{staging.folder} holds {step} step{'s' * (step != 1)} of a training that differs ({_difference(staging.folder, setting)}): go "
         f"on with that one, choose another output, or throw its steps away with --restart"
     )
 
