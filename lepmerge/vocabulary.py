@@ -7,7 +7,6 @@ Four ways to write bytes as a token string:
     plain          UTF-8 as it is
 """
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
+from lepmerge.tokenizer_json import family_of, of_the_middle, read_spec
 
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the tables of bytes, the library's own copy (measured: 1.1 kB)."""
@@ -50,34 +50,13 @@ class Vocabulary:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The parsed tokenizer.json.
-
-        Raises:
-            VocabularyError: no tokenizer, or one that cannot be expressed as a tokenizer.json.
-        """
+        """The parsed tokenizer.json; raises what `read_spec` raises."""
         assert self.folder is not None
-        path = self.folder / "tokenizer.json"
-        try:
-            text = path.read_text(encoding="utf-8") if path.exists() else _converted_by_transformers(self.folder)
-            spec = json.loads(text)
-            if spec["model"]["type"] not in ("BPE", "Unigram", "WordPiece", "WordLevel"):
-                raise VocabularyError(f"{path}: tokenizer model {spec['model']['type']!r} is not known to lepmerge")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise VocabularyError(f"{path} is not a readable tokenizer: {error}") from error
-        return spec
+        return read_spec(self.folder)
 
     @cached_property
     def family(self) -> str:
-        types = {(part, item.get("type")) for part in _PARTS for item in _flattened(self.spec.get(part))}
-        names = {name for _, name in types}
-        if "ByteLevel" in names:
-            return "byte_level"
-        if self.spec["model"]["type"] == "WordPiece":
-            return "wordpiece"
-        spaces = (item for part in _PARTS for item in _flattened(self.spec.get(part)) if item.get("type") == "Replace")
-        if "Metaspace" in names or any("▁" in (item.get("content"), _pattern(item)) for item in spaces):
-            return "sentencepiece"
-        return "plain"
+        return family_of(self.spec)
 
     @cached_property
     def added(self) -> dict[str, AddedToken]:
@@ -268,15 +247,7 @@ class Vocabulary:
     @cached_property
     def _middle(self) -> Tokenizer:
         """The tokenizer as it treats the middle of a text."""
-        spec = {**self.spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        spec["normalizer"] = _without(self.spec.get("normalizer"), {"Prepend", "Strip"})
-        spec["pre_tokenizer"] = _without(self.spec.get("pre_tokenizer"), set())
-        for item in _flattened(spec["pre_tokenizer"]):
-            if "prepend_scheme" in item:
-                item["prepend_scheme"] = "never"
-            if "add_prefix_space" in item:
-                item["add_prefix_space"] = False
-        return self._load(spec)
+        return self._load(of_the_middle(self.spec))
 
     def _encode_bare(self, data: bytes) -> list[int]:
         if self.family == "byte_level":
@@ -300,22 +271,6 @@ class Vocabulary:
             ) from error
 
 
-def _converted_by_transformers(folder: Path) -> str:
-    """Return a tokenizer.json for a folder that has only the files of a slow tokenizer."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VocabularyError(f"{folder} has no tokenizer.json, and no other tokenizer that loads: {reason}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise VocabularyError(
-            f"{folder} has only a slow tokenizer ({type(tokenizer).__name__}) without a tokenizer.json"
-        )
-    return tokenizer.backend_tokenizer.to_str()
-
-
 def _byte_alphabet() -> dict[int, str]:
     """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for characters from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -329,32 +284,6 @@ _TO_LATIN_1 = {  # the byte's own character; one that Latin-1 lacks where a char
     **{ord(character): chr(byte) for byte, character in _CHARACTER_OF.items()},
 }
 _BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
-_PARTS = ("normalizer", "pre_tokenizer", "decoder")
-_LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
-
-
-def _flattened(item: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the part of a tokenizer.json and, for a Sequence, its members at every depth."""
-    if item is None:
-        return []
-    members = [member for key in _LISTS for member in item.get(key, ())]
-    return [item, *(inner for member in members for inner in _flattened(member))]
-
-
-def _without(item: dict[str, Any] | None, types: set[str]) -> dict[str, Any] | None:
-    """Return a copy of a part of a tokenizer.json without members of these types."""
-    if item is None or item.get("type") in types:
-        return None
-    item = copy.deepcopy(item)
-    for key in _LISTS:
-        if key in item:
-            item[key] = [kept for member in item[key] if (kept := _without(member, types)) is not None]
-    return item
-
-
-def _pattern(item: Mapping[str, Any]) -> str | None:
-    pattern = item.get("pattern")
-    return pattern.get("String") if isinstance(pattern, dict) else pattern
 
 
 def _valid_parts(data: bytes) -> list[tuple[str, bytes]]:

@@ -21,6 +21,7 @@ LAYERS = {  # module or folder → layer; a module may import lower layers, and 
     "variables": 1,
     "yaml_tree": 1,
     "expression": 1,
+    "tokenizer_json": 1,
     "vocabulary": 1,
     "conversion": 1,
     "least_squares": 1,

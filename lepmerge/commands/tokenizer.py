@@ -204,9 +204,9 @@ def report(
 
 
 def _shown(figure: str, value: Any) -> Any:
-    from lepmerge.tokenization.report import FIGURES
+    from lepmerge.tokenization.report import SHARES
 
-    return f"{value:.1%}" if value is not None and FIGURES.get(figure, "").startswith("share") else value
+    return f"{value:.1%}" if figure in SHARES and value is not None else value
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:

@@ -105,12 +105,9 @@ def run_training(
     processes = Processes(device, trackers)
     processes.track(config)
     is_main = processes.group.rank == 0
-    is_done = True
     with _progress(quiet or not is_main) as show:
 
         def tell(event: dict[str, Any]) -> None:
-            nonlocal is_done
-            is_done = False
             show(event)
             processes.log(event)
 
@@ -118,8 +115,6 @@ def run_training(
             config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, tell=tell
         )
     processes.close()
-    if is_done and is_main and not quiet:
-        show_note(f"{config.target} is complete already: nothing was done")
     return finished_report(config.target) if is_main else None
 
 

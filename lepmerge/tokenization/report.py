@@ -18,6 +18,8 @@ FIGURES = {
     "exact_texts": "share of texts that come back exactly",
     "speed_up": "tokens of the first tokenizer by tokens of this one: how much faster a text is written",
 }
+SHARES = {"split_characters", "new_tokens_share", "unused_tokens", "exact_texts"}
+"""Figures from 0 to 1, shown as percentages."""
 
 
 def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary | None = None) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def train(
     if _is_complete(config, setting):
         if group.rank == 0:
             staging.tidy(setting.fingerprint)
+            (tell or _silent)({"note": f"{config.target} is complete already: nothing was done"})
         return config.target
     inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
     check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")
