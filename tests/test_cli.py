@@ -59,6 +59,14 @@ def test_plan_writes_nothing(recipe: Path, command: list[str]) -> None:
     assert pico.tree(recipe.parent) == before
 
 
+def test_plan_names_what_is_computed_first(recipe: Path) -> None:
+    shown = pico.command("plan", recipe).stdout
+    assert "first     least squares of input embeddings of base → instruct, from " in shown
+    step = "steps=[{op: swap_vocabulary, tokenizer: adapted, init: {input: norm_calibrated, output: mean}}]"
+    shown = pico.command("plan", recipe, "--set", step).stdout
+    assert "first     mean norms, from " in shown and "init input norm_calibrated, output mean" in shown
+
+
 def test_plan_foretells_the_files(recipe: Path) -> None:
     described = json.loads(pico.command("plan", recipe, "--json").stdout)
     folder = lepmerge.load_recipe(recipe).run(device="cpu")

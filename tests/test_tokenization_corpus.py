@@ -87,6 +87,12 @@ def test_faults(tmp_path: Path, name: str, data: bytes, part: str) -> None:
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_missing_file_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "train_de.jsonl").touch()
+    with pytest.raises(CorpusError, match=r"train_d.jsonl: no such file.*did you mean train_de.jsonl\?"):
+        list(texts([tmp_path / "train_d.jsonl"]))
+
+
 @pytest.mark.parametrize("source", ["nowhere", "no*.txt", "."])
 def test_nothing_there(tmp_path: Path, monkeypatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -147,4 +147,7 @@ def test_report(tmp_path: Path, corpus: Path, bases) -> None:
     chart = tmp_path / "chart.png"
     result = pico.command("tokenizer", "report", first, second, "--text", text, "--plot", chart)
     assert result.exit_code == 0 and "symbols per token" in result.stdout, result.output
+    assert f"{found[second]['new_tokens_share']:.1%}" in result.stdout
+    differing = found[second]["differing"]
+    assert f"{differing['texts']} of {differing['of']} texts fall into other tokens" in result.stdout
     assert chart.read_bytes().startswith(b"\x89PNG") and chart.stat().st_size > 5000

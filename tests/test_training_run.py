@@ -81,6 +81,15 @@ def test_again_gives_the_same_bytes(tmp_path: Path, english) -> None:
     assert contents(first) == contents(second)
 
 
+def test_a_finished_training_says_so(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english)
+    note = f"note: {tmp_path / 'out'} is complete already: nothing was done\n"
+    first, again = (pico.command("train", path, "--device", "cpu") for _ in range(2))
+    assert note not in first.stderr and again.stderr == note and again.stdout == first.stdout
+    other = pico.command("train", path, "--device", "cpu", "--set", "seed=5")
+    pico.assert_one_line_error(other, 1, "choose another output, or replace it with --overwrite")
+
+
 def test_without_a_terminal_lines_tell_of_the_steps(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
     result = pico.command("train", path, "--device", "cpu")
