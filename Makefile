@@ -26,7 +26,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python recipes/quickstart/run.py
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow

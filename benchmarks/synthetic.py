@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lepmerge.safetensors_io import build_header, to_bytes, write_all
+from lepmerge.models.safetensors_io import build_header, to_bytes, write_all
 
 LATIN = "etaoinshrdlcumwfgypbvkjxqz"
 CYRILLIC = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъ"

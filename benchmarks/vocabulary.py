@@ -20,8 +20,8 @@ OLD, NEW = 128256, 174816
 
 
 def ours(folder: Path) -> dict[str, Any]:
-    from lepmerge.conversion import build_conversion
-    from lepmerge.vocabulary import Vocabulary
+    from lepmerge.vocabulary.conversion import build_conversion
+    from lepmerge.vocabulary.vocabulary import Vocabulary
 
     began = time.process_time()
     old, new = Vocabulary.in_folder(folder / "old"), Vocabulary.in_folder(folder / "new")

@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from lepmerge.recipe import Recipe
-from lepmerge.schema import num_bytes
+from lepmerge.config.schema import num_bytes
+from lepmerge.merge.recipe import Recipe
 from lepmerge.training.config import TrainConfig
 
 DOCS = Path(__file__).parent

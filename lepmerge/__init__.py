@@ -1,27 +1,32 @@
 """lepmerge adapts instruct LLMs to another language: vocabulary swap, embedding propagation, arithmetic.
 
 recipe = lepmerge.load_recipe("recipe.yaml")
-print(recipe.plan().num_bytes)
-folder = recipe.run()
+plan = lepmerge.make_plan(recipe)
+print(plan.num_bytes)
+folder = lepmerge.run_plan(plan)
 """
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["LepmergeError", "load_recipe", "make_plan", "open_model", "run_plan"]
+from lepmerge.version import __version__
+
+__all__ = ["LepmergeError", "__version__", "load_recipe", "make_plan", "open_model", "run_plan", "trained_folders"]
 
 if TYPE_CHECKING:
     from lepmerge.errors import LepmergeError
-    from lepmerge.execute import run_plan
-    from lepmerge.plan import make_plan, open_model
-    from lepmerge.recipe import load_recipe
+    from lepmerge.merge.execute import run_plan
+    from lepmerge.merge.plan import make_plan
+    from lepmerge.merge.recipe import load_recipe
+    from lepmerge.models.checkpoint import open_model
+    from lepmerge.training.trained import trained_folders
 
 _HOMES = {
     "LepmergeError": "errors",
-    "load_recipe": "recipe",
-    "make_plan": "plan",
-    "open_model": "plan",
-    "run_plan": "execute",
+    "load_recipe": "merge.recipe",
+    "make_plan": "merge.plan",
+    "open_model": "models.checkpoint",
+    "run_plan": "merge.execute",
+    "trained_folders": "training.trained",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m lepmerge`, which `accelerate launch -m` needs."""
 
-from lepmerge.cli import main
+from lepmerge.commands.main import main
 
 main(prog_name="lepmerge")

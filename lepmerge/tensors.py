@@ -14,15 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from lepmerge.progress import Progress, no_progress
+
 Rows = range | torch.Tensor
 Item = TypeVar("Item")
 BLOCK_BYTES = 8 << 20
 INTERPRETER_BYTES = 300 << 20
 """Resident memory of Python with torch and transformers, before any tensor."""
-
-
-def silent(what: str, num_bytes: int) -> None:
-    """Progress that nobody is told of."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Workspace:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     results: dict["Reduction", dict[str, torch.Tensor]] = field(default_factory=dict)
-    progress: Callable[[str, int], None] = silent
+    progress: Progress = no_progress
 
     def on(self, device: torch.device | str, dtype: torch.dtype) -> "Workspace":
         return replace(self, device=torch.device(device), dtype=dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import pico
 from tokenizers import pre_tokenizers
 
-from lepmerge.safetensors_io import build_header
+from lepmerge.models.safetensors_io import build_header
 
 LATIN = "etaoinshrdlcumwfgypbvkjxqz"
 CYRILLIC = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъ"

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -171,17 +172,29 @@ def write_recipe(path: Path, method: str = "conversion", **models: Path) -> Path
     return path
 
 
+def plan_file(path: Path, overrides: Iterable[str] = ()) -> Any:
+    """Return the plan of a recipe's file."""
+    import lepmerge
+
+    return lepmerge.make_plan(lepmerge.load_recipe(path, overrides))
+
+
+def run_file(path: Path, overrides: Iterable[str] = (), **options) -> Path:
+    """Run a recipe's file and return the output folder."""
+    import lepmerge
+
+    return lepmerge.run_plan(plan_file(path, overrides), **options)
+
+
 def run_recipe(folder: Path, models: dict[str, Path], steps: list[dict], **output) -> Path:
     """Write a recipe with these models and steps into `folder`, run it from its YAML on the CPU, return the output."""
     import yaml
-
-    import lepmerge
 
     folder.mkdir(parents=True, exist_ok=True)
     start = output.pop("start", "instruct")
     recipe = {"models": {name: str(path) for name, path in models.items()}, "start": start, "steps": steps}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output": {"path": "out", **output}}))
-    return lepmerge.load_recipe(folder / "recipe.yaml").run(device="cpu")
+    return run_file(folder / "recipe.yaml", device="cpu")
 
 
 def edited(tokenizer: Tokenizer, **parts) -> Tokenizer:
@@ -271,7 +284,7 @@ def command(*arguments):
     """Return the result of a lepmerge command that was run in this process: exit_code, stdout, stderr."""
     from click.testing import CliRunner
 
-    from lepmerge.cli import main
+    from lepmerge.commands.main import main
 
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 

@@ -69,7 +69,7 @@ def test_names_mean_the_models_as_loaded_and_current_the_state_before_the_step(t
         ("-base / 4 - -1", lambda x: -x / 4 + 1),
         ("0.25", lambda x: torch.full_like(x, 0.25)),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_functions(tmp_path: Path, models, expression: str, function) -> None:
     got = applied(tmp_path, models, expression, UP, dtype="float32")[UP]

@@ -30,7 +30,7 @@ def test_the_recipe_in_the_card_can_be_run_again(tmp_path: Path, folder: Path, s
     recipe = text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe)["steps"][0]["method"] == "conversion"
     (tmp_path / "again.yaml").write_text(recipe)
-    again = lepmerge.load_recipe(tmp_path / "again.yaml", [f"output.path={tmp_path / 'again'}"]).run(device="cpu")
+    again = pico.run_file(tmp_path / "again.yaml", [f"output.path={tmp_path / 'again'}"], device="cpu")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -49,7 +49,7 @@ def test_report(folder: Path, setting) -> None:
 def test_content_hashes_only_when_asked_for(tmp_path: Path, folder: Path, setting) -> None:
     assert not json.loads((folder / "lepmerge_report.json").read_text())["content_hashed"]
     recipe = pico.write_recipe(tmp_path / "recipe.yaml", **setting)
-    hashed = lepmerge.load_recipe(recipe).run(device="cpu", hash=True)
+    hashed = pico.run_file(recipe, device="cpu", hash=True)
     inputs = json.dumps(json.loads((hashed / "lepmerge_report.json").read_text())["inputs"])
     for model in setting.values():
         for path in model.glob("*.safetensors"):

@@ -9,8 +9,7 @@ from pathlib import Path
 import pico
 import pytest
 
-import lepmerge
-from lepmerge.cli import main
+from lepmerge.commands.main import main
 
 LEPMERGE = str(Path(sys.executable).parent / "lepmerge")
 
@@ -69,7 +68,7 @@ def test_plan_names_what_is_computed_first(recipe: Path) -> None:
 
 def test_plan_foretells_the_files(recipe: Path) -> None:
     described = json.loads(pico.command("plan", recipe, "--json").stdout)
-    folder = lepmerge.load_recipe(recipe).run(device="cpu")
+    folder = pico.run_file(recipe, device="cpu")
     sizes = {shard["file"]: shard["bytes"] for shard in described["files"]}
     assert sizes == {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     assert described["bytes"]["written"] == sum(sizes.values())
@@ -83,7 +82,7 @@ def test_inspect(setting) -> None:
 
 
 def test_diff(recipe: Path, setting) -> None:
-    folder = lepmerge.load_recipe(recipe, ["steps.0.method=swap"]).run(device="cpu")
+    folder = pico.run_file(recipe, ["steps.0.method=swap"], device="cpu")
     text = pico.command("diff", setting["instruct"], folder)
     assert text.exit_code == 0 and "lm_head.weight" in text.stdout and "tensors are equal" in text.stdout
     found = json.loads(pico.command("diff", setting["instruct"], setting["instruct"], "--json").stdout)
@@ -137,7 +136,7 @@ def test_link_and_hash(recipe: Path, setting) -> None:
 def test_modes_follow_the_umask(recipe: Path) -> None:
     old = os.umask(0o027)
     try:
-        folder = lepmerge.load_recipe(recipe).run(device="cpu")
+        folder = pico.run_file(recipe, device="cpu")
     finally:
         os.umask(old)
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}

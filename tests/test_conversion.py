@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from lepmerge.conversion import (
+from lepmerge.tensors import LazyTensor, Workspace
+from lepmerge.vocabulary.conversion import (
     ADDED,
     DECOMPOSED,
     EXACT,
@@ -22,8 +23,7 @@ from lepmerge.conversion import (
     converted,
     differing_tokens,
 )
-from lepmerge.tensors import LazyTensor, Workspace
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 NAMES = {"exact": EXACT, "decomposed": DECOMPOSED, "inexact": INEXACT, "added": ADDED, "none": NONE}
 

@@ -19,7 +19,7 @@ GROUPS = {
 }
 TASKS = [task for tasks in GROUPS.values() for task in tasks]
 COLUMNS = ["micro_avg", *GROUPS]
-PAPER = Path(__file__).parent.parent / "lepmerge" / "darumeru_paper.csv"
+PAPER = Path(__file__).parent.parent / "lepmerge" / "comparison" / "darumeru_paper.csv"
 NOTHING = ("--paper", "none")
 
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from lepmerge.conversion import build_conversion
-from lepmerge.expression import FUNCTIONS
-from lepmerge.recipe import ModelEntry, PropagateEmbeddings, load_recipe
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.config.entries import ModelEntry
+from lepmerge.merge.recipe import PropagateEmbeddings, load_recipe
+from lepmerge.operations.expression import FUNCTIONS
+from lepmerge.vocabulary.conversion import build_conversion
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 DOCS = Path(__file__).parent.parent / "docs"
 METHOD = (DOCS / "method.md").read_text(encoding="utf-8")

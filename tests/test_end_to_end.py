@@ -11,7 +11,7 @@ import lepmerge
 
 def test_output_loads_without_warning_and_chats(tmp_path: Path, setting: dict[str, Path]) -> None:
     recipe = lepmerge.load_recipe(pico.write_recipe(tmp_path / "recipe.yaml", **setting))
-    folder = recipe.run(device="cpu")
+    folder = lepmerge.run_plan(lepmerge.make_plan(recipe), device="cpu")
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(
@@ -29,7 +29,7 @@ def test_same_recipe_gives_the_same_bytes(tmp_path: Path, setting: dict[str, Pat
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         recipe = lepmerge.load_recipe(pico.write_recipe(tmp_path / name / "recipe.yaml", **setting))
-        folders.append(recipe.run(device="cpu"))
+        folders.append(lepmerge.run_plan(lepmerge.make_plan(recipe), device="cpu"))
     files = sorted(path.name for path in folders[0].iterdir())
     assert files == sorted(path.name for path in folders[1].iterdir())
     different = [name for name in files if (folders[0] / name).read_bytes() != (folders[1] / name).read_bytes()]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepmerge.errors import RecipeError
-from lepmerge.expression import MAX_DEPTH, MAX_OPERATORS, Node, parse
+from lepmerge.operations.expression import MAX_DEPTH, MAX_OPERATORS, Node, parse
 
 VALUES = {"base": 3.0, "instruct": -0.5, "adapted": 7.25}
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}

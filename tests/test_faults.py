@@ -129,7 +129,7 @@ def test_not_finite_values_in_copied_and_computed_tensors_are_counted(tmp_path: 
 
 def test_killed_run_leaves_no_partial_model(tmp_path: Path, models, monkeypatch) -> None:
     """What is left at the target after a crash at each file is nothing (tests/test_resume.py has the real kills)."""
-    from lepmerge import execute
+    from lepmerge.merge import execute
 
     recipe = written(tmp_path, models)
     for name in ("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "config.json", "README.md"):
@@ -141,15 +141,15 @@ def test_killed_run_leaves_no_partial_model(tmp_path: Path, models, monkeypatch)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(execute.Staging, "write_file", write_file)
-            lepmerge.load_recipe(recipe).run(device="cpu")
+            pico.run_file(recipe, device="cpu")
         assert not (recipe.parent / "out").exists()
-    lepmerge.load_recipe(recipe).run(device="cpu")
+    pico.run_file(recipe, device="cpu")
     assert sorted(path.name for path in recipe.parent.iterdir()) == ["out", "recipe.yaml"]
 
 
 def test_another_shard_count_into_the_same_folder(tmp_path: Path, models) -> None:
     recipe = written(tmp_path, models)
-    folder = lepmerge.load_recipe(recipe).run(device="cpu")
+    folder = pico.run_file(recipe, device="cpu")
     before = pico.contents(folder)
     again = ["run", recipe, "--device", "cpu", "--set", "output.shard_size=10KB"]
     pico.assert_one_line_error(pico.command(*again), 1, "not empty", "--overwrite")
@@ -238,7 +238,7 @@ def test_remote_code_is_never_run(tmp_path: Path, models) -> None:
         names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.Tok", None]}
         path.write_text(json.dumps({**config, "auto_map": names}))
     (models["instruct"] / "code.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
-    lepmerge.load_recipe(written(tmp_path, models)).run(device="cpu")
+    pico.run_file(written(tmp_path, models), device="cpu")
     assert not (tmp_path / "exploded").exists()
     sources = (path.read_text() for path in Path(lepmerge.__file__).parent.rglob("*.py"))
     assert not any("trust_remote_code=True" in source for source in sources)
@@ -254,14 +254,14 @@ def test_local_relative_path_never_asks_the_network(tmp_path: Path, models, monk
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     recipe = written(tmp_path, {name: Path("..") / "in" / name for name in models})
-    assert (lepmerge.load_recipe(recipe).run(device="cpu") / "config.json").exists()
+    assert (pico.run_file(recipe, device="cpu") / "config.json").exists()
 
 
 @pytest.mark.parametrize("method", ["swap", "overlap", "conversion", "delta"])
 def test_generation_config_and_chat_template_are_the_instruct_models(tmp_path: Path, models, method: str) -> None:
     generation = json.loads((models["instruct"] / "generation_config.json").read_text())
     (models["instruct"] / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.37}))
-    folder = lepmerge.load_recipe(written(tmp_path, models, conversion=method)).run(device="cpu")
+    folder = pico.run_file(written(tmp_path, models, conversion=method), device="cpu")
     assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.37
     templates = [
         (path / "chat_template.jinja").read_text()
@@ -292,7 +292,7 @@ def test_four_runs_give_the_same_bytes(tmp_path: Path, setting) -> None:
     for number in range(4):
         (tmp_path / str(number)).mkdir()
         recipe = pico.write_recipe(tmp_path / str(number) / "recipe.yaml", **setting)
-        outputs.append(pico.contents(lepmerge.load_recipe(recipe).run(device="cpu")))
+        outputs.append(pico.contents(pico.run_file(recipe, device="cpu")))
     assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
 
 
@@ -304,7 +304,7 @@ def test_one_and_two_threads_agree_within_one_rounding(tmp_path: Path, setting) 
             torch.set_num_threads(number)
             (tmp_path / str(number)).mkdir()
             recipe = pico.write_recipe(tmp_path / str(number) / "recipe.yaml", **setting)
-            tables.append(load_file(lepmerge.load_recipe(recipe).run(device="cpu") / "model.safetensors"))
+            tables.append(load_file(pico.run_file(recipe, device="cpu") / "model.safetensors"))
     finally:
         torch.set_num_threads(threads)
     for name, first in tables[0].items():
@@ -314,7 +314,7 @@ def test_one_and_two_threads_agree_within_one_rounding(tmp_path: Path, setting) 
 
 
 def test_input_retrained_in_place_starts_the_staging_over(tmp_path: Path, models, monkeypatch) -> None:
-    from lepmerge import execute
+    from lepmerge.merge import execute
 
     recipe = written(tmp_path, models)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -323,12 +323,12 @@ def test_input_retrained_in_place_starts_the_staging_over(tmp_path: Path, models
             raise KeyboardInterrupt
 
         patch.setattr(execute, "_write_small_files", interrupted)
-        lepmerge.load_recipe(recipe).run(device="cpu")
+        pico.run_file(recipe, device="cpu")
     path = models["adapted"] / "embeddings.safetensors"
     tables = {name: table * 2 for name, table in load_file(path).items()}
     save_file(tables, path, metadata={"format": "pt"})
-    resumed = pico.contents(lepmerge.load_recipe(recipe).run(device="cpu"))
-    fresh = pico.contents(lepmerge.load_recipe(recipe, [f"output.path={tmp_path / 'fresh'}"]).run(device="cpu"))
+    resumed = pico.contents(pico.run_file(recipe, device="cpu"))
+    fresh = pico.contents(pico.run_file(recipe, [f"output.path={tmp_path / 'fresh'}"], device="cpu"))
     assert {name: data for name, data in resumed.items() if name.endswith("safetensors")} == {
         name: data for name, data in fresh.items() if name.endswith("safetensors")
     }

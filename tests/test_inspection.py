@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lepmerge
-from lepmerge.inspection import diff, inspect
+from lepmerge.models.inspection import diff, inspect
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

@@ -1,4 +1,4 @@
-"""Imports go down the layers only, and the command's help starts without the heavy libraries."""
+"""The modules have one total order, lazy imports included; help and text readers import no heavy library."""
 
 import ast
 import subprocess
@@ -8,101 +8,92 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
-LAYERS = {  # module or folder → layer; a module may import lower layers, and its own
-    "errors": 0,
-    "provenance": 0,
-    "references": 0,
-    "tensors": 0,
-    "safetensors_io": 1,
-    "checkpoint": 1,
-    "model": 1,
-    "recipe": 1,
-    "schema": 1,
-    "variables": 1,
-    "yaml_tree": 1,
-    "expression": 1,
-    "tokenizer_json": 1,
-    "vocabulary": 1,
-    "conversion": 1,
-    "least_squares": 1,
-    "carried_files": 1,
-    "staging": 1,
-    "operations": 2,
-    "tokenization": 2,
-    "plan": 3,
-    "training": 3,
-    "execute": 4,
-    "card": 4,
-    "plots": 1,
-    "darumeru": 4,
-    "comparison": 4,
-    "inspection": 5,
-    "console": 5,
-    "commands": 5,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,
-}
-METHODS = {("recipe", "plan"), ("recipe", "execute"), ("plan", "execute")}
-"""Imports inside a method that hands on to an upper layer: Recipe.plan(), Recipe.run(), Plan.run()."""
+ORDER = """
+version errors paths progress corpus device tensors least_squares
+config/yaml_tree config/variables config/schema config/entries
+vocabulary/tokenizer_json vocabulary/vocabulary vocabulary/conversion
+models/references models/safetensors_io models/model models/checkpoint models/inspection
+output/provenance output/plots output/staging output/carried_files
+operations/inits operations/expression operations/arithmetic operations/pad_vocabulary operations/propagate_embeddings
+operations/swap_vocabulary operations/__init__
+merge/recipe merge/plan merge/card merge/execute
+tokenization/words tokenization/gates tokenization/script tokenization/train tokenization/extend tokenization/optimize
+tokenization/report tokenization/save tokenization/build
+training/config training/tables training/setting training/tokens training/loss training/blocks training/body
+training/learner training/held_out training/state training/estimate training/loop training/output training/trained
+training/processes training/run training/probe
+comparison/darumeru comparison/loading comparison/drift comparison/texts comparison/broken_tokens comparison/prompts
+comparison/generation comparison/chat comparison/copying comparison/task comparison/compare comparison/columns
+comparison/report
+__init__
+commands/console commands/options commands/train commands/tokenizer commands/plan commands/run commands/compare
+commands/darumeru commands/inspect commands/diff commands/main
+__main__
+""".split()
+"""Every module may import those before it, wherever the import stands. Docstring-only packages are left out."""
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imported(path: Path) -> set[tuple[str, bool]]:
-    """Return (top module of lepmerge, whether the import stands inside a function) of every import."""
+def imported(path: Path) -> set[str]:
+    """Return the modules of lepmerge that a module imports anywhere but under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
     }
-    found = set()
+    names: list[str] = []
     for node in ast.walk(tree):
-        names = []
+        if id(node) in typing_only:
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if name.startswith("lepmerge."):
-                top = name.split(".")[1]
-                if top in LAYERS:
-                    found.add((top, id(node) in inside))
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != "lepmerge":
+            continue
+        candidates = ["/".join(parts[1:stop]) for stop in range(len(parts), 1, -1)]
+        found.add(next((module_of(c) for c in candidates if module_of(c)), "__init__"))
     return found
 
 
+def module_of(path: str) -> str:
+    return path if path in MODULES else f"{path}/__init__" if f"{path}/__init__" in MODULES else ""
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down(module: str) -> None:
-    top = module.split("/")[0]
-    assert top in LAYERS, f"lepmerge/{module}.py is not in the layer table of this test: give it a layer"
-    for other, in_function in imported(MODULES[module]):
-        allowed = LAYERS[other] <= LAYERS[top] or (in_function and (top, other) in METHODS)
-        assert allowed, f"{module} (layer {LAYERS[top]}) imports {other} (layer {LAYERS[other]})"
+def test_a_module_imports_only_modules_before_it(module: str) -> None:
+    others = imported(MODULES[module]) - {module}
+    if module not in ORDER:
+        only_docstring = len(ast.parse(MODULES[module].read_text()).body) == 1
+        assert module.endswith("__init__") and only_docstring, f"{module} is not in ORDER of this test: add it"
+        return
+    late = [other for other in others if ORDER.index(other) > ORDER.index(module)]
+    assert not late, f"{module} imports {late}, which come after it in ORDER"
 
 
-def test_no_circles_between_modules() -> None:
-    """What is imported when a module is loaded has no circle, so that every module can be imported first."""
-    edges = {module: {o for o, inner in imported(path) if not inner} for module, path in MODULES.items()}
-    tops: dict[str, set[str]] = {}
-    for module, others in edges.items():
-        top = module.split("/")[0]
-        tops.setdefault(top, set()).update(others - {top})
-    tops.pop("__init__", None)
-    while tops:
-        free = [top for top, others in tops.items() if not others & tops.keys()]
-        assert free, f"a circle among {sorted(tops)}"
-        for top in free:
-            del tops[top]
+def test_the_order_names_every_module_once_and_no_other() -> None:
+    assert len(ORDER) == len(set(ORDER)) and set(ORDER) <= MODULES.keys()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["tokenizer", "extend", "--help"], ["--version"]])
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom lepmerge.cli import main\n"
+        "import sys\nfrom lepmerge.commands.main import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'yaml'} & sys.modules.keys()))"
     )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["lepmerge.corpus", "lepmerge.config.entries", "lepmerge.training.config"])
+def test_readers_and_schemas_import_neither_torch_nor_transformers(module: str) -> None:
+    program = f"import sys, {module}\nprint(sorted({{'torch', 'transformers', 'tokenizers'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -14,8 +14,8 @@ import paper_models
 import pico
 import pytest
 
-from lepmerge.darumeru import COLUMNS
-from lepmerge.recipe import load_recipe
+from lepmerge.comparison.darumeru import COLUMNS
+from lepmerge.merge.recipe import load_recipe
 from lepmerge.training.config import load_train_config
 
 PAPER = Path(__file__).parent.parent / "recipes/paper"
@@ -59,7 +59,7 @@ FEW = 24
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str, str, str], dict[str, str]]:
     """Return (table, model, variant, method) → a row of the paper."""
-    with (files("lepmerge") / "darumeru_paper.csv").open(encoding="utf-8", newline="") as file:
+    with (files("lepmerge.comparison") / "darumeru_paper.csv").open(encoding="utf-8", newline="") as file:
         return {
             (row["table"], row["model"], row["variant"].lower(), row["method"].lower()): row
             for row in csv.DictReader(file)

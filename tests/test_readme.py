@@ -89,7 +89,7 @@ def test_python(checkout: Path) -> None:
 
 
 def test_the_recipe_shown_is_a_recipe(tmp_path: Path) -> None:
-    from lepmerge.recipe import load_recipe
+    from lepmerge.merge.recipe import load_recipe
 
     (shown,) = blocks("yaml")
     (tmp_path / "recipe.yaml").write_text(shown)
@@ -101,8 +101,8 @@ def test_files_that_the_readme_names_are_there() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
     tree = README.split("    lepmerge/\n")[1].split("    eval/")[0]
-    for name in re.findall(r"[\w/]+\.py", tree):
-        assert (ROOT / "lepmerge" / name).exists(), name
+    folders = {path.name for path in (ROOT / "lepmerge").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"^ +(\w+)/ ", tree, re.M)) == folders
 
 
 @pytest.mark.parametrize("name", ["mistral-7b", "llama-3-8b"])

@@ -19,8 +19,8 @@ import pytest
 import reference
 from tokenizers import Tokenizer
 
-from lepmerge.conversion import ADDED, DECOMPOSED, EXACT, INEXACT, NONE, Conversion, build_conversion
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import ADDED, DECOMPOSED, EXACT, INEXACT, NONE, Conversion, build_conversion
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 MISTRAL = ("mistral_v1", "mistral_v3", "tekken")
 FOLDER = os.environ.get("LEPMERGE_TOKENIZERS")

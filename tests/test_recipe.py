@@ -7,7 +7,7 @@ import pytest
 
 import lepmerge
 from lepmerge.errors import RecipeError
-from lepmerge.recipe import Recipe
+from lepmerge.merge.recipe import Recipe
 
 GOOD = """\
 models:
@@ -142,5 +142,5 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, setting, monkeypatch: 
         (work / name).symlink_to(folder)
     recipe = pico.write_recipe(work / "recipe.yaml", **{name: Path(name) for name in setting})
     monkeypatch.chdir(tmp_path)
-    assert lepmerge.load_recipe("work/recipe.yaml").run(device="cpu") == work / "out"
-    assert lepmerge.load_recipe(recipe).plan().target == work / "out"
+    assert pico.run_file("work/recipe.yaml", device="cpu") == work / "out"
+    assert pico.plan_file(recipe).target == work / "out"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lepmerge.errors import ReferenceNotFound
-from lepmerge.references import resolve
+from lepmerge.models.references import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

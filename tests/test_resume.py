@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lepmerge
-from lepmerge import execute
-from lepmerge.cli import main
+from lepmerge.commands.main import main
+from lepmerge.merge import execute
 
 
 class Killed(BaseException):
@@ -39,7 +38,7 @@ def beside(recipe: Path) -> list[str]:
 
 
 def run(recipe: Path, **options) -> Path:
-    return lepmerge.load_recipe(recipe).run(device="cpu", **options)
+    return pico.run_file(recipe, device="cpu", **options)
 
 
 def reference_of(recipe: Path, tmp_path: Path) -> dict[str, bytes]:
@@ -74,7 +73,7 @@ def crash_everywhere(recipe: Path, tmp_path: Path, monkeypatch, *, overwrite: bo
     """Crash a run before every `step`-th disk call, and let the next one recover; return the number of crashes."""
     new = reference_of(recipe, tmp_path)
     old = {"config.json": b"{}", "model-00009-of-00009.safetensors": b"old weights"}
-    plan = lepmerge.load_recipe(recipe).plan()
+    plan = pico.plan_file(recipe)
     target, aside = plan.target, plan.target.with_name(".out.lepmerge-old")
     monkeypatch.setattr(execute, "check_tokenizer", lambda folder, plan: None)  # slow, and only reads
     for number, point in enumerate(range(first, 100_000, step)):
@@ -274,7 +273,7 @@ def slowly(arguments: list[str], started) -> None:
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pico", "test_resume", "lepmerge.execute", "transformers.models.auto"])
+    context.set_forkserver_preload(["pico", "test_resume", "lepmerge.merge.execute", "transformers.models.auto"])
     return context
 
 

@@ -16,9 +16,8 @@ import reference
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lepmerge
-from lepmerge.conversion import EXACT, build_conversion
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import EXACT, build_conversion
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -123,7 +122,7 @@ def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
 @pytest.mark.parametrize("method", ["swap", "overlap", "conversion", "delta"])
 def test_method(recipe: Path, tmp_path: Path, method: str) -> None:
     overrides = [f"steps.0.method={method}", "steps.0.keep_shared_rows=true", f"output.path={tmp_path / method}"]
-    folder = lepmerge.load_recipe(recipe, overrides).run(device="cpu")
+    folder = pico.run_file(recipe, overrides, device="cpu")
     work = recipe.parent / "work/laptop"
     instruct, out = (reference.weights(path) for path in (work / "instruct", folder))
     old, new = Vocabulary.in_folder(work / "instruct"), Vocabulary.in_folder(folder)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lepmerge.corpus import find_files, texts
 from lepmerge.errors import CorpusError
-from lepmerge.tokenization.corpus import find_files, texts
 
 TEXTS = ["Первый абзац,\nв две строки.", "Второй: ёлка 🎄", "third"]
 

@@ -18,7 +18,7 @@ from lepmerge.tokenization.build import extend_tokenizer
 from lepmerge.tokenization.extend import extended_spec, learn
 from lepmerge.tokenization.gates import check_ids, check_reachable, check_round_trip, random_texts
 from lepmerge.tokenization.script import allowed_tokens
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 TEXT = [
     "Съешь же ещё этих мягких французских булок, да выпей чаю.",

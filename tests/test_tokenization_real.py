@@ -14,7 +14,7 @@ from test_real_tokenizers import check, vocabulary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, report_on, train_tokenizer
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 import lepmerge
 from lepmerge.tokenization.build import optimize_tokenizer, report_on, train_tokenizer
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 RUSSIAN = [
     "Съешь же ещё этих мягких французских булок, да выпей чаю.",

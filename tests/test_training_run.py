@@ -234,10 +234,11 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     models["adapted"] = "adapted"
     named = pico.write_recipe(tmp_path / "named.yaml", **models)
     named = lepmerge.load_recipe(named, [f"output.path={tmp_path / 'named'}"])
-    tables = [load_file(f / "model.safetensors") for f in (tmp_path / "out", named.run(device="cpu"))]
+    folders = (tmp_path / "out", lepmerge.run_plan(lepmerge.make_plan(named), device="cpu"))
+    tables = [load_file(folder / "model.safetensors") for folder in folders]
     assert all(torch.equal(table, tables[1][name]) for name, table in tables[0].items())
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
-    pico.assert_one_line_error(pico.command("run", recipe), 2, "does not hold what config.yaml trains")
+    pico.assert_one_line_error(pico.command("run", recipe), 2, "config.yaml is not trained yet")
 
 
 def test_nan_stops_and_names_the_last_checkpoint(tmp_path: Path, english) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import lepmerge
 from lepmerge.errors import RecipeError
-from lepmerge.recipe import Recipe
+from lepmerge.merge.recipe import Recipe
 from lepmerge.training.config import load_train_config
 
 TEMPLATE = """\
@@ -213,16 +213,18 @@ def test_run_card_and_fingerprint_see_the_resolved_recipe(tmp_path: Path, settin
     (tmp_path / "template.yaml").write_text(template.replace("method: conversion", "method: ${method}"))
     leaf = tmp_path / "leaf.yaml"
     leaf.write_text("extends: template.yaml\nvariables: {method: delta}\n")
-    folder = lepmerge.load_recipe(leaf).run(device="cpu")
+    folder = pico.run_file(leaf, device="cpu")
     recipe = json.loads((folder / "lepmerge_report.json").read_text())["recipe"]
     assert recipe["steps"][0]["method"] == "delta" and "extends" not in recipe and "variables" not in recipe
     assert "method: delta" in (folder / "README.md").read_text()
     plain = tmp_path / "plain.yaml"
     plain.write_text(template.replace("method: conversion", "method: delta"))
-    from lepmerge.execute import fingerprint_of
+    from lepmerge.merge.execute import fingerprint_of
 
-    plans = [lepmerge.load_recipe(path, [f"output.path={tmp_path / 'other'}"]).plan() for path in (leaf, plain)]
-    swapped = lepmerge.load_recipe(leaf, ["variables.method=swap", f"output.path={tmp_path / 'other'}"]).plan()
+    plans = [pico.plan_file(path, [f"output.path={tmp_path / 'other'}"]) for path in (leaf, plain)]
+    swapped = lepmerge.make_plan(
+        lepmerge.load_recipe(leaf, ["variables.method=swap", f"output.path={tmp_path / 'other'}"])
+    )
     assert fingerprint_of(plans[0], {}) == fingerprint_of(plans[1], {}) != fingerprint_of(swapped, {})
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from lepmerge import open_model
-from lepmerge.conversion import DECOMPOSED, EXACT, build_conversion, converted
 from lepmerge.operations.propagate_embeddings import METHODS, propagate_embeddings
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
+from lepmerge.vocabulary.conversion import DECOMPOSED, EXACT, build_conversion, converted
 
 Tables = dict[str, torch.Tensor]
 

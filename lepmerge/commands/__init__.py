@@ -1,1 +1,1 @@
-"""Command groups that lepmerge/cli.py puts together: one file a group."""
+"""Command groups that lepmerge/commands/main.py puts together: one file a group."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lepmerge.console import table
+from lepmerge.commands.console import table
 
 
 @click.command()
@@ -61,7 +61,7 @@ def compare(
       lepmerge compare old=models/instruct out/delta --text ru.txt --text en.txt --task task.jsonl --html report.html
     """
     from lepmerge.comparison.report import check_writable
-    from lepmerge.schema import num_bytes
+    from lepmerge.config.schema import num_bytes
 
     try:
         size = num_bytes(max_bytes)
@@ -76,7 +76,7 @@ def compare(
     from lepmerge.comparison.compare import Settings
     from lepmerge.comparison.compare import compare as compare_models
     from lepmerge.comparison.loading import load_model
-    from lepmerge.execute import choose_device
+    from lepmerge.device import choose_device
 
     disable_progress_bar()
     chosen = choose_device(device)
@@ -118,7 +118,7 @@ def show(results: dict[str, Any]) -> None:
 def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> None:
     if plot is not None:
         from lepmerge.comparison.columns import charts_of
-        from lepmerge.plots import panels
+        from lepmerge.output.plots import panels
 
         charts, names = charts_of(results), list(results["models"])
         panels(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lepmerge.console import show_note, table
+from lepmerge.commands.console import show_note, table
 
 
 @click.command()
@@ -31,7 +31,7 @@ def darumeru(
     Example:
       lepmerge darumeru eval/instruct/results_*.json eval/instruct-ru/results_*.json --plot darumeru.png
     """
-    from lepmerge.darumeru import COLUMNS, as_records, cells, fitting_tables, paper_rows, read_results
+    from lepmerge.comparison.darumeru import COLUMNS, as_records, cells, fitting_tables, paper_rows, read_results
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv")
@@ -39,7 +39,7 @@ def darumeru(
     wanted = [int(number) for number in tables if number != "none"] if tables else fitting_tables(measured)
     rows, reference = [*measured, *paper_rows(wanted)], measured[0]
     if plot is not None:
-        from lepmerge.plots import panels
+        from lepmerge.output.plots import panels
 
         values = {
             label: [(row.scores[column], row.errors[column]) for row in rows] for column, label in COLUMNS.items()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lepmerge.console import progress_bar, table
+from lepmerge.commands.console import progress_bar, table
 
 _corpus = click.argument("corpus", nargs=-1, required=True)  # files, folders, globs, Hub data sets
 _column = click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
@@ -181,7 +181,7 @@ def report(
 
     found = report_on(tokenizers, files, column=column, limit=_bytes(limit))
     if plot is not None:
-        from lepmerge.plots import bars
+        from lepmerge.output.plots import bars
 
         values = {
             text: {name: figures["symbols_per_token"] for name, figures in by_name.items()}
@@ -210,7 +210,7 @@ def _shown(figure: str, value: Any) -> Any:
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
-    from lepmerge.tokenization.corpus import find_files
+    from lepmerge.corpus import find_files
 
     return progress_bar(sum(path.stat().st_size for path in find_files(corpus, split=split)), quiet=quiet)
 
@@ -226,7 +226,7 @@ def _share(text: str) -> float:
 
 
 def _bytes(limit: str | None) -> int | None:
-    from lepmerge.schema import num_bytes
+    from lepmerge.config.schema import num_bytes
 
     try:
         return None if limit is None else num_bytes(limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lepmerge.console import human_bytes, show_note, table
+from lepmerge.commands.console import human_bytes, show_note, table
 
 LINE_SECONDS = 60
 """Without a terminal a line is written at least so often."""
@@ -54,7 +54,7 @@ def train(
     from lepmerge.training.config import load_train_config
 
     loaded = load_train_config(config, overrides)
-    from lepmerge.execute import choose_device
+    from lepmerge.device import choose_device
 
     chosen = choose_device(device)
     if dry_run:
@@ -170,10 +170,11 @@ def _lines() -> Callable[[dict[str, Any]], None]:
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
     """Write the base model with the trained embeddings, by the recipe that says so."""
-    from lepmerge.console import progress_bar
-    from lepmerge.execute import run_plan
-    from lepmerge.plan import make_plan
-    from lepmerge.recipe import Arithmetic, ModelEntry, Output, Recipe, SwapVocabulary
+    from lepmerge.commands.console import progress_bar
+    from lepmerge.config.entries import ModelEntry
+    from lepmerge.merge.execute import run_plan
+    from lepmerge.merge.plan import make_plan
+    from lepmerge.merge.recipe import Arithmetic, Output, Recipe, SwapVocabulary
 
     steps = [
         SwapVocabulary(op="swap_vocabulary", tokenizer="adapted"),
@@ -192,21 +193,9 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
 
 
-def unfinished(recipe: Any) -> dict[str, Any]:
-    """Return name → training configuration of a recipe's models that are not trained yet, or otherwise."""
-    trainings = recipe.trainings()
-    if not trainings:
-        return {}
-    from lepmerge.training.config import load_train_config
-    from lepmerge.training.output import is_finished
-
-    configs = {name: load_train_config(path) for name, path in trainings.items()}
-    return {name: config for name, config in configs.items() if not is_finished(config)}
-
-
 def show_estimate(config: Any, device: str, as_json: bool) -> None:
     """Print what a training will take."""
-    from lepmerge.execute import choose_device
+    from lepmerge.device import choose_device
     from lepmerge.training.estimate import estimate
     from lepmerge.training.setting import prepare
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Predicted, bits_up_to
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 EXCESS_BITS = 4.0
 """A token is suspect when its excess, less one standard error and the model's median, is larger."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import lepmerge
 from lepmerge.comparison.broken_tokens import check_tokens
 from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
@@ -20,7 +19,8 @@ from lepmerge.comparison.prompts import Prompt, read_prompts
 from lepmerge.comparison.task import measure_task, task_figures
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
-from lepmerge.provenance import versions
+from lepmerge.output.provenance import versions
+from lepmerge.version import __version__
 
 COPIED_SHARE = 4
 """A text's sentences to copy have at most its bytes divided by this, and so have its paragraphs."""
@@ -106,7 +106,7 @@ def compare(
         for model in sorted(models, key=lambda model: model is not first)
     }
     return {
-        "lepmerge": lepmerge.__version__,
+        "lepmerge": __version__,
         "versions": versions(),
         "device": str(first.device),
         "threads": torch.get_num_threads(),

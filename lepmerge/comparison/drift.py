@@ -4,9 +4,9 @@ from math import sqrt
 
 import torch
 
-from lepmerge.conversion import EXACT, build_conversion
-from lepmerge.model import INPUT, OUTPUT, Model
+from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.tensors import Workspace
+from lepmerge.vocabulary.conversion import EXACT, build_conversion
 
 ROWS_AT_ONCE = 8192
 

@@ -15,7 +15,7 @@ from lepmerge.comparison.loading import LanguageModel, Tell, batches, untold
 from lepmerge.comparison.texts import Text
 from lepmerge.errors import ComparisonError
 from lepmerge.training.held_out import cut
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 BATCH_SIZE = 32
 SPEED_BATCH = 8

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lepmerge.checkpoint import is_embeddings_only, open_checkpoint
 from lepmerge.errors import CheckpointError, ComparisonError
-from lepmerge.model import Model, text_configs
-from lepmerge.references import resolve
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.models.checkpoint import is_embeddings_only, open_checkpoint
+from lepmerge.models.model import Model, text_configs
+from lepmerge.models.references import resolve
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 UNLIMITED = 1 << 30
 TOKENS_AT_ONCE = 4096

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lepmerge.comparison.loading import LanguageModel, Tell, surprisals, untold
+from lepmerge.corpus import find_files, texts_of
 from lepmerge.errors import ComparisonError
-from lepmerge.tensors import silent
-from lepmerge.tokenization.corpus import find_files, texts_of
+from lepmerge.progress import no_progress
 from lepmerge.training.held_out import cut
 
 PIECE_BYTES = 1024
@@ -92,7 +92,7 @@ def read_text(
     paragraphs: list[str] = []
     left = max_bytes if max_bytes is not None else 1 << 62
     for file in find_files(sources):
-        for paragraph in (part for whole in texts_of(file, column, silent) for part in _paragraphs(whole)):
+        for paragraph in (part for whole in texts_of(file, column, no_progress) for part in _paragraphs(whole)):
             if left <= 0:
                 break
             part = next(cut(paragraph, left), "")

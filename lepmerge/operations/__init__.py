@@ -1,8 +1,8 @@
-"""Operations: pure functions, model → model. One file an operation; its recipe entry stands in lepmerge/recipe.py."""
+"""Operations: pure functions, model → model. One file per operation."""
 
 from collections.abc import Callable
 
-from lepmerge.model import Model
+from lepmerge.models.model import Model
 from lepmerge.operations.arithmetic import arithmetic
 from lepmerge.operations.propagate_embeddings import propagate_embeddings
 from lepmerge.operations.swap_vocabulary import swap_vocabulary

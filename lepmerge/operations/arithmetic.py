@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from lepmerge.conversion import NONE, Conversion, build_conversion, converted
 from lepmerge.errors import CheckpointError, RecipeError
-from lepmerge.expression import Node, parse
-from lepmerge.model import INPUT, OUTPUT, Facts, Model
-from lepmerge.safetensors_io import require_computable
+from lepmerge.models.model import INPUT, OUTPUT, Facts, Model
+from lepmerge.models.safetensors_io import require_computable
+from lepmerge.operations.expression import Node, parse
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
+from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion, converted
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 FUNCTIONS = {

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lepmerge.conversion import DECOMPOSED, EXACT, INEXACT, Conversion, converted
 from lepmerge.tensors import (
     ChosenRows,
     LazyTensor,
@@ -20,7 +19,8 @@ from lepmerge.tensors import (
     blocks,
     bytes_per_row,
 )
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import DECOMPOSED, EXACT, INEXACT, Conversion, converted
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 Init = Callable[[LazyTensor, Conversion, Vocabulary, Vocabulary], LazyTensor]
 """(old table, T, old vocabulary, new vocabulary) → new table."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from lepmerge.model import Facts, Model
+from lepmerge.models.model import Facts, Model
 from lepmerge.tensors import ChosenRows, LazyTensor, MeanRow, RepeatedRow
 
 

@@ -13,12 +13,20 @@ from dataclasses import replace
 
 import torch
 
-from lepmerge.conversion import DECOMPOSED, EXACT, INEXACT, Conversion, build_conversion, converted, differing_tokens
 from lepmerge.errors import CheckpointError, VocabularyError
 from lepmerge.least_squares import Drift, Fit
-from lepmerge.model import OUTPUT, Facts, Model
+from lepmerge.models.model import OUTPUT, Facts, Model
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import (
+    DECOMPOSED,
+    EXACT,
+    INEXACT,
+    Conversion,
+    build_conversion,
+    converted,
+    differing_tokens,
+)
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 METHODS = ("swap", "overlap", "conversion", "delta")
 FITTED_KINDS = {"overlap": (EXACT,), "conversion": (EXACT, DECOMPOSED, INEXACT)}

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from lepmerge.conversion import NONE, build_conversion
-from lepmerge.model import Facts, Model
+from lepmerge.models.model import Facts, Model
 from lepmerge.operations.inits import INITS, with_mean_row
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import NONE, build_conversion
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[str, str]) -> Model:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lepmerge.corpus import Progress, texts
 from lepmerge.errors import VocabularyError
-from lepmerge.references import resolve
-from lepmerge.tokenization.corpus import Progress, texts
+from lepmerge.models.references import resolve
 from lepmerge.tokenization.extend import extended_spec, learn
 from lepmerge.tokenization.gates import (
     check_added,
@@ -24,7 +24,7 @@ from lepmerge.tokenization.save import check_free, save_tokenizer
 from lepmerge.tokenization.script import allowed_tokens
 from lepmerge.tokenization.train import train_bpe, train_unigram
 from lepmerge.tokenization.words import count_words
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SAMPLE_TEXTS = 2000
 SAMPLE_EVERY = 97

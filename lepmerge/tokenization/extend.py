@@ -13,7 +13,7 @@ from lepmerge.errors import VocabularyError
 from lepmerge.tokenization.script import Allowed
 from lepmerge.tokenization.train import renumbered
 from lepmerge.tokenization.words import old_tokens
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 LEAST_COUNT = 2
 Pair = tuple[int, int]

@@ -11,7 +11,7 @@ from typing import Any
 from lepmerge.errors import VocabularyError
 from lepmerge.tokenization.train import renumbered
 from lepmerge.tokenization.words import old_tokens
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 def token_counts(words: Iterable[tuple[str, int]], vocabulary: Vocabulary) -> Counter[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lepmerge.tokenization.gates import check_round_trip
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 FIGURES = {
     "symbols_per_token": "characters by tokens (the paper's figure)",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lepmerge.carried_files import to_json, tokenizer_config
 from lepmerge.errors import OutputError, VocabularyError
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.output.carried_files import to_json, tokenizer_config
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 CARRIED = ("chat_template.jinja", "additional_chat_templates")
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from lepmerge.errors import CorpusError, VocabularyError
 from lepmerge.tokenization.words import SENTENCEPIECE_WORDS
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True}

@@ -8,7 +8,7 @@ from itertools import islice
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from lepmerge.errors import VocabularyError
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SENTENCEPIECE_WORDS = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^▁\p{L}\p{M}\p{N}]+"
 """SentencePiece models split nothing off, but none of their tokens goes beyond a word, a digit or a run of signs."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from lepmerge.errors import LepmergeError
-from lepmerge.tensors import silent
+from lepmerge.progress import Progress, no_progress
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.setting import Setting, digest
-from lepmerge.training.tokens import Progress, Tokens, tokenized
+from lepmerge.training.tokens import Tokens, tokenized
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def digest_seed(seed: int, epoch: int) -> int:
     return int(digest([seed, epoch])[:15], 16)
 
 
-def blocks_of(setting: Setting, folder: Path, progress: Progress = silent) -> Blocks:
+def blocks_of(setting: Setting, folder: Path, progress: Progress = no_progress) -> Blocks:
     """Return the blocks of a setting's data; what is tokenized is kept in `folder`."""
     config = setting.config
     if len(setting.prefix_ids) + 2 > config.block_size:

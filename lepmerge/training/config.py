@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepmerge.recipe import Init, InitPerTable, ModelEntry
-from lepmerge.references import is_path
-from lepmerge.schema import Schema, Strict, num_bytes
+from lepmerge.config.entries import Init, InitPerTable, ModelEntry
+from lepmerge.config.schema import Schema, Strict, num_bytes
+from lepmerge.paths import is_path
 
 Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lepmerge.checkpoint import files_of
-from lepmerge.model import INPUT, OUTPUT, Model, text_configs
-from lepmerge.safetensors_io import TORCH_DTYPES
-from lepmerge.tensors import silent
-from lepmerge.tokenization.corpus import COMPRESSIONS
+from lepmerge.corpus import COMPRESSIONS
+from lepmerge.models.checkpoint import files_of
+from lepmerge.models.model import INPUT, OUTPUT, Model, text_configs
+from lepmerge.models.safetensors_io import TORCH_DTYPES
+from lepmerge.progress import no_progress
 from lepmerge.training.config import TrainConfig, TrainingSource
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
@@ -144,7 +144,7 @@ def _tokens(setting: Setting, source: TrainingSource) -> tuple[float, bool]:
     size = sum(f.stat().st_size * (1 if f.suffix not in COMPRESSIONS[1:] else GZIP_RATIO) for f in files)
     size = min(size, source.limit or size)
     sample = source.model_copy(update={"limit": min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)})
-    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, silent)]
+    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, no_progress)]
     tokens, num_bytes = (sum(column) for column in zip(*counted, strict=True))
     exact = size <= SAMPLE_BYTES
     return (tokens if exact else tokens * size / num_bytes), exact

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lepmerge.corpus import texts_of
 from lepmerge.errors import CorpusError
-from lepmerge.tensors import silent
-from lepmerge.tokenization.corpus import texts_of
+from lepmerge.progress import no_progress
 from lepmerge.training.learner import Learner
 from lepmerge.training.loss import IGNORED, linear_cross_entropy
 from lepmerge.training.setting import Setting
@@ -38,7 +38,7 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
         pieces: list[str] = []
         left = source.limit or math.inf
         for file in setting.files(source):
-            for text in texts_of(file, source.column, silent):
+            for text in texts_of(file, source.column, no_progress):
                 if left > 0:
                     pieces += cut(text, setting.config.block_size - max(1, len(prefix)))
                 left -= len(text.encode())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
-from lepmerge.model import INPUT, OUTPUT
+from lepmerge.models.model import INPUT, OUTPUT
 from lepmerge.tensors import ahead
 from lepmerge.training.blocks import Batch, Blocks
 from lepmerge.training.body import Body

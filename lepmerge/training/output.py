@@ -13,18 +13,18 @@ from typing import Any
 
 import yaml
 
-import lepmerge
-from lepmerge.carried_files import carried_files, to_json
-from lepmerge.checkpoint import EMBEDDINGS, read_json
-from lepmerge.plots import curves
-from lepmerge.provenance import PAPER, versions
-from lepmerge.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
-from lepmerge.staging import Staging
+from lepmerge.models.checkpoint import EMBEDDINGS, read_json
+from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
+from lepmerge.output.carried_files import carried_files, to_json
+from lepmerge.output.plots import curves
+from lepmerge.output.provenance import PAPER, versions
+from lepmerge.output.staging import Staging
 from lepmerge.tensors import blocks, workspace_for
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.learner import Learner
 from lepmerge.training.loop import Track
 from lepmerge.training.setting import Setting
+from lepmerge.version import __version__
 
 REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
 
@@ -63,7 +63,7 @@ def report_of(
     """Return everything that a training found out; no timings, so that it repeats byte for byte."""
     evaluated = [line for line in lines if "bits_per_byte" in line]
     return {
-        "lepmerge": lepmerge.__version__,
+        "lepmerge": __version__,
         "versions": versions(),
         "fingerprint": setting.fingerprint,
         "config": setting.config.plain(),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lepmerge.errors import OutputError
-from lepmerge.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
 from lepmerge.training.blocks import Blocks, blocks_of
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig

@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lepmerge.checkpoint import files_of, is_embeddings_only, open_checkpoint
+from lepmerge.corpus import find_files, is_dataset
 from lepmerge.errors import CheckpointError, RecipeError
-from lepmerge.model import INPUT, OUTPUT, Model
+from lepmerge.models.checkpoint import files_of, is_embeddings_only, open_checkpoint
+from lepmerge.models.model import INPUT, OUTPUT, Model
+from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
-from lepmerge.references import Reference, resolve
-from lepmerge.tokenization.corpus import find_files, is_dataset
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.tables import new_rows
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lepmerge.safetensors_io import DTYPE_NAMES, SafetensorsFile, StoredTensor, build_header, to_bytes, write_all
+from lepmerge.models.safetensors_io import DTYPE_NAMES, SafetensorsFile, StoredTensor, build_header, to_bytes, write_all
 from lepmerge.training.learner import Learner
 
 PARTS = ("master", "exp_avg", "exp_avg_sq")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lepmerge.conversion import ADDED, EXACT, build_conversion
 from lepmerge.errors import VocabularyError
-from lepmerge.model import Model
+from lepmerge.models.model import Model
 from lepmerge.tensors import LazyTensor, Workspace, blocks, workspace_for
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.conversion import ADDED, EXACT, build_conversion
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ than a block is cut within. Pieces are packed into blocks so that little room is
 import json
 import shutil
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lepmerge.corpus import kind_of, texts_of
 from lepmerge.errors import CorpusError
-from lepmerge.tokenization.corpus import kind_of, texts_of
+from lepmerge.progress import Progress
 from lepmerge.training.config import Source
 from lepmerge.training.setting import Setting, digest, identities
 
@@ -28,7 +29,6 @@ TEXTS_AT_ONCE = 1 << 20
 LONGEST_DOCUMENT = 1 << 20
 OPEN_BLOCKS = 1024
 """Blocks that wait for a piece that fits; the fullest one is closed when there are more."""
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ python recipes/quickstart/run.py
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lepmerge
@@ -20,12 +21,22 @@ def run(*arguments: str | Path) -> None:
         raise SystemExit(f"lepmerge {arguments[0]} ended with {done.returncode}: run this again to go on from there")
 
 
+def result_of(recipe: Path, overrides: Sequence[str] = ()) -> Path:
+    """Run a recipe and return its output folder."""
+    loaded = lepmerge.load_recipe(recipe, overrides)
+    plan = lepmerge.make_plan(loaded, trained=lepmerge.trained_folders(loaded))
+    return lepmerge.run_plan(plan, overwrite=True)
+
+
 def main() -> None:
     run("train", HERE / "train.yaml", "--device", "cpu", "--overwrite")
-    folders = {"instruct": HERE / "instruct", "mean": lepmerge.load_recipe(HERE / "mean.yaml").run(overwrite=True)}
+    folders = {
+        "instruct": HERE / "instruct",
+        "mean": result_of(HERE / "mean.yaml"),
+    }
     for method in METHODS:
         overrides = [f"steps.0.method={method}", f"output.path={HERE / 'out' / method}"]
-        folders[method] = lepmerge.load_recipe(HERE / "recipe.yaml", overrides).run(overwrite=True)
+        folders[method] = result_of(HERE / "recipe.yaml", overrides)
     models = [f"{name}={folder}" for name, folder in folders.items()]
     measured = ("--text", f"ru={HERE / 'heldout_ru.txt'}", "--task", HERE / "task.jsonl", "--copies", "0")
     run("compare", *models, *measured, "--device", "cpu", "--html", HERE / "out" / "report.html")

@@ -74,3 +74,9 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def pairs(values: dict[str, Any] | None) -> str:
+    """Return `key value, key value`; a nested dictionary is written the same way."""
+    plain = {key: pairs(value) if isinstance(value, dict) else value for key, value in (values or {}).items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())

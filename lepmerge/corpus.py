@@ -9,21 +9,20 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lepmerge.errors import CorpusError
-from lepmerge.references import did_you_mean
-from lepmerge.tensors import silent
+from lepmerge.paths import did_you_mean
+from lepmerge.progress import Progress, no_progress
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LONGEST_PARAGRAPH = 1 << 20
 """Characters after which a paragraph without an end is cut at a line, so that memory stays bounded."""
-Progress = Callable[[str, int], None]
 
 
 def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:
@@ -77,7 +76,7 @@ def texts(
     left = limit
     is_empty = True
     for file in find_files(sources, split=split):
-        for text in texts_of(file, column, progress or silent):
+        for text in texts_of(file, column, progress or no_progress):
             is_empty = False
             if left is not None:
                 left -= len(text.encode())

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
-from lepmerge.model import Model, find_tables, vocab_size
-from lepmerge.references import Reference
-from lepmerge.safetensors_io import SafetensorsFile, StoredTensor, require_computable
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.models.model import Model, find_tables, vocab_size
+from lepmerge.models.references import Reference, resolve
+from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -49,6 +49,11 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
     )
     _check_tables(model)
     return _without_tied_copy(model)
+
+
+def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
+    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
+    return open_checkpoint(resolve(str(reference), revision=revision))
 
 
 def files_of(model: Model) -> list[SafetensorsFile]:

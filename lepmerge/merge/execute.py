@@ -4,20 +4,17 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import lepmerge
-from lepmerge.card import model_card, report_of
-from lepmerge.carried_files import to_json
-from lepmerge.checkpoint import INDEX
-from lepmerge.errors import LepmergeError, VocabularyError
-from lepmerge.plan import Plan, Shard, index_of
-from lepmerge.recipe import Recipe
-from lepmerge.safetensors_io import (
+from lepmerge.device import choose_device
+from lepmerge.errors import VocabularyError
+from lepmerge.merge.card import model_card, report_of
+from lepmerge.merge.plan import Plan, Shard, index_of
+from lepmerge.models.checkpoint import INDEX
+from lepmerge.models.safetensors_io import (
     SafetensorsFile,
     StoredTensor,
     build_header,
@@ -26,16 +23,17 @@ from lepmerge.safetensors_io import (
     to_bytes,
     write_all,
 )
-from lepmerge.staging import SMALL_FILES, Staging, check_space, check_target
-from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks, silent
+from lepmerge.output.carried_files import to_json
+from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.progress import Progress, no_progress
+from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks
+from lepmerge.version import __version__
 
-Progress = Callable[[str, int], None]
-"""Called with what is done now and the bytes done since the last call."""
 RUN_FILE = "lepmerge_run.json"
 
 
 def run_plan(
-    plan: Plan | Recipe,
+    plan: Plan,
     *,
     device: str = "auto",
     overwrite: bool = False,
@@ -53,8 +51,7 @@ def run_plan(
     Raises:
         LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
     """
-    plan = plan.plan() if isinstance(plan, Recipe) else plan
-    progress = progress or silent
+    progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
     staging = Staging(plan.target)
@@ -86,34 +83,10 @@ def run_plan(
     return plan.target
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        LepmergeError: the device is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise LepmergeError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from error
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise LepmergeError(f"--device {name}: there is no such device here; use --device cpu")
-    return device
-
-
 def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
     """Return a hash of the recipe, the layout and each input file's path, inode, size and time of change."""
     described = {
-        "lepmerge": lepmerge.__version__,
+        "lepmerge": __version__,
         "torch": torch.__version__,
         "recipe": plan.recipe.model_dump(mode="json", exclude={"output": {"path"}}),
         "shards": {shard.name: hashlib.sha256(shard.header.encoded).hexdigest() for shard in plan.shards},

@@ -9,7 +9,7 @@ from typing import Any
 
 from lepmerge.errors import CheckpointError
 from lepmerge.tensors import LazyTensor, Reduction
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 INPUT, OUTPUT = "input_embeddings", "output_embeddings"
 INPUT_SUFFIXES = (

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from lepmerge.carried_files import carried_files
-from lepmerge.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
+from lepmerge.config.entries import InitPerTable, TrainedEntry
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
-from lepmerge.model import Model
+from lepmerge.merge.recipe import Arithmetic, PerTable, Recipe
+from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
+from lepmerge.models.model import Model
+from lepmerge.models.references import Reference, resolve
+from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
 from lepmerge.operations import OPERATIONS
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
-from lepmerge.recipe import Arithmetic, InitPerTable, PerTable, Recipe, TrainedEntry
-from lepmerge.references import Reference, resolve
-from lepmerge.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
+from lepmerge.output.carried_files import carried_files
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,
@@ -27,7 +28,7 @@ from lepmerge.tensors import (
     leaves_of,
     reductions_of,
 )
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,17 @@ class Plan:
             + blocks,
         }
 
-    def run(self, **options: Any) -> Path:
-        """Run the plan and return the output folder; see lepmerge.execute.run_plan."""
-        from lepmerge.execute import run_plan
 
-        return run_plan(self, **options)
-
-
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> Plan:
     """Return the plan of a recipe.
+
+    trained: model name → folder of its finished training, for the entries `{train: …}`; see
+    lepmerge.training.trained.trained_folders.
 
     Raises:
         LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
     """
-    references = {name: _reference(recipe, name) for name in recipe.models}
+    references = {name: _reference(recipe, name, trained or {}) for name in recipe.models}
     models = {name: open_checkpoint(reference, name=name) for name, reference in references.items()}
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
@@ -123,28 +121,19 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(recipe, references, models, start, model, shards, files)
 
 
-def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
-    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
-    return open_checkpoint(resolve(str(reference), revision=revision))
-
-
-def _reference(recipe: Recipe, name: str) -> Reference:
+def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Reference:
     entry = recipe.models[name]
-    if not isinstance(entry, TrainedEntry):
-        try:
-            return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
-        except ReferenceNotFound as error:
-            raise ReferenceNotFound(f"models.{name}: {error}") from error
-    from lepmerge.training.config import load_train_config
-    from lepmerge.training.output import is_finished
-
-    config = load_train_config(recipe.resolve(entry.train))
-    if not is_finished(config):
-        raise RecipeError(
-            f"models.{name}: {config.target} does not hold what {entry.train} trains: run `lepmerge train "
-            f"{recipe.resolve(entry.train)}` first, or give `lepmerge run` --train"
-        )
-    return Reference(entry.train, config.target)
+    if isinstance(entry, TrainedEntry):
+        if name not in trained:
+            raise RecipeError(
+                f"models.{name}: {entry.train} is not trained yet: run `lepmerge train {recipe.resolve(entry.train)}` "
+                f"first, or give `lepmerge run` --train"
+            )
+        return Reference(entry.train, trained[name])
+    try:
+        return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+    except ReferenceNotFound as error:
+        raise ReferenceNotFound(f"models.{name}: {error}") from error
 
 
 def _keywords(step: Any, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:

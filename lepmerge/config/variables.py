@@ -6,8 +6,20 @@ from difflib import get_close_matches
 
 import yaml
 
+from lepmerge.config.yaml_tree import (
+    NAME,
+    USE,
+    VARIABLES,
+    Place,
+    Tree,
+    dotted,
+    entries,
+    hint,
+    mapping,
+    where,
+    with_texts,
+)
 from lepmerge.errors import RecipeError
-from lepmerge.yaml_tree import NAME, USE, VARIABLES, Place, Tree, dotted, entries, hint, mapping, where, with_texts
 
 
 def filled(tree: Tree) -> yaml.MappingNode:

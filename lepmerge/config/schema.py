@@ -11,9 +11,8 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lepmerge.errors import RecipeError
-from lepmerge.variables import check_used, filled
-from lepmerge.yaml_tree import (
+from lepmerge.config.variables import check_used, filled
+from lepmerge.config.yaml_tree import (
     EXTENDS,
     SET,
     VARIABLES,
@@ -27,6 +26,7 @@ from lepmerge.yaml_tree import (
     where,
     with_texts,
 )
+from lepmerge.errors import RecipeError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Where = Callable[[Place], str]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lepmerge.checkpoint import read_json
-from lepmerge.model import Model
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.models.checkpoint import read_json
+from lepmerge.models.model import Model
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|index\.json)$|\.safetensors\..*|^optimizer|^training_args"

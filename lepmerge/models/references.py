@@ -1,14 +1,12 @@
 """A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
 
-import os
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from lepmerge.errors import ReferenceNotFound
+from lepmerge.paths import HUB_ID, did_you_mean
 
-HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
@@ -20,15 +18,6 @@ class Reference:
     folder: Path
     hub_id: str | None = None
     commit: str | None = None
-
-
-def is_path(reference: str, folder: Path) -> bool:
-    """Tell whether a reference, seen from a folder, is a path rather than a Hub id: it exists, or no id looks so."""
-    return (
-        (folder / Path(reference).expanduser()).exists()
-        or reference.startswith((".", "/", "~"))
-        or HUB_ID.fullmatch(reference) is None
-    )
 
 
 def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
@@ -54,16 +43,6 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
     if match is None or reference.startswith((".", "/", "~")):
         raise ReferenceNotFound(f"no such folder: {folder}{did_you_mean(folder)}")
     return _download(reference, match["id"], revision or match["revision"], folder)
-
-
-def did_you_mean(path: Path) -> str:
-    """Return a question that names what lies beside a missing path and is called much the same; else nothing."""
-    try:
-        beside = os.listdir(path.parent)
-    except OSError:
-        return ""
-    near = get_close_matches(path.name, [name for name in beside if not name.startswith(".")], 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:

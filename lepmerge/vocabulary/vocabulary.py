@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
-from lepmerge.tokenizer_json import family_of, of_the_middle, read_spec
+from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, read_spec
 
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the tables of bytes, the library's own copy (measured: 1.1 kB)."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from lepmerge.checkpoint import files_of, is_embeddings_only
-from lepmerge.conversion import EXACT, Conversion, build_conversion, converted
-from lepmerge.model import Model
-from lepmerge.safetensors_io import StoredTensor, is_computable
+from lepmerge.models.checkpoint import files_of, is_embeddings_only
+from lepmerge.models.model import Model
+from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.tensors import LazyTensor, Workspace, blocks
+from lepmerge.vocabulary.conversion import EXACT, Conversion, build_conversion, converted
 
 
 def inspect(model: Model) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-import lepmerge
-from lepmerge.checkpoint import files_of
-from lepmerge.model import Model
-from lepmerge.plan import Plan
-from lepmerge.provenance import PAPER, versions
+from lepmerge.merge.plan import Plan
+from lepmerge.models.checkpoint import files_of
+from lepmerge.models.model import Model
+from lepmerge.output.provenance import PAPER, versions
+from lepmerge.version import __version__
 
 
 def report_of(
@@ -31,7 +31,7 @@ def report_of(
         for facts in plan.final.facts
     ]
     return {
-        "lepmerge": lepmerge.__version__,
+        "lepmerge": __version__,
         "versions": versions(),
         "device": device,
         "recipe": yaml.safe_load(plan.recipe.to_yaml()),
@@ -78,7 +78,7 @@ def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {plan.target.name}",
-        f"Made by lepmerge {lepmerge.__version__} from `{plan.recipe.start}` with this recipe:",
+        f"Made by lepmerge {__version__} from `{plan.recipe.start}` with this recipe:",
         f"```yaml\n{plan.recipe.to_yaml()}```",
     ]
     if report["tables"]:

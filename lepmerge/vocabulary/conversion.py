@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 
 from lepmerge.tensors import LazyTensor, Rows, Workspace, as_index, narrowest
-from lepmerge.vocabulary import Vocabulary
+from lepmerge.vocabulary.vocabulary import Vocabulary
 
 EXACT, DECOMPOSED, INEXACT, ADDED, NONE = range(5)
 KINDS = ("exact", "decomposed", "inexact", "added", "without_source")

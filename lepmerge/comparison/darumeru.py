@@ -163,7 +163,7 @@ def _tell_apart(runs: list[_Run]) -> None:
 
 def paper_rows(tables: Sequence[int]) -> list[Row]:
     """Return the rows of some of the paper's tables 1-4 (arXiv 2412.21140)."""
-    text = (files("lepmerge") / "darumeru_paper.csv").read_text(encoding="utf-8")
+    text = (files("lepmerge.comparison") / "darumeru_paper.csv").read_text(encoding="utf-8")
     lines = [line for line in csv.DictReader(text.splitlines()) if int(line["table"]) in tables]
     rows = []
     for line in lines:

@@ -9,32 +9,16 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from lepmerge.config.entries import Init, InitPerTable, ModelEntry, TrainedEntry
+from lepmerge.config.schema import Schema, Strict, Where, num_bytes
+from lepmerge.config.variables import escaped
+from lepmerge.config.yaml_tree import NAME, dotted, hint
 from lepmerge.errors import RecipeError
-from lepmerge.references import is_path
-from lepmerge.schema import Schema, Strict, Where, num_bytes
-from lepmerge.variables import escaped
-from lepmerge.yaml_tree import NAME, dotted, hint
+from lepmerge.paths import is_path
 
 Method = Literal["swap", "overlap", "conversion", "delta"]
-Init = Literal["mean", "weighted_mean", "norm_calibrated"]
 ModelName = Annotated[str, "model"]
 TokenizerReference = Annotated[str, "tokenizer"]
-
-
-class ModelEntry(Strict):
-    """Where a model lies: a folder, or a Hub id with an optional revision."""
-
-    path: str
-    """Folder, or Hub id such as `owner/model` or `owner/model@revision`."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub; default: the newest."""
-
-
-class TrainedEntry(Strict):
-    """A model that a training configuration makes: the embeddings that `lepmerge train` writes."""
-
-    train: str
-    """The configuration's file; `lepmerge run --train` trains what is not trained yet."""
 
 
 class PerTable(Strict):
@@ -43,15 +27,6 @@ class PerTable(Strict):
     input: Method
     """Of the input embeddings."""
     output: Method
-    """Of the output embeddings."""
-
-
-class InitPerTable(Strict):
-    """An init for each table."""
-
-    input: Init
-    """Of the input embeddings."""
-    output: Init
     """Of the output embeddings."""
 
 
@@ -153,18 +128,6 @@ class Recipe(Strict):
     def trainings(self) -> dict[str, Path]:
         """Return name → training configuration of the models that are trained."""
         return {name: self.resolve(e.train) for name, e in self.models.items() if isinstance(e, TrainedEntry)}
-
-    def plan(self, **options: Any):
-        """Return the plan of this recipe; see lepmerge.plan.make_plan."""
-        from lepmerge.plan import make_plan
-
-        return make_plan(self, **options)
-
-    def run(self, **options: Any) -> Path:
-        """Run the recipe and return the output folder; see lepmerge.execute.run_plan."""
-        from lepmerge.execute import run_plan
-
-        return run_plan(self.plan(), **options)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

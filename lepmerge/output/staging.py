@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import OutputError
-from lepmerge.safetensors_io import write_all
+from lepmerge.models.safetensors_io import write_all
 
 MANIFEST = "manifest.json"
 SMALL_FILES = 8 << 20

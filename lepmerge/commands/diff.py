@@ -1,0 +1,40 @@
+"""lepmerge diff: compare two models tensor by tensor."""
+
+import json
+
+import click
+
+from lepmerge.commands.console import pairs, progress_bar, table
+from lepmerge.commands.options import json_option
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--all", "all_", is_flag=True, help="List equal tensors too.")
+@json_option
+def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
+    """Compare two models tensor by tensor; vocabulary tables by the rows of tokens that both have.
+
+    Exits with 0 whether or not they differ.
+
+    \b
+    Example:
+      lepmerge diff models/instruct out/instruct-ru
+    """
+    from dataclasses import asdict
+
+    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.inspection import diff as diff_models
+
+    first, second = open_model(a), open_model(b)
+    with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
+        found = list(diff_models(first, second, progress=progress))
+    if as_json:
+        click.echo(json.dumps([asdict(difference) for difference in found], indent=2, ensure_ascii=False))
+        return
+    shown = [difference for difference in found if all_ or difference.state != "equal"]
+    rows = [[d.name, d.state, *d.shapes, d.change, pairs(d.rows)] for d in shown]
+    if rows:
+        click.echo(table(rows, header=["tensor", "state", "shape in A", "shape in B", "relative change", "rows"]))
+    click.echo(f"{len(found) - len(shown)} further tensors are equal" if not all_ else f"{len(found)} tensors")

@@ -1,0 +1,31 @@
+"""The lepmerge command: its subcommands in the order of work."""
+
+import click
+
+from lepmerge.commands.compare import compare
+from lepmerge.commands.console import CommandGroup
+from lepmerge.commands.darumeru import darumeru
+from lepmerge.commands.diff import diff
+from lepmerge.commands.inspect import inspect
+from lepmerge.commands.plan import plan_
+from lepmerge.commands.run import run
+from lepmerge.commands.tokenizer import tokenizer
+from lepmerge.commands.train import train
+from lepmerge.version import __version__
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lepmerge")
+def main() -> None:
+    """Adapt an instruct LLM to another language: vocabulary swap, Learned Embedding Propagation, embedding arithmetic.
+
+    \b
+    lepmerge tokenizer extend ...   1. a vocabulary that fits the language
+    lepmerge train train.yaml       2. learn the embeddings of the base model
+    lepmerge run recipe.yaml        3. propagate them into the instruct model
+    lepmerge compare ...            4. measure what was gained and what it cost
+    """
+
+
+for command in (tokenizer, train, plan_, run, compare, darumeru, inspect, diff):
+    main.add_command(command)

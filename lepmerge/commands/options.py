@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+recipe_arguments = _options(
+    click.argument("recipe", type=click.Path(exists=True, dir_okay=False)),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. models.base=PATH."
+    ),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

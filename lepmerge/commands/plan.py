@@ -1,0 +1,64 @@
+"""lepmerge plan: what a recipe would read, compute and write."""
+
+import json
+from typing import Any
+
+import click
+
+from lepmerge.commands.console import human_bytes, pairs, table
+from lepmerge.commands.options import json_option, recipe_arguments
+from lepmerge.commands.train import show_estimate
+
+
+@click.command("plan")
+@recipe_arguments
+@json_option
+def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print what a recipe would read, compute, copy and write, and stop.
+
+    \b
+    Example:
+      lepmerge plan recipe.yaml --set steps.0.method=delta
+    """
+    from lepmerge.merge.recipe import load_recipe
+
+    show_plan(load_recipe(recipe, overrides), as_json)
+
+
+def show_plan(recipe: Any, as_json: bool) -> None:
+    """Show the plan of a recipe; where a model is not trained yet, what its training will take."""
+    from lepmerge.merge.plan import describe, make_plan
+    from lepmerge.training.trained import trained_folders, unfinished_trainings
+
+    waiting = unfinished_trainings(recipe)
+    for name, config in waiting.items():
+        if not as_json:
+            click.echo(f"model     {name}: to be trained first, by `lepmerge run --train`; the plan stands when it is")
+        show_estimate(config, "auto", as_json)
+    if waiting:
+        return
+    described = describe(make_plan(recipe, trained=trained_folders(recipe)))
+    if as_json:
+        click.echo(json.dumps(described, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"output    {described['output']}")
+    for name, model in described["models"].items():
+        click.echo(f"model     {name}: {model['folder']} ({model['rows']} rows{', tied' if model['tied'] else ''})")
+    for step in described["steps"]:
+        click.echo(f"step      {pairs(step)}")
+    for reduction in described["reductions"]:
+        of = f" of {reduction['of']}" if reduction["of"] else ""
+        click.echo(f"first     {reduction['kind']}{of}, from {human_bytes(reduction['bytes'])}")
+    rows = [
+        [shard["file"], shard["action"], human_bytes(shard["bytes"]), ", ".join(shard["computed"])]
+        for shard in described["files"]
+    ]
+    click.echo(table(rows, header=["file", "action", "size", "computed tensors"]))
+    sizes = described["bytes"]
+    click.echo(
+        f"reads {human_bytes(sizes['read'])} for {human_bytes(sizes['computed'])} computed, "
+        f"copies {human_bytes(sizes['copied'])}, writes {human_bytes(sizes['written'])} "
+        f"({human_bytes(described['free_disk'])} free), memory at most about {human_bytes(sizes['memory'])}"
+    )
+    for note in described["notes"]:
+        click.echo(f"note      {note}")

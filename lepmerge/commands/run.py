@@ -1,0 +1,99 @@
+"""lepmerge run: execute a recipe."""
+
+import json
+from typing import Any
+
+import click
+
+from lepmerge.commands.console import pairs, progress_bar, show_note
+from lepmerge.commands.options import json_option, quiet_option, recipe_arguments
+from lepmerge.commands.plan import show_plan
+from lepmerge.commands.train import run_training
+
+
+@click.command()
+@recipe_arguments
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--train", "train_", is_flag=True, help="First train, or go on training, the models that need it.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--overwrite", is_flag=True, help="Replace the model at output.path, once the new one is complete.")
+@click.option(
+    "--link", type=click.Choice(["hard"]), help="Hard-link files that nothing changes instead of copying them."
+)
+@click.option(
+    "--hash", "hash_", is_flag=True, help="Put content hashes of the inputs into the report (reads them in full)."
+)
+@click.option("--check", is_flag=True, help="Look for NaN and infinite values in copied tensors too.")
+@json_option
+@quiet_option
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    train_: bool,
+    device: str,
+    overwrite: bool,
+    link: str | None,
+    hash_: bool,
+    check: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Carry out a recipe. A run that was interrupted goes on where it was.
+
+    \b
+    Example:
+      lepmerge run recipe.yaml --set output.path=out/my-model --device cuda
+    """
+    from lepmerge.merge.plan import make_plan
+    from lepmerge.merge.recipe import load_recipe
+    from lepmerge.training.trained import trained_folders, unfinished_trainings
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        show_plan(loaded, as_json)
+        return
+    from lepmerge.device import choose_device
+    from lepmerge.merge.execute import run_plan
+
+    if train_:
+        for config in unfinished_trainings(loaded).values():
+            run_training(config, device=choose_device(device), overwrite=overwrite, quiet=quiet or as_json)
+    plan = make_plan(loaded, trained=trained_folders(loaded))
+
+    total = plan.num_bytes["written"] + sum(reduction.work() for reduction in plan.reductions)
+    is_done = True
+    with progress_bar(total, quiet=quiet or as_json) as progress:
+
+        def tell(what: str, num_bytes: int) -> None:
+            nonlocal is_done
+            is_done = False
+            progress(what, num_bytes)
+
+        folder = run_plan(plan, device=device, overwrite=overwrite, link=link, hash=hash_, check=check, progress=tell)
+    if is_done and not quiet:
+        show_note(f"{folder} is complete already: nothing was done")
+    report = json.loads((folder / "lepmerge_report.json").read_text())
+    if as_json:
+        click.echo(json.dumps({"output": str(folder), **report}, indent=2, ensure_ascii=False))
+    elif not quiet:
+        _show_report(folder, report)
+
+
+def _show_report(folder: Any, report: dict[str, Any]) -> None:
+    for entry in report["tables"]:
+        counts = (
+            {key: value for key, value in entry["rows"].items() if value} if isinstance(entry["rows"], dict) else {}
+        )
+        head = " ".join(str(entry[key]) for key in ("table", "method", "init") if key in entry)
+        click.echo(f"{head}: {pairs(counts)}")
+        figures = {
+            key: f"{entry[key]:.4g}"
+            for key in ("rows_fitted", "rank", "condition", "relative_residual", "drift")
+            if key in entry
+        }
+        if figures:
+            click.echo(f"    {pairs(figures)}")
+    for note in report["notes"]:
+        show_note(note)
+    click.echo(f"{folder}")

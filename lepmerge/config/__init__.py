@@ -1,0 +1,1 @@
+"""YAML files: trees with `extends` and variables, strict schemas, shared entries."""

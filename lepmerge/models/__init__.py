@@ -1,0 +1,1 @@
+"""References, files of tensors, models of lazy tensors."""

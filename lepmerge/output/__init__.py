@@ -1,0 +1,1 @@
+"""The run that owns an output folder, the files it carries, plots."""

@@ -1,0 +1,27 @@
+"""Paths and Hub ids as users write them."""
+
+import os
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+
+
+def is_path(reference: str, folder: Path) -> bool:
+    """Tell whether a reference, seen from a folder, is a path rather than a Hub id: it exists, or no id looks so."""
+    return (
+        (folder / Path(reference).expanduser()).exists()
+        or reference.startswith((".", "/", "~"))
+        or HUB_ID.fullmatch(reference) is None
+    )
+
+
+def did_you_mean(path: Path) -> str:
+    """Return a question that names what lies beside a missing path and is called much the same; else nothing."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, [name for name in beside if not name.startswith(".")], 1)
+    return f" (did you mean {near[0]}?)" if near else ""

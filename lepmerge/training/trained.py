@@ -1,0 +1,21 @@
+"""The trained models of a recipe."""
+
+from pathlib import Path
+
+from lepmerge.merge.recipe import Recipe
+from lepmerge.training.config import TrainConfig, load_train_config
+from lepmerge.training.output import is_finished
+
+
+def trained_folders(recipe: Recipe) -> dict[str, Path]:
+    """Return model name → folder of every finished training of a recipe."""
+    return {name: config.target for name, config in _configs(recipe).items() if is_finished(config)}
+
+
+def unfinished_trainings(recipe: Recipe) -> dict[str, TrainConfig]:
+    """Return model name → configuration of every training of a recipe that is not finished."""
+    return {name: config for name, config in _configs(recipe).items() if not is_finished(config)}
+
+
+def _configs(recipe: Recipe) -> dict[str, TrainConfig]:
+    return {name: load_train_config(path) for name, path in recipe.trainings().items()}

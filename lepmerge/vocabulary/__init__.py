@@ -1,0 +1,1 @@
+"""tokenizer.json as parsed, tokens as bytes, the conversion T between two vocabularies."""
