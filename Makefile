@@ -1,12 +1,13 @@
 # make quickstart   set up, run the real recipe on the small models, print the table
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
+# make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-environments lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -30,6 +31,9 @@ test: $(VENV)/installed lint
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow
+
+test-environments: $(VENV)/installed
+	$(BIN)/python tests/environments.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
