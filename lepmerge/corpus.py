@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,13 +124,36 @@ def kind_of(file: Path) -> str | None:
 
 def texts_of(file: Path, column: str, progress: Progress) -> Iterator[str]:
     """Yield the texts of one file; none of an empty one."""
-    try:
-        if kind_of(file) == ".parquet":
+    if kind_of(file) == ".parquet":
+        with _translated(file):
             yield from _parquet_rows(file, column, progress)
-            return
-        with file.open("rb") as raw:
-            lines = _lines(file, raw, progress)
-            yield from _paragraphs(lines) if kind_of(file) == ".txt" else _jsonl_rows(file, lines, column)
+    elif kind_of(file) == ".jsonl":
+        yield from _texts_of_rows(file, json_rows(file, progress), column)
+    else:
+        with _translated(file), file.open("rb") as raw:
+            yield from _paragraphs(_lines(file, raw, progress))
+
+
+def json_rows(file: Path, progress: Progress = no_progress) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of each line of a .jsonl file, also .gz or .zst, that is not empty.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is not JSON, by file and line.
+    """
+    with _translated(file), file.open("rb") as raw:
+        for number, line in _lines(file, raw, progress):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise CorpusError(f"{file}:{number}: not JSON ({error})") from error
+                yield number, row
+
+
+@contextmanager
+def _translated(file: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:  # gzip raises BadGzipFile, an OSError
         raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
     except EOFError as error:
@@ -183,14 +207,8 @@ def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
         yield "".join(collected).rstrip("\r\n")
 
 
-def _jsonl_rows(file: Path, lines: Iterable[tuple[int, str]], column: str) -> Iterator[str]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{file}:{number}: not JSON ({error})") from error
+def _texts_of_rows(file: Path, rows: Iterable[tuple[int, Any]], column: str) -> Iterator[str]:
+    for number, row in rows:
         text = row.get(column) if isinstance(row, dict) else None
         if not isinstance(text, str):
             known = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
 ORDER = """
-version errors paths progress corpus device tensors least_squares
+version errors paths progress corpus chats device tensors least_squares
 config/yaml_tree config/variables config/schema config/entries
 vocabulary/tokenizer_json vocabulary/vocabulary vocabulary/conversion
 models/references models/safetensors_io models/model models/checkpoint models/inspection

@@ -1,0 +1,69 @@
+"""Chats in .jsonl files: one JSON object per line, with `messages` or with `prompt`.
+
+{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]}
+{"prompt": "Who are you?"}
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepmerge.corpus import json_rows, kind_of
+from lepmerge.errors import CorpusError
+from lepmerge.paths import did_you_mean
+
+ROLE_OF = {"system": "system", "user": "user", "assistant": "assistant", "bot": "assistant"}
+"""Role in a file → role in a chat template. Saiga's files say `bot`."""
+
+Message = Mapping[str, str]
+"""{"role": …, "content": …}"""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation. where: its `file:line`."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+
+def read_chats(path: Path) -> Iterator[Chat]:
+    """Yield the chats of a .jsonl file, also .gz or .zst. `prompt` is short for one message of the user.
+
+    Raises:
+        CorpusError: there is no such file, it holds no chat, or a line is not a chat, by file and line.
+    """
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such file{did_you_mean(path)}")
+    if kind_of(path) != ".jsonl":
+        raise CorpusError(f"{path} is not a file of chats: expected .jsonl, also with .gz or .zst")
+    is_empty = True
+    for number, row in json_rows(path):
+        is_empty = False
+        where = f"{path}:{number}"
+        yield Chat(_messages(row, where), where)
+    if is_empty:
+        raise CorpusError(f"{path} holds no chat")
+
+
+def _messages(row: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: expected an object with `messages` or `prompt`, found {type(row).__name__}")
+    if "messages" not in row and "prompt" not in row:
+        raise CorpusError(f"{where}: no `messages` and no `prompt`, there is {', '.join(row) or 'nothing'}")
+    messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+    if not isinstance(messages, list) or not messages:
+        raise CorpusError(f"{where}: `messages` is not a list with at least one message")
+    return tuple(_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1))
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise CorpusError(f"{where}: expected an object with `role` and `content`, found {type(message).__name__}")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLE_OF:
+        raise CorpusError(f"{where}: unknown role {role!r}, expected one of {', '.join(ROLE_OF)}")
+    if not isinstance(content, str):
+        raise CorpusError(f"{where}: its content is not a text")
+    return {"role": ROLE_OF[role], "content": content}
