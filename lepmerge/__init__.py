@@ -2,7 +2,7 @@
 
 recipe = lepmerge.load_recipe("recipe.yaml")
 plan = lepmerge.make_plan(recipe)
-print(plan.num_bytes)
+print(plan.sizes)
 folder = lepmerge.run_plan(plan)
 """
 

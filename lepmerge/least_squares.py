@@ -7,12 +7,11 @@ Legend: N rows of the fit, B rows of a block, D width of the tables.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import Any
 
 import torch
 
 from lepmerge.errors import FitError
-from lepmerge.tensors import BLOCK_BYTES, Reduction, Result, Workspace, ahead, bytes_per_row, narrowest
+from lepmerge.tensors import BLOCK_BYTES, Metrics, Reduction, Result, Workspace, ahead, bytes_per_row, narrowest
 
 PANELS = 8
 MIN_BLOCK_ROWS = 512
@@ -33,10 +32,12 @@ class Fit(Reduction):
     label: str
     kind: str = "least squares"
 
-    def num_bytes(self) -> int:
+    @property
+    def memory(self) -> int:
         return 5 * 8 * self.operands[0].row_width ** 2
 
-    def work(self) -> int:
+    @property
+    def bytes_read(self) -> int:
         return len(self.row_N) * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
@@ -51,9 +52,13 @@ class Fit(Reduction):
             solution = _solve_few_rows(ahead(self._rows(workspace.on("cpu", torch.float64))), width)
         else:
             solution = _solve_gram(ahead(self._rows(workspace.on(device, torch.float64))), width, device)
-        delta_DD, figures = solution
-        few = {"warning": f"only {len(self.row_N)} rows for width {width}"} if len(self.row_N) < 3 * width else {}
-        return Result({"delta_DD": delta_DD.to(torch.float32)}, {"rows": len(self.row_N), **figures, **few})
+        delta_DD, metrics = solution
+        few = f"only {len(self.row_N)} rows for width {width}; overlap and conversion need about {3 * width}"
+        return Result(
+            {"delta_DD": delta_DD.to(torch.float32)},
+            {"rows_fitted": len(self.row_N), **metrics},
+            (few,) if len(self.row_N) < 3 * width else (),
+        )
 
     def _rows(self, workspace: Workspace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (X_BD, (Y - X)_BD)."""
@@ -81,10 +86,12 @@ class Drift(Reduction):
     label: str
     kind: str = "drift"
 
-    def num_bytes(self) -> int:
+    @property
+    def memory(self) -> int:
         return 0
 
-    def work(self) -> int:
+    @property
+    def bytes_read(self) -> int:
         return len(self.row_N) * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
@@ -104,7 +111,7 @@ class Drift(Reduction):
 Rows = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Tensor, dict[str, Any]]:
+def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Tensor, Metrics]:
     """Return P - I from the normal equations, by Cholesky, or by eigenvalues where that would lose precision."""
     gram_DD, right_DD = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
     square_X, square_delta = 0.0, 0.0
@@ -138,10 +145,10 @@ def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Ten
         condition = sqrt(float(values_D[-1] / values_D[kept_D][0]))
     delta_DD.mul_(scale_D[:, None])
     square_residual = max(0.0, square_delta - float((right_DD * delta_DD).sum()))
-    return delta_DD, _figures("gram", rank, condition, square_residual, square_delta, square_X)
+    return delta_DD, _metrics("gram", rank, condition, square_residual, square_delta, square_X)
 
 
-def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, Metrics]:
     """Return P - I of minimum norm: QR of the rows, streamed, then the singular values of the D×D rest."""
     R = torch.zeros(0, 2 * width, dtype=torch.float64)
     square_X, square_delta = 0.0, 0.0
@@ -154,12 +161,12 @@ def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, dict[str, Any
     rank, values_D = int(solved.rank), solved.singular_values
     condition = float(values_D[0] / values_D[rank - 1]) if rank else float("inf")
     square_residual = float((delta_RD - X_RD @ solved.solution).square().sum())
-    return solved.solution, _figures("qr", rank, condition, square_residual, square_delta, square_X)
+    return solved.solution, _metrics("qr", rank, condition, square_residual, square_delta, square_X)
 
 
-def _figures(
+def _metrics(
     solver: str, rank: int, condition: float, square_residual: float, square_delta: float, square_X: float
-) -> dict[str, Any]:
+) -> Metrics:
     residual, drift = _ratio(square_residual, square_delta), _ratio(square_delta, square_X)
     return {"solver": solver, "rank": rank, "condition": condition, "relative_residual": residual, "drift": drift}
 

@@ -5,12 +5,12 @@ asked for as a `range` or as a 1-D int64 tensor of row numbers; computing them r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import prod
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from lepmerge.progress import Progress, no_progress
 
 Rows = range | torch.Tensor
 Item = TypeVar("Item")
+Metrics = Mapping[str, float | int | str]
 BLOCK_BYTES = 8 << 20
 INTERPRETER_BYTES = 300 << 20
 """Resident memory of Python with torch and transformers, before any tensor."""
@@ -27,13 +28,13 @@ INTERPRETER_BYTES = 300 << 20
 class Workspace:
     """Where and how precisely rows are computed, with the results of the reductions that have run.
 
-    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is told what
-    is being done and the bytes done since it was told last.
+    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is called
+    with what is being done and the number of bytes done since the last call.
     """
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    results: dict["Reduction", dict[str, torch.Tensor]] = field(default_factory=dict)
+    results: dict["Reduction", Mapping[str, torch.Tensor]] = field(default_factory=dict)
     progress: Progress = no_progress
 
     def on(self, device: torch.device | str, dtype: torch.dtype) -> "Workspace":
@@ -75,10 +76,11 @@ class LazyTensor(ABC):
 
 @dataclass(frozen=True)
 class Result:
-    """What a reduction found: small tensors, and figures for the report."""
+    """The result of a reduction: small tensors, and metrics and warnings for the report."""
 
-    tensors: dict[str, torch.Tensor]
-    report: dict[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+    metrics: Metrics = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,13 +96,15 @@ class Reduction(ABC):
     @abstractmethod
     def compute(self, workspace: Workspace) -> Result: ...
 
+    @property
     @abstractmethod
-    def num_bytes(self) -> int:
-        """Return the memory that computing it takes beyond one block of rows."""
+    def memory(self) -> int:
+        """The bytes of memory that computing it takes beyond one block of rows."""
 
+    @property
     @abstractmethod
-    def work(self) -> int:
-        """Return the bytes that it tells `progress` of, counted as the operands store them."""
+    def bytes_read(self) -> int:
+        """The bytes of its operands' rows that it reads, as they are stored; `progress` counts up to this number."""
 
 
 def reductions_of(tensors: Iterable[LazyTensor]) -> list[Reduction]:
@@ -224,10 +228,12 @@ class MeanRow(Reduction):
     row_N: torch.Tensor
     kind: str = "mean row"
 
-    def num_bytes(self) -> int:
+    @property
+    def memory(self) -> int:
         return 8 * self.operands[0].row_width
 
-    def work(self) -> int:
+    @property
+    def bytes_read(self) -> int:
         return len(self.row_N) * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
@@ -239,7 +245,7 @@ class MeanRow(Reduction):
             if len(rows):
                 total += workspace.widen(table.read(narrowest(rows), workspace)).sum(0)
                 workspace.progress("averaging rows", len(rows) * bytes_per_row(self.operands))
-        return Result({"row": total / len(self.row_N)}, {})
+        return Result({"row": total / len(self.row_N)})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

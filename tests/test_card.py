@@ -38,8 +38,9 @@ def test_report(folder: Path, setting) -> None:
     report = json.loads((folder / "lepmerge_report.json").read_text())
     for table in report["tables"]:
         rows = table["rows"]
-        assert rows["exact"] and rows["decomposed"] and table["rank"] == 16
-        assert 0 < table["drift"] and 0 < table["relative_residual"] <= 1.01 and table["condition"] >= 1
+        metrics = table["metrics"]
+        assert rows["exact"] and rows["decomposed"] and metrics["rank"] == 16
+        assert 0 < metrics["drift"] and 0 < metrics["relative_residual"] <= 1.01 and metrics["condition"] >= 1
     assert set(report["inputs"]) == set(setting)
     assert {"python", "torch", "transformers"} <= set(report["versions"]) and report["lepmerge"] == lepmerge.__version__
     assert "seconds" in json.loads((folder / "lepmerge_run.json").read_text())

@@ -86,7 +86,7 @@ def test_the_report_names_the_init(tmp_path: Path, setting, english) -> None:
     models = {name: setting[name] for name in ("instruct", "adapted")}
     folder = pico.run_recipe(tmp_path, models, [step])
     tables = json.loads((folder / "lepmerge_report.json").read_text())["tables"]
-    assert [table["init"] for table in tables] == ["mean", "norm_calibrated"]
+    assert [table["method"] for table in tables] == ["mean", "norm_calibrated"]
 
 
 def test_unknown_init(tmp_path: Path, setting) -> None:

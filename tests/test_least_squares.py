@@ -25,10 +25,10 @@ def lazy(table: torch.Tensor) -> LazyTensor:
 
 
 def fitted(X: torch.Tensor, Y: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, dict]:
-    """Return P and the report."""
+    """Return P and the metrics."""
     rows = torch.arange(len(X)) if rows is None else rows
     result = Fit(operands=(lazy(X), lazy(Y)), row_N=rows, label="test").compute(Workspace())
-    return torch.eye(X.shape[1], dtype=torch.float64) + result.tensors["delta_DD"].double(), result.report
+    return torch.eye(X.shape[1], dtype=torch.float64) + result.tensors["delta_DD"].double(), result.metrics
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_equals_lstsq(num_rows: int, seed: int) -> None:
     assert torch.allclose(found, expected, atol=3e-6, rtol=1e-5)
     values = torch.linalg.svdvals(X)
     residual = (X @ expected - Y).norm() / (Y - X).norm()
-    assert report["rows"] == num_rows and report["rank"] == 16
+    assert report["rows_fitted"] == num_rows and report["rank"] == 16
     assert report["relative_residual"] == pytest.approx(float(residual), rel=1e-4)
     assert report["drift"] == pytest.approx(float((Y - X).norm() / X.norm()), rel=1e-9)
     if num_rows >= 64:  # an estimate by power iterations
@@ -143,12 +143,13 @@ def test_no_rows_and_few_rows() -> None:
     X = randn(400, 16)
     with pytest.raises(FitError, match="share no token"):
         fitted(X, X, torch.tensor([], dtype=torch.int64))
-    assert "only 40 rows for width 16" in fitted(X, X + 1, torch.arange(40))[1]["warning"]
+    few = Fit(operands=(lazy(X), lazy(X + 1)), row_N=torch.arange(40), label="test").compute(Workspace())
+    assert few.warnings == ("only 40 rows for width 16; overlap and conversion need about 48",)
     assert "warning" not in fitted(X, X + 1, torch.arange(48))[1]
 
 
 def test_drift() -> None:
     X, Y = randn(300, 8), randn(300, 8, seed=1)
     rows = torch.arange(0, 300, 3)
-    found = Drift(operands=(lazy(X), lazy(Y)), row_N=rows, label="test").compute(Workspace()).report["drift"]
+    found = Drift(operands=(lazy(X), lazy(Y)), row_N=rows, label="test").compute(Workspace()).metrics["drift"]
     assert found == pytest.approx(float((Y - X)[rows].norm() / X[rows].norm()), rel=1e-6)

@@ -78,8 +78,12 @@ def step(method: object, **more: object) -> dict:
     return {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": method, **more}
 
 
-def figures_of(out: Path) -> list[dict]:
-    """Return what the report says of each table."""
+def metrics_of(out: Path) -> list[dict]:
+    """Return the metrics of each table in the report."""
+    return [table["metrics"] for table in tables_of(out)]
+
+
+def tables_of(out: Path) -> list[dict]:
     return json.loads((out / "lepmerge_report.json").read_text())["tables"]
 
 
@@ -95,10 +99,10 @@ def test_equals_the_reference(tmp_path: Path, models, name: str, method: str) ->
         expected = reference.propagated(folders, method, role=role)
         reference.assert_matches(got[role], expected)
         if method in ("overlap", "conversion"):
-            figures = figures_of(out)[number]
-            assert figures["rows_fitted"] == expected.num_fitted
+            metrics = metrics_of(out)[number]
+            assert metrics["rows_fitted"] == expected.num_fitted
             width = got[role].shape[1]
-            assert figures["solver"] == ("gram" if expected.num_fitted >= 4 * width else "qr")
+            assert metrics["solver"] == ("gram" if expected.num_fitted >= 4 * width else "qr")
     config = json.loads((out / "config.json").read_text())
     assert config["vocab_size"] == len(got[reference.INPUT])
     assert bool(config["tie_word_embeddings"]) is tied
@@ -108,10 +112,14 @@ def test_equals_the_reference(tmp_path: Path, models, name: str, method: str) ->
 
 
 def test_the_cases_meet_both_solvers_and_too_few_rows(tmp_path: Path, models) -> None:
-    few = figures_of(pico.run_recipe(tmp_path / "few", models("few_rows"), [step("overlap")]))[0]
-    fewer = figures_of(pico.run_recipe(tmp_path / "fewer", models("fewer_rows_than_width"), [step("overlap")]))[0]
-    assert 128 <= few["rows_fitted"] < 4 * 128 and few["rank"] == 128 and "warning" not in few
-    assert fewer["rows_fitted"] < 512 and fewer["rank"] == fewer["rows_fitted"] and "warning" in fewer
+    few_rows = pico.run_recipe(tmp_path / "few", models("few_rows"), [step("overlap")])
+    fewer_rows = pico.run_recipe(tmp_path / "fewer", models("fewer_rows_than_width"), [step("overlap")])
+    few, fewer = metrics_of(few_rows)[0], metrics_of(fewer_rows)[0]
+    assert 128 <= few["rows_fitted"] < 4 * 128 and few["rank"] == 128
+    assert fewer["rows_fitted"] < 512 and fewer["rank"] == fewer["rows_fitted"]
+    assert not any("warnings" in table for table in tables_of(few_rows))
+    warning = f"only {fewer['rows_fitted']} rows for width 512; overlap and conversion need about 1536"
+    assert tables_of(fewer_rows)[0]["warnings"] == [warning]
 
 
 @pytest.mark.parametrize("seed", [10, 20])

@@ -1,6 +1,7 @@
 """lepmerge run: execute a recipe."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -61,7 +62,7 @@ def run(
             run_training(config, device=choose_device(device), overwrite=overwrite, quiet=quiet or as_json)
     plan = make_plan(loaded, trained=trained_folders(loaded))
 
-    total = plan.num_bytes["written"] + sum(reduction.work() for reduction in plan.reductions)
+    total = plan.sizes["written"] + sum(reduction.bytes_read for reduction in plan.reductions)
     is_done = True
     with progress_bar(total, quiet=quiet or as_json) as progress:
 
@@ -81,19 +82,20 @@ def run(
 
 
 def _show_report(folder: Any, report: dict[str, Any]) -> None:
-    for entry in report["tables"]:
-        counts = (
-            {key: value for key, value in entry["rows"].items() if value} if isinstance(entry["rows"], dict) else {}
-        )
-        head = " ".join(str(entry[key]) for key in ("table", "method", "init") if key in entry)
-        click.echo(f"{head}: {pairs(counts)}")
-        figures = {
-            key: f"{entry[key]:.4g}"
-            for key in ("rows_fitted", "rank", "condition", "relative_residual", "drift")
-            if key in entry
-        }
-        if figures:
-            click.echo(f"    {pairs(figures)}")
+    from lepmerge.models.table_report import TableReport
+
+    for table in map(TableReport.of_plain, report["tables"]):
+        click.echo(f"{table.table} {table.method or table.operation}: {pairs(_counts(table.rows))}")
+        for model, rows in table.operands.items():
+            click.echo(f"    {model}: {pairs(_counts(rows))}")
+        metrics = {name: f"{value:.4g}" for name, value in table.metrics.items() if not isinstance(value, str)}
+        if metrics:
+            click.echo(f"    {pairs(metrics)}")
     for note in report["notes"]:
         show_note(note)
     click.echo(f"{folder}")
+
+
+def _counts(rows: Mapping[str, int]) -> dict[str, int]:
+    """Return the kinds of rows that there are."""
+    return {kind: count for kind, count in rows.items() if count}

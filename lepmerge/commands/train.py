@@ -189,7 +189,7 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         output=Output(path=str(folder.absolute())),
     )
     plan = make_plan(recipe)
-    with progress_bar(plan.num_bytes["written"], quiet=quiet) as progress:
+    with progress_bar(plan.sizes["written"], quiet=quiet) as progress:
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
 
 

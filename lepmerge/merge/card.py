@@ -1,7 +1,7 @@
-"""What was done, told twice: lepmerge_report.json for programs, README.md (the model card) for people."""
+"""The two reports of a run: lepmerge_report.json for programs, README.md (the model card) for people."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,22 @@ import yaml
 from lepmerge.merge.plan import Plan
 from lepmerge.models.checkpoint import files_of
 from lepmerge.models.model import Model
+from lepmerge.models.table_report import TableReport
 from lepmerge.output.provenance import PAPER, versions
+from lepmerge.tensors import Reduction, Result
 from lepmerge.version import __version__
 
 
 def report_of(
-    plan: Plan, figures: Mapping[int, dict[str, Any]], not_finite: Mapping[str, int], *, device: str, hash: bool
+    plan: Plan, results: Mapping[Reduction, Result], not_finite: Mapping[str, int], *, device: str, hash: bool
 ) -> dict[str, Any]:
-    """Return everything that a run found out; no timings, so that it repeats byte for byte.
+    """Return the contents of lepmerge_report.json; it holds no timings, so that it repeats byte for byte.
 
-    figures: id of a reduction → what it reported. not_finite: tensor → NaN and infinite values that were written.
+    not_finite: tensor → number of NaN and infinite values that were written.
     """
-    tables = [
-        {
-            "operation": facts.operation,
-            "table": facts.table,
-            **facts.figures,
-            **{key: value for reduction in facts.reductions for key, value in _of(reduction, figures).items()},
-        }
-        for facts in plan.final.facts
-    ]
+    tables = [report.measured(results) for report in plan.final.reports]
+    warnings = [warning for table in tables for warning in table.all_warnings()]
+    warnings += [f"{tensor}: {count} NaN or infinite values" for tensor, count in not_finite.items()]
     return {
         "lepmerge": __version__,
         "versions": versions(),
@@ -37,30 +33,14 @@ def report_of(
         "recipe": yaml.safe_load(plan.recipe.to_yaml()),
         "inputs": {name: _input(model, plan, hash=hash) for name, model in plan.models.items()},
         "content_hashed": hash,
-        "tables": tables,
+        "tables": [table.plain() for table in tables],
         "vocabulary": {"tokens": plan.final.vocabulary.size, "rows": plan.final.num_rows, "tied": plan.final.tied}
         if plan.final.vocabulary is not plan.start.vocabulary or plan.final.num_rows != plan.start.num_rows
         else {"rows": plan.final.num_rows, "tied": plan.final.tied},
-        "bytes": {key: value for key, value in plan.num_bytes.items() if key != "memory"},
+        "bytes": {key: value for key, value in plan.sizes.items() if key != "memory"},
         "not_finite": dict(not_finite),
-        "notes": [*plan.final.notes, *warnings_of(tables, not_finite)],
+        "notes": [*plan.final.notes, *warnings],
     }
-
-
-def warnings_of(tables: list[dict[str, Any]], not_finite: Mapping[str, int]) -> list[str]:
-    """Return what the user should know before using the model."""
-    warned = [
-        f"{table['table']}: {table['warning']}; overlap and conversion need about three"
-        for table in tables
-        if "warning" in table
-    ]
-    for table in tables:
-        rows = table.get("rows")
-        if isinstance(rows, Mapping) and rows.get("inexact", 0):
-            warned.append(
-                f"{table['table']}: {rows['inexact']} tokens hold bytes that the old vocabulary cannot spell in full"
-            )
-    return warned + [f"{tensor}: {count} NaN or infinite values" for tensor, count in not_finite.items()]
 
 
 def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
@@ -81,8 +61,9 @@ def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
         f"Made by lepmerge {__version__} from `{plan.recipe.start}` with this recipe:",
         f"```yaml\n{plan.recipe.to_yaml()}```",
     ]
-    if report["tables"]:
-        parts += ["## Embeddings", _table(report["tables"])]
+    tables = [TableReport.of_plain(entry) for entry in report["tables"]]
+    if tables:
+        parts += ["## Embeddings", _markdown_table(tables)]
     if report["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
     parts += ["## Inputs", "\n".join(_input_line(name, entry) for name, entry in report["inputs"].items())]
@@ -93,13 +74,6 @@ def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
     )
     parts += [f"{hashed} `lepmerge_report.json`. Method: Learned Embedding Propagation, {PAPER}."]
     return "\n\n".join(parts) + "\n"
-
-
-def _of(reduction: Any, figures: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    found = dict(figures[id(reduction)])
-    if "rows" in found:
-        found["rows_fitted"] = found.pop("rows")
-    return found
 
 
 def _start_first(plan: Plan) -> list[Any]:
@@ -129,16 +103,22 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _table(tables: list[dict[str, Any]]) -> str:
-    keys = ["operation", "table", "method", "rows_fitted", "rank", "condition", "relative_residual", "drift"]
-    used = [key for key in keys if any(key in table for table in tables)]
-    counts = list(
-        dict.fromkeys(key for table in tables if isinstance(table.get("rows"), dict) for key in table["rows"])
-    )
-    lines = [used + [key.replace("_", " ") for key in counts], ["---"] * (len(used) + len(counts))]
-    for table in tables:
-        rows = table["rows"] if isinstance(table.get("rows"), dict) else {}
-        lines.append([_shown(table.get(key)) for key in used] + [_shown(rows.get(key)) for key in counts])
+def _markdown_table(tables: Sequence[TableReport]) -> str:
+    """Return a line for each table: how its rows were made, and what its reductions measured."""
+    columns: dict[str, list[Any]] = {
+        "operation": [table.operation for table in tables],
+        "table": [table.table for table in tables],
+        "method": [f"`{table.method}`" if table.method else None for table in tables],
+    }
+    for key in dict.fromkeys(key for table in tables for key in table.metrics if key != "solver"):
+        columns[key] = [table.metrics.get(key) for table in tables]
+    for key in dict.fromkeys(key for table in tables for key in table.rows):
+        columns[f"{key} rows"] = [table.rows.get(key) for table in tables]
+    lines = [
+        [name.replace("_", " ") for name in columns],
+        ["---"] * len(columns),
+        *([_shown(value) for value in line] for line in zip(*columns.values(), strict=True)),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lepmerge.models.safetensors_io import (
 from lepmerge.output.carried_files import to_json
 from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
 from lepmerge.progress import Progress, no_progress
-from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks
+from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks
 from lepmerge.version import __version__
 
 RUN_FILE = "lepmerge_run.json"
@@ -122,27 +123,28 @@ def _is_complete(target: Path, fingerprint: str) -> bool:
         return False
 
 
-def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[int, dict[str, Any]]:
-    """Run the reductions, or take their results from the staging folder; return id → figures for the report."""
-    figures: dict[int, dict[str, Any]] = {}
+def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:
+    """Return the results of the reductions: those in the staging folder, and the others computed now."""
+    results: dict[Reduction, Result] = {}
     for number, reduction in enumerate(plan.reductions):
         name = f"result-{number}.safetensors"
         kept = staging.result(name)
         if kept is not None:
-            path, figures[id(reduction)] = kept
+            path, found = kept
             stored = SafetensorsFile(path)
             tensors = {
                 tensor: StoredTensor.of(tensor, stored).whole().to(workspace.device) for tensor in stored.entries
             }
         else:
             result = reduction.compute(workspace)
-            tensors, figures[id(reduction)] = result.tensors, result.report
+            tensors = {tensor: value.to(torch.float32) for tensor, value in result.tensors.items()}
             header = build_header({tensor: ("F32", tuple(value.shape)) for tensor, value in tensors.items()}, None)
-            tensors = {tensor: value.to(torch.float32) for tensor, value in tensors.items()}
             data = b"".join([header.encoded, *(bytes(to_bytes(value)) for value in tensors.values())])
-            staging.save_result(name, data, result.report)
+            found = {"metrics": dict(result.metrics), "warnings": list(result.warnings)}
+            staging.save_result(name, data, found)
+        results[reduction] = Result(tensors, found["metrics"], tuple(found["warnings"]))
         workspace.results[reduction] = tensors
-    return figures
+    return results
 
 
 def _write_shard(shard: Shard, staging: Staging, workspace: Workspace, *, link: str | None, check: bool) -> None:
@@ -200,7 +202,7 @@ def _check_copied(shard: Shard, workspace: Workspace) -> dict[str, int]:
 
 
 def _write_small_files(
-    plan: Plan, staging: Staging, workspace: Workspace, figures: dict[int, dict[str, Any]], *, hash: bool
+    plan: Plan, staging: Staging, workspace: Workspace, results: Mapping[Reduction, Result], *, hash: bool
 ) -> None:
     files: dict[str, bytes | Path] = dict(plan.files)
     index = index_of(plan)
@@ -211,7 +213,7 @@ def _write_small_files(
         for file in staging.manifest["files"].values()
         for tensor, count in file.get("not_finite", {}).items()
     }
-    report = report_of(plan, figures, not_finite, device=str(workspace.device), hash=hash)
+    report = report_of(plan, results, not_finite, device=str(workspace.device), hash=hash)
     files["lepmerge_report.json"] = to_json(report)
     files["README.md"] = model_card(plan, report).encode()
     for name, content in sorted(files.items()):

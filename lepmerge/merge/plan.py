@@ -68,17 +68,17 @@ class Plan:
     @cached_property
     def reductions(self) -> list[Reduction]:
         in_tensors = reductions_of(self.computed.values())
-        in_facts = [reduction for facts in self.final.facts for reduction in facts.reductions]
-        return list(dict.fromkeys([*in_tensors, *in_facts]))
+        in_reports = [reduction for report in self.final.reports for reduction in report.reductions]
+        return list(dict.fromkeys([*in_tensors, *in_reports]))
 
     @cached_property
-    def num_bytes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Bytes to read, copy and write, and the memory that the run needs at most."""
         written = sum(shard.num_bytes for shard in self.shards)
         computed = sum(tensor.num_bytes for tensor in self.computed.values())
         operands = [operand for reduction in self.reductions for operand in reduction.operands]
         read = sum(leaf.num_bytes for tensor in [*self.computed.values(), *operands] for leaf in leaves_of(tensor))
-        widths = [reduction.num_bytes() for reduction in self.reductions]
+        working = [reduction.memory for reduction in self.reductions]
         vocabularies = {id(model.vocabulary): model.vocabulary for model in [*self.models.values(), self.final]}
         blocks = 8 * BLOCK_BYTES if self.computed else 0
         return {
@@ -88,7 +88,7 @@ class Plan:
             "written": written,
             "memory": INTERPRETER_BYTES
             + sum(vocabulary.num_bytes for vocabulary in vocabularies.values())
-            + max(widths, default=0)
+            + max(working, default=0)
             + blocks,
         }
 
@@ -235,7 +235,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "steps": [step.model_dump(exclude_none=True) for step in plan.recipe.steps],
         "reductions": [
-            {"kind": reduction.kind, "of": getattr(reduction, "label", None), "bytes": reduction.work()}
+            {"kind": reduction.kind, "of": getattr(reduction, "label", None), "bytes": reduction.bytes_read}
             for reduction in plan.reductions
         ],
         "files": [
@@ -249,7 +249,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         ],
         "small_files": {name: "copy" if isinstance(content, Path) else "write" for name, content in plan.files.items()},
         "vocabulary_rows": {"before": plan.start.num_rows, "after": plan.final.num_rows},
-        "bytes": plan.num_bytes,
+        "bytes": plan.sizes,
         "free_disk": shutil.disk_usage(folder).free,
         "notes": list(plan.final.notes),
     }

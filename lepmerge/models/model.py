@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
-from lepmerge.tensors import LazyTensor, Reduction
+from lepmerge.models.table_report import TableReport
+from lepmerge.tensors import LazyTensor
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 INPUT, OUTPUT = "input_embeddings", "output_embeddings"
@@ -21,16 +22,6 @@ INPUT_SUFFIXES = (
 )
 OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
 ROW_PER_TOKEN = re.compile(r"embed|head|wte|logits")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an operation has to report of one table: figures known by now, and reductions that add theirs when run."""
-
-    operation: str
-    table: str
-    figures: Mapping[str, Any]
-    reductions: tuple[Reduction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Model:
     generation_config: Mapping[str, Any] | None
     vocabulary: Vocabulary
     notes: tuple[str, ...] = ()
-    facts: tuple[Facts, ...] = ()
+    reports: tuple[TableReport, ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -76,7 +67,7 @@ class Model:
             )
 
     def with_tables(
-        self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, facts: tuple[Facts, ...] = ()
+        self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, reports: tuple[TableReport, ...] = ()
     ) -> "Model":
         """Return the model with other tables (role → tensor) for another vocabulary; token ids in its configs follow.
 
@@ -90,7 +81,7 @@ class Model:
         tensors = {**self.tensors, **{self.tables[role]: table for role, table in tables.items()}}
         config = copy.deepcopy(dict(self.config))
         set_vocab_size(config, num_rows.pop())
-        changed = replace(self, tensors=tensors, config=config, facts=self.facts + facts)
+        changed = replace(self, tensors=tensors, config=config, reports=self.reports + reports)
         return changed if vocabulary is self.vocabulary else changed._with_vocabulary(vocabulary)
 
     def _with_vocabulary(self, vocabulary: Vocabulary) -> "Model":

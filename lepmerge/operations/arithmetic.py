@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError, RecipeError
-from lepmerge.models.model import INPUT, OUTPUT, Facts, Model
+from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import require_computable
+from lepmerge.models.table_report import TableReport
 from lepmerge.operations.expression import Node, parse
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
 from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion, converted
@@ -52,18 +53,26 @@ def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, m
     in_vocabulary = (
         {name: _conversion(known[name], model) for name in tree.names()} if selected & _tables(model) else {}
     )
+    stays_V = _rows_that_stay(model, known, in_vocabulary)
+    num_kept = int(stays_V.sum())
+    rows = {"computed": model.num_rows - num_kept, "kept": num_kept}
+    operands = {name: conversion.counts for name, conversion in in_vocabulary.items() if conversion is not None}
+    role_of = {name: role for role, name in model.tables.items()}
     computed: dict[str, LazyTensor] = {}
     for tensor_name in model.tensors:
         if tensor_name not in selected:
             continue
-        roles = [role for role in model.tables if model.tables[role] == tensor_name]
-        if roles:
-            computed[tensor_name] = _table(model, roles[0], tree, known, in_vocabulary)
-        else:
+        role = role_of.get(tensor_name)
+        if role is None:
             computed[tensor_name] = _body_tensor(model, tensor_name, tree, known)
-    return replace(
-        model, tensors={**model.tensors, **computed}, facts=model.facts + _facts(model, computed, in_vocabulary)
-    )
+        else:
+            computed[tensor_name] = _table(model, role, tree, known, in_vocabulary, stays_V)
+    reports = [
+        TableReport("arithmetic", role, rows, method=expression, operands=operands)
+        for role, tensor_name in model.tables.items()
+        if tensor_name in computed
+    ]
+    return replace(model, tensors={**model.tensors, **computed}, reports=(*model.reports, *reports))
 
 
 def _tables(model: Model) -> set[str]:
@@ -100,27 +109,39 @@ def _conversion(operand: Model, model: Model) -> Conversion | None:
     )
 
 
+def _rows_that_stay(
+    model: Model, known: Mapping[str, Model], conversions: Mapping[str, Conversion | None]
+) -> torch.Tensor:
+    """Return for each row of a table whether it stays: an operand has no source for it, or lacks the added token."""
+    stays_V = torch.zeros(model.num_rows, dtype=torch.bool)
+    for name, conversion in conversions.items():
+        if conversion is not None:
+            stays_V[conversion.rows_of(NONE)] = True
+            for token in model.vocabulary.added.values():
+                stays_V[token.id] |= known[name].vocabulary.id_of_added(token) is None
+    return stays_V
+
+
 def _table(
-    model: Model, role: str, tree: Node, known: Mapping[str, Model], conversions: Mapping[str, Conversion | None]
+    model: Model,
+    role: str,
+    tree: Node,
+    known: Mapping[str, Model],
+    conversions: Mapping[str, Conversion | None],
+    stays_V: torch.Tensor,
 ) -> LazyTensor:
     current = model.table(role)
     operands: dict[str, LazyTensor] = {}
-    stays = torch.zeros(current.num_rows, dtype=torch.bool)
     for name, conversion in conversions.items():
         table = known[name].table(role)
         operands[name] = table if conversion is None else converted(table, conversion)
-        if conversion is None:
-            continue
-        stays[conversion.rows_of(NONE)] = True
-        for token in model.vocabulary.added.values():
-            stays[token.id] |= known[name].vocabulary.id_of_added(token) is None
     computed = _evaluated(tree, operands, current, f"{role} of ")
-    if not bool(stays.any()):
+    if not bool(stays_V.any()):
         return computed
     row_V = torch.arange(current.num_rows)
     return ChosenRows(
         operands=(computed, current),
-        operand_V=stays.to(torch.int8),
+        operand_V=stays_V.to(torch.int8),
         row_V=row_V,
         shape=current.shape,
         dtype=current.dtype,
@@ -199,10 +220,12 @@ class WholeNorm(Reduction):
     """Of the operands."""
     kind: str = "norm"
 
-    def num_bytes(self) -> int:
+    @property
+    def memory(self) -> int:
         return 0
 
-    def work(self) -> int:
+    @property
+    def bytes_read(self) -> int:
         return self.operands[0].num_rows * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
@@ -213,14 +236,3 @@ class WholeNorm(Reduction):
             square += _value(self.node, values).norm().double().square().cpu()
             workspace.progress("taking a norm", len(rows) * bytes_per_row(self.operands))
         return Result({"norm": square.sqrt().to(torch.float32)}, {"norm": float(square.sqrt())})
-
-
-def _facts(
-    model: Model, computed: Mapping[str, LazyTensor], conversions: Mapping[str, Conversion | None]
-) -> tuple[Facts, ...]:
-    counts = {name: conversion.counts for name, conversion in conversions.items() if conversion is not None}
-    return tuple(
-        Facts("arithmetic", role, {"rows_by_operand": counts})
-        for role, name in model.tables.items()
-        if name in computed
-    )

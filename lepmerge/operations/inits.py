@@ -99,10 +99,12 @@ class MeanNorms(Reduction):
     num_groups: int
     kind: str = "mean norms"
 
-    def num_bytes(self) -> int:
+    @property
+    def memory(self) -> int:
         return 16 * len(self.group_V)
 
-    def work(self) -> int:
+    @property
+    def bytes_read(self) -> int:
         return len(self.group_V) * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
@@ -111,11 +113,11 @@ class MeanNorms(Reduction):
         norm_V = torch.cat(
             [workspace.widen(table.read(block, workspace)).norm(dim=1).double() for block in blocks(table)]
         )
-        workspace.progress("measuring norms", self.work())
+        workspace.progress("measuring norms", self.bytes_read)
         total_G = torch.zeros(self.num_groups, dtype=torch.float64).index_add_(0, self.group_V, norm_V)
         norm_G = total_G / self.group_V.bincount(minlength=self.num_groups).clamp(min=1)
         norm_G[0] = norm_V.mean()
-        return Result({"norm_G": norm_G}, {})
+        return Result({"norm_G": norm_G})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,7 +2,8 @@
 
 import torch
 
-from lepmerge.models.model import Facts, Model
+from lepmerge.models.model import Model
+from lepmerge.models.table_report import TableReport
 from lepmerge.tensors import ChosenRows, LazyTensor, MeanRow, RepeatedRow
 
 
@@ -15,8 +16,10 @@ def pad_vocabulary(model: Model, *, multiple: int) -> Model:
     if num_rows == model.num_rows:
         return model
     tables = {role: _resized(model.table(role), model.vocabulary.size, num_rows) for role in model.tables}
-    facts = tuple(Facts("pad_vocabulary", role, {"rows_before": model.num_rows, "rows": num_rows}) for role in tables)
-    return model.with_tables(tables, model.vocabulary, facts)
+    kept = min(model.num_rows, num_rows)
+    rows = {"kept": kept, "mean_row": num_rows - kept, "removed": model.num_rows - kept}
+    reports = tuple(TableReport("pad_vocabulary", role, rows) for role in tables)
+    return model.with_tables(tables, model.vocabulary, reports)
 
 
 def _resized(table: LazyTensor, num_tokens: int, num_rows: int) -> LazyTensor:

@@ -15,7 +15,8 @@ import torch
 
 from lepmerge.errors import CheckpointError, VocabularyError
 from lepmerge.least_squares import Drift, Fit
-from lepmerge.models.model import OUTPUT, Facts, Model
+from lepmerge.models.model import OUTPUT, Model
+from lepmerge.models.table_report import TableReport
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction
 from lepmerge.vocabulary.conversion import (
     DECOMPOSED,
@@ -57,7 +58,7 @@ def propagate_embeddings(
         )
     vocabulary = adapted.vocabulary.with_added_of(model.vocabulary)
     tables: dict[str, LazyTensor] = {}
-    facts: list[Facts] = []
+    reports: list[TableReport] = []
     for role in model.tables:
         how = method if isinstance(method, str) else method[role]
         label = f"{role.replace('_', ' ')} of {base.name} → {model.name}"
@@ -67,8 +68,8 @@ def propagate_embeddings(
         kept = _kept_rows(model, vocabulary, to_new, keep_shared_rows)
         tables[role] = _with_kept_rows(table, model.table(role), kept, max(adapted.num_rows, vocabulary.size))
         counts = {**to_new.counts, "kept_from_instruct": int((kept >= 0).sum())}
-        facts.append(Facts("propagate_embeddings", role, {"method": how, "rows": counts}, reductions))
-    changed = model.with_tables(tables, vocabulary, tuple(facts))
+        reports.append(TableReport("propagate_embeddings", role, counts, method=how, reductions=reductions))
+    changed = model.with_tables(tables, vocabulary, tuple(reports))
     return replace(changed, notes=(*changed.notes, *_doubts(model, base, adapted, to_new)))
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from lepmerge.models.model import Facts, Model
+from lepmerge.models.model import Model
+from lepmerge.models.table_report import TableReport
 from lepmerge.operations.inits import INITS, with_mean_row
 from lepmerge.vocabulary.conversion import NONE, build_conversion
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -19,10 +20,10 @@ def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[
     vocabulary = tokenizer.with_added_of(model.vocabulary)
     conversion = build_conversion(model.vocabulary, vocabulary, num_old_rows=model.num_rows)
     how = {role: init if isinstance(init, str) else init[role] for role in model.tables}
-    tables, facts = {}, []
+    tables, reports = {}, []
     for role, name in how.items():
         table = model.table(role)
         made = INITS[name](table, conversion, model.vocabulary, vocabulary)
         tables[role] = with_mean_row(made, conversion, table, conversion.rows_of(NONE))
-        facts.append(Facts("swap_vocabulary", role, {"init": name, "rows": conversion.counts}))
-    return model.with_tables(tables, vocabulary, tuple(facts))
+        reports.append(TableReport("swap_vocabulary", role, conversion.counts, method=name))
+    return model.with_tables(tables, vocabulary, tuple(reports))

@@ -76,7 +76,7 @@ def report_of(
             "total": setting.start.num_rows,
             "trained": {role: [rows.start, rows.stop] for role, rows in setting.rows.items()},
         },
-        "facts": [{"table": facts.table, **facts.figures} for facts in setting.start.facts],
+        "tables": [report.plain() for report in setting.start.reports],
         "learning_rate": learner.rate,
         "steps": lines[-1]["step"],
         "tokens": lines[-1].get("tokens", 0),
