@@ -30,6 +30,8 @@ class Fit(Reduction):
 
     row_N: torch.Tensor
     label: str
+    sources: tuple[str, str] = ("X", "Y")
+    """What the two tables are computed from, for errors."""
     kind: str = "least squares"
 
     @property
@@ -69,13 +71,19 @@ class Fit(Reduction):
             X_BD = workspace.widen(base.read(rows, workspace))
             delta_BD = workspace.widen(instruct.read(rows, workspace)).sub_(X_BD)
             if not _square(delta_BD) < inf:
-                bad = self.row_N[start : start + step][~torch.isfinite(delta_BD).all(1).cpu()]
-                raise FitError(
-                    f"{self.label}: NaN or infinite values in {len(bad)} rows of base or instruct, the first is the "
-                    f"row of new token {int(bad[0])}: the checkpoint is damaged, download it again"
-                )
+                self._refuse(self.row_N[start : start + step], X_BD, delta_BD)
             yield X_BD, delta_BD
             workspace.progress(f"fitting {self.label}", len(X_BD) * bytes_per_row(self.operands))
+
+    def _refuse(self, row_B: torch.Tensor, X_BD: torch.Tensor, delta_BD: torch.Tensor) -> None:
+        """Raise FitError for rows that hold NaN or infinite values, or whose difference overflows."""
+        in_X = bool((~torch.isfinite(X_BD)).any())
+        bad = row_B[~torch.isfinite(X_BD if in_X else delta_BD).all(1).cpu()]
+        raise FitError(
+            f"{self.label}: {self.sources[0 if in_X else 1]} has NaN or infinite values in {len(bad)} of the rows that "
+            f"the fit reads; the first is used for new token {int(bad[0])}. The file is damaged or the training "
+            f"diverged: download or train that model again"
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

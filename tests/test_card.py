@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pico
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 
 import lepmerge
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS = [{"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "conversion"}]
 
 
@@ -22,15 +24,42 @@ def folder(tmp_path_factory, setting) -> Path:
 def test_card_is_valid_on_the_hub(folder: Path) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "transformers" and "lepmerge" in card.data.tags
-    assert card.data.base_model[0] == "instruct"
+    front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    assert front == {"library_name": "transformers", "tags": ["lepmerge", "merge", "lep"]}  # no Hub id, no language
+
+
+def test_card_and_report_name_no_folder_of_the_machine(folder: Path) -> None:
+    text = (folder / "README.md").read_text() + (folder / "lepmerge_report.json").read_text()
+    assert str(folder.parent.parent.parent) not in text and "/" not in yaml.safe_load(_recipe(folder))["models"]["base"]
+    assert json.loads((folder / "lepmerge_report.json").read_text())["inputs"]["base"]["reference"] == "base"
+
+
+def test_front_matter_names_hub_ids_and_the_languages_of_the_inputs(tmp_path: Path, setting, monkeypatch) -> None:
+    hub = tmp_path / "hub" / "models--someone--base"
+    shutil.copytree(setting["base"], hub / "snapshots" / COMMIT)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapted = Path(shutil.copytree(setting["adapted"], tmp_path / "adapted"))
+    (adapted / "README.md").write_text("---\nlanguage: [ru, en]\n---\n# Adapted\n")
+    (hub / "snapshots" / COMMIT / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n")
+    models = {**setting, "base": "someone/base", "adapted": adapted}
+    out = pico.run_recipe(tmp_path / "run", models, STEPS)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.base_model == ["someone/base"] and card.data.language == ["ru", "en"]
+    assert "models:\n  adapted: adapted\n  base: someone/base\n" in (out / "README.md").read_text()
+
+
+def _recipe(folder: Path) -> str:
+    return (folder / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
 
 
 def test_the_recipe_in_the_card_can_be_run_again(tmp_path: Path, folder: Path, setting) -> None:
-    text = (folder / "README.md").read_text()
-    recipe = text.split("```yaml\n")[1].split("```")[0]
+    recipe = _recipe(folder)
     assert yaml.safe_load(recipe)["steps"][0]["method"] == "conversion"
     (tmp_path / "again.yaml").write_text(recipe)
-    again = pico.run_file(tmp_path / "again.yaml", [f"output.path={tmp_path / 'again'}"], device="cpu")
+    where = [f"models.{name}={path}" for name, path in setting.items()]
+    again = pico.run_file(tmp_path / "again.yaml", [f"output.path={tmp_path / 'again'}", *where], device="cpu")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 

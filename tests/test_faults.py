@@ -107,7 +107,8 @@ def test_not_finite_rows_of_a_fit(tmp_path: Path, models, value: float, method: 
     save_file(tensors, path, metadata={"format": "pt"})
     recipe = written(tmp_path, models, conversion=method)
     result = pico.command("run", recipe, "--device", "cpu")
-    pico.assert_one_line_error(result, 1, "NaN or infinite", "output embeddings of base", "token 70")
+    where = f"base ({models['base']}): tensor lm_head.weight has NaN or infinite values in 1 of the rows"
+    pico.assert_one_line_error(result, 1, "output embeddings of base → instruct: ", where, "new token 70")
     assert not (recipe.parent / "out").exists()
 
 

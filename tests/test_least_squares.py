@@ -133,7 +133,7 @@ def test_blocks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_finite_rows_are_refused(value: float, which: int, num_rows: int) -> None:
     tables = [randn(num_rows, 16), randn(num_rows, 16, seed=1)]
     tables[which][17, 5] = value
-    with pytest.raises(FitError, match="NaN or infinite values in 1 rows .* new token 17"):
+    with pytest.raises(FitError, match=f"{'XY'[which]} has NaN or infinite values in 1 of the rows .* new token 17"):
         fitted(*tables)
     others = torch.tensor([row for row in range(num_rows) if row != 17])
     fitted(*tables, others)  # the row is not part of this fit

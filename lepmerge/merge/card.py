@@ -11,7 +11,7 @@ from lepmerge.merge.plan import Plan
 from lepmerge.models.checkpoint import files_of
 from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
-from lepmerge.output.provenance import PAPER, versions
+from lepmerge.output.provenance import PAPER, languages_of, versions, without_folders
 from lepmerge.tensors import Reduction, Result
 from lepmerge.version import __version__
 
@@ -30,7 +30,7 @@ def report_of(
         "lepmerge": __version__,
         "versions": versions(),
         "device": device,
-        "recipe": yaml.safe_load(plan.recipe.to_yaml()),
+        "recipe": without_folders(yaml.safe_load(plan.recipe.to_yaml())),
         "inputs": {name: _input(model, plan, hash=hash) for name, model in plan.models.items()},
         "content_hashed": hash,
         "tables": [table.plain() for table in tables],
@@ -45,9 +45,11 @@ def report_of(
 
 def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
     """Return README.md: front matter for the Hub, the recipe, the inputs and the diagnostics."""
-    base_models = [reference.hub_id or Path(reference.text).name for reference in _start_first(plan)]
+    base_models = [reference.hub_id for reference in _start_first(plan) if reference.hub_id is not None]
+    languages = languages_of(model.folder for model in plan.models.values())
     front = {
-        "base_model": list(dict.fromkeys(base_models)),
+        **({"language": languages} if languages else {}),
+        **({"base_model": list(dict.fromkeys(base_models))} if base_models else {}),
         "library_name": "transformers",
         "tags": [
             "lepmerge",
@@ -59,7 +61,7 @@ def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {plan.target.name}",
         f"Made by lepmerge {__version__} from `{plan.recipe.start}` with this recipe:",
-        f"```yaml\n{plan.recipe.to_yaml()}```",
+        f"```yaml\n{yaml.safe_dump(report['recipe'], sort_keys=False, allow_unicode=True, width=100)}```",
     ]
     tables = [TableReport.of_plain(entry) for entry in report["tables"]]
     if tables:
@@ -85,7 +87,7 @@ def _start_first(plan: Plan) -> list[Any]:
 
 def _input(model: Model, plan: Plan, *, hash: bool) -> dict[str, Any]:
     reference = plan.references[model.name]
-    described: dict[str, Any] = {"reference": reference.text, "commit": reference.commit, "files": {}}
+    described: dict[str, Any] = {"reference": without_folders(reference.text), "commit": reference.commit, "files": {}}
     for file in files_of(model):
         described["files"][file.path.name] = {
             "size": file.size,

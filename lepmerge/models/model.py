@@ -51,6 +51,10 @@ class Model:
         """Return the table of input or output embeddings; a tied model has one for both."""
         return self.tensors[self.tables.get(role, self.tables[INPUT])]
 
+    def describe_table(self, role: str) -> str:
+        """Return the name, folder and tensor of a table, for messages."""
+        return f"{self.name} ({self.folder}): tensor {self.tables.get(role, self.tables[INPUT])}"
+
     @property
     def num_rows(self) -> int:
         return self.table(INPUT).shape[0]

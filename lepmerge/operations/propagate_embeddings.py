@@ -62,8 +62,9 @@ def propagate_embeddings(
     for role in model.tables:
         how = method if isinstance(method, str) else method[role]
         label = f"{role.replace('_', ' ')} of {base.name} → {model.name}"
+        sources = (base.describe_table(role), model.describe_table(role))
         table, reductions = _propagated(
-            model.table(role), base.table(role), adapted.table(role), to_new, base_to_new, how, label
+            model.table(role), base.table(role), adapted.table(role), to_new, base_to_new, how, label, sources
         )
         kept = _kept_rows(model, vocabulary, to_new, keep_shared_rows)
         tables[role] = _with_kept_rows(table, model.table(role), kept, max(adapted.num_rows, vocabulary.size))
@@ -81,6 +82,7 @@ def _propagated(
     base_to_new: Conversion,
     method: str,
     label: str,
+    sources: tuple[str, str],
 ) -> tuple[LazyTensor, tuple[Reduction, ...]]:
     """Return the table of one role in the adapted vocabulary, and what was reduced for it."""
     dtype = instruct.dtype
@@ -90,7 +92,7 @@ def _propagated(
     if method in FITTED_KINDS:
         rows = both.rows_of(*FITTED_KINDS[method])
         rows = _one_row_per_old_token(rows, to_new) if method == "overlap" else rows
-        fit = Fit(operands=(new_base, new_instruct), row_N=rows, label=label)
+        fit = Fit(operands=(new_base, new_instruct), row_N=rows, label=label, sources=sources)
         propagated = Elementwise(
             function=_through_map, operands=(adapted,), reductions=(fit,), shape=adapted.shape, dtype=dtype
         )

@@ -1,7 +1,13 @@
-"""What every report names as its origin: the paper, and the versions that computed it."""
+"""What every report and card names as its origin: the paper, versions, languages; and no folder of this machine."""
 
 import platform
+import re
+from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 PAPER = "https://arxiv.org/abs/2412.21140"
 PACKAGES = ("torch", "tokenizers", "transformers", "safetensors")
@@ -9,3 +15,31 @@ PACKAGES = ("torch", "tokenizers", "transformers", "safetensors")
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def without_folders(value: Any) -> Any:
+    """Return plain values in which each absolute path is replaced by its last part: a card is read elsewhere."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return Path(value).name
+    return value
+
+
+def languages_of(folders: Iterable[Path]) -> list[str]:
+    """Return the `language` entries of the model cards in these folders, each once, in order."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
+        try:
+            values = yaml.safe_load(front[1]) if front else None
+        except yaml.YAMLError:  # somebody else's card; only its language is lost
+            continue
+        listed = values.get("language") if isinstance(values, dict) else None
+        named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
+        found |= dict.fromkeys(name for name in named if isinstance(name, str))
+    return list(found)

@@ -17,7 +17,7 @@ from lepmerge.models.checkpoint import EMBEDDINGS, read_json
 from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
 from lepmerge.output.carried_files import carried_files, to_json
 from lepmerge.output.plots import curves
-from lepmerge.output.provenance import PAPER, versions
+from lepmerge.output.provenance import PAPER, versions, without_folders
 from lepmerge.output.staging import Staging
 from lepmerge.tensors import blocks, workspace_for
 from lepmerge.training.config import TrainConfig
@@ -111,9 +111,9 @@ def card_of(report: Mapping[str, Any]) -> str:
         else f"{role}: frozen"
         for role, (first, stop) in rows["trained"].items()
     )
-    name = Path(report["model"]["reference"]).name if report["model"]["local"] else report["model"]["reference"]
-    front = {"base_model": name, "tags": ["lepmerge", "lep", "embeddings"]}
-    shown = {key: value for key, value in config.items() if value is not None}
+    hub_id = {} if report["model"]["local"] else {"base_model": report["model"]["reference"].partition("@")[0]}
+    front = {**hub_id, "tags": ["lepmerge", "lep", "embeddings"]}
+    shown = {key: without_folders(value) for key, value in config.items() if value is not None}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         "# Embeddings for another vocabulary",

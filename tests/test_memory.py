@@ -1,0 +1,49 @@
+"""The memory that a plan announces bounds what the run takes, for tensors with huge rows too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+MIB = 1 << 20
+ROW = 6 * MIB
+"""Values in a row: 12 MiB in bfloat16, 24 MiB in the float32 that is computed."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, setting) -> Path:
+    """A recipe that subtracts tensors of two models, each with two rows of 12 MiB."""
+    for number, name in enumerate(("base", "instruct")):
+        (tmp_path / name).mkdir()
+        for path in setting[name].iterdir():
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+        path = tmp_path / name / "model.safetensors"
+        save_file({**load_file(path), "big": torch.full((4, ROW), float(number), dtype=torch.bfloat16)}, path)
+    step = "steps: [{op: arithmetic, tensors: big, expression: instruct + 0.5 * (instruct - base)}]"
+    (tmp_path / "recipe.yaml").write_text(
+        f"models: {{base: ./base, instruct: ./instruct}}\n{step}\noutput: {{path: out}}\n"
+    )
+    return tmp_path / "recipe.yaml"
+
+
+def test_huge_rows_count_once_for_every_operand(recipe: Path) -> None:
+    with_rows = pico.plan_file(recipe).num_bytes["memory"]
+    without = pico.plan_file(recipe, ["steps=[]"]).num_bytes["memory"]
+    assert with_rows - without == (12 + 4 * 2) * 4 * ROW
+
+
+@pytest.mark.slow
+def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
+    program = (
+        "import lepmerge, resource\n"
+        f"plan = lepmerge.make_plan(lepmerge.load_recipe({str(recipe)!r}))\n"
+        "lepmerge.run_plan(plan, device='cpu')\n"
+        "print(plan.num_bytes['memory'], 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    announced, taken = map(int, done.stdout.split())
+    assert 0.5 * announced < taken < announced, (announced / MIB, taken / MIB)
