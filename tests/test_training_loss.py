@@ -6,13 +6,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepmerge.training.loss import IGNORED, SMALLEST_CHUNK, chunk_length, linear_cross_entropy
+from lepmerge.training.loss import IGNORED, SMALLEST_CHUNK, LogitTransform, chunk_length, linear_cross_entropy
 
 
-def plain(hidden, table, labels, scale):
+def plain(hidden, table, labels, scale, logit_scale=1.0, cap=None, bias=None):
     """Return the summed loss, and the gradients of scale times it, by autograd in float64."""
     hidden, table = hidden.double().requires_grad_(), table.double().requires_grad_()
-    total = F.cross_entropy(hidden @ table.T, labels, ignore_index=IGNORED, reduction="sum")
+    logits = hidden @ table.T
+    if bias is not None:
+        logits = logits + bias.double()
+    logits = logits * logit_scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     (total * scale).backward()
     return total.detach(), hidden.grad, table.grad
 
@@ -28,8 +34,13 @@ def plain(hidden, table, labels, scale):
     span=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     scale=st.sampled_from([1.0, 0.01, 3.0]),
     size=st.sampled_from([1.0, 30.0]),
+    transform=st.tuples(
+        st.sampled_from([1.0, 0.0625, 3.0]), st.sampled_from([None, 30.0, 0.5]), st.sampled_from([False, True])
+    ),
 )
-def test_equals_a_plain_float64_computation(seed, num_tokens, num_rows, width, chunk, ignored, span, scale, size):
+def test_equals_a_plain_float64_computation(
+    seed, num_tokens, num_rows, width, chunk, ignored, span, scale, size, transform
+):
     generator = torch.Generator().manual_seed(seed)
     hidden = size * torch.randn(num_tokens, width, generator=generator)
     table = torch.randn(num_rows, width, generator=generator)
@@ -38,24 +49,31 @@ def test_equals_a_plain_float64_computation(seed, num_tokens, num_rows, width, c
     first, stop = sorted(round(part * num_rows) for part in span)
     before = torch.randn(stop - first, width, generator=generator)
     grad = before.clone()
+    logit_scale, cap, has_bias = transform
+    bias = torch.randn(num_rows, generator=generator) if has_bias else None
     total, grad_hidden = linear_cross_entropy(
-        hidden, table, labels, scale=scale, grad_RD=grad, first_row=first, chunk=chunk
-    )
-    expected, expected_hidden, expected_table = plain(hidden, table, labels, scale)
+        hidden, table, labels, scale=scale, transform=LogitTransform(logit_scale, cap, bias), grad_RD=grad,
+        first_row=first, chunk=chunk,
+    )  # fmt: skip
+    expected, expected_hidden, expected_table = plain(hidden, table, labels, scale, *(logit_scale, cap, bias))
     assert torch.allclose(total, expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(grad_hidden.double(), expected_hidden, rtol=1e-4, atol=1e-5 * scale)
-    tolerance = 1e-5 * scale * size * num_tokens
+    assert torch.allclose(grad_hidden.double(), expected_hidden, rtol=1e-4, atol=1e-5 * scale * max(1.0, logit_scale))
+    tolerance = 1e-5 * scale * size * num_tokens * max(1.0, logit_scale)
     assert torch.allclose((grad - before).double(), expected_table[first:stop], rtol=1e-4, atol=tolerance)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_float64_is_exact(chunk: int) -> None:
+@pytest.mark.parametrize(("logit_scale", "cap", "biased"), [(1.0, None, False), (0.0625, 1.5, True), (2.0, 4.0, False)])
+def test_float64_is_exact(chunk: int, logit_scale: float, cap: float | None, biased: bool) -> None:
     torch.manual_seed(0)
     hidden, table = torch.randn(50, 8, dtype=torch.float64), torch.randn(33, 8, dtype=torch.float64)
     labels = torch.randint(33, (50,))
     grad = torch.zeros(33, 8, dtype=torch.float64)
-    total, grad_hidden = linear_cross_entropy(hidden, table, labels, scale=0.5, grad_RD=grad, chunk=chunk)
-    expected, expected_hidden, expected_table = plain(hidden, table, labels, 0.5)
+    transform = LogitTransform(logit_scale, cap, torch.randn(33, dtype=torch.float64) if biased else None)
+    total, grad_hidden = linear_cross_entropy(
+        hidden, table, labels, scale=0.5, transform=transform, grad_RD=grad, chunk=chunk
+    )
+    expected, expected_hidden, expected_table = plain(hidden, table, labels, 0.5, logit_scale, cap, transform.bias_V)
     assert torch.allclose(total, expected, rtol=1e-13)
     assert torch.allclose(grad_hidden, expected_hidden, atol=1e-13)
     assert torch.allclose(grad, expected_table, atol=1e-12)

@@ -1,9 +1,10 @@
-"""The frozen part of the model: embedded tokens in, hidden states out.
+"""The frozen part of a model: embedded tokens in, hidden states out.
 
 Legend: B rows of a batch, L tokens in a row, V rows of a table, D width.
 """
 
 import importlib.metadata
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,94 +12,127 @@ import torch
 import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError
+from lepmerge.training.loader import load_network, skeleton, text_model, translated
+from lepmerge.training.transform import measured_scale, measured_transform, require_single_table
 
 CLOSE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
-"""Largest difference of two ways of computing the same, as a share of the largest value."""
+"""Largest difference between two ways to compute the same values, as a fraction of the largest value."""
+ISOLATED = 0.1
+"""Largest influence of a document on the next one in its row, as a fraction of that on its own next tokens."""
 
 
 class Body(torch.nn.Module):
-    """A transformers model without its tables; nothing in it ever changes."""
+    """A transformers model without its tables. None of its weights ever change.
 
-    def __init__(self, model: Any, *, isolated: bool) -> None:
+    scale: the factor of every embedding that is looked up. transform: what turns hidden @ tableᵀ into logits.
+    """
+
+    def __init__(self, network: Any, *, isolated: bool) -> None:
         super().__init__()
-        model.requires_grad_(False).eval()
-        embedding = model.get_input_embeddings()
-        self.scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma 3 scales what it looks up
-        self.layers = model.base_model
-        _check_forward(self, model)
-        if isolated:
-            _check_isolation(self, embedding.weight)
+        self.transform = measured_transform(network, name="model")
+        require_single_table(network, name="model")
+        embedding = network.get_input_embeddings()
+        own_scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma 3's table scales what it looks up
+        self.scale = own_scale * measured_scale(network, name="model")
+        self.layers = text_model(network)
+        self._takes_positions = _takes_positions(network)
+        self._has_sections = "mrope_section" in str(self.layers.config)  # Qwen-VL counts positions in three dimensions
+        translated(lambda: _check_forward(self, network), f"model: cannot train {type(network).__name__}")
+        if isolated and not (self._takes_positions and _is_isolated(self, embedding.weight)):
+            raise CheckpointError(_not_isolated(type(network).__name__))
         empty = torch.nn.Embedding(1, 1, device="meta")
         empty.requires_grad_(False)
-        model.set_input_embeddings(empty)
-        model.set_output_embeddings(empty)
+        network.set_input_embeddings(empty)
+        network.set_output_embeddings(empty)
 
     def embed(self, table_VD: torch.Tensor, id_BL: torch.Tensor) -> torch.Tensor:
         return F.embedding(id_BL, table_VD) * self.scale
 
     def forward(self, embedded_BLD: torch.Tensor, position_BL: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the hidden states that the output table turns into logits (B, L, D).
+        """Return the hidden states (B, L, D); the logits are transform(hidden @ tableᵀ).
 
-        Positions that start again within a row begin another document, which does not see the one before: without a
-        mask, transformers makes a block-diagonal one of them.
+        Positions that start again within a row begin another document. It does not attend to the one before: without an
+        attention mask, transformers builds a block-diagonal one from the positions.
         """
-        return self.layers(inputs_embeds=embedded_BLD, position_ids=position_BL, use_cache=False).last_hidden_state
+        if position_BL is not None and self._has_sections:
+            position_BL = position_BL.expand(4, -1, -1)  # of the text, of time, height and width
+        positions = {"position_ids": position_BL} if self._takes_positions else {}
+        hidden_BLD = self.layers(inputs_embeds=embedded_BLD, use_cache=False, **positions).last_hidden_state
+        return hidden_BLD.to(embedded_BLD.dtype)  # Mamba's residuals are float32
 
 
 def load_body(
     folder: Path, *, dtype: torch.dtype, device: torch.device, isolated: bool, activation_checkpointing: bool = False
 ) -> Body:
-    """Return the body of the model in a folder, in one type on one device.
+    """Return the body of the model in a folder, in one dtype on one device.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
     """
-    from transformers import AutoModelForCausalLM
-
-    version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
-    key = "dtype" if version >= (4, 56) else "torch_dtype"
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **{key: dtype})
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise CheckpointError(f"model: transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
-    model.to(device)
-    body = Body(model, isolated=isolated)
+    network = load_network(folder, name="model", dtype=dtype, device=device)
+    body = Body(network, isolated=isolated)
     if activation_checkpointing:
         # transformers 4 and early 5 know the older name only
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-        model.train()
+        network.train()
     return body
 
 
+def check_architecture(folder: Path, *, isolated: bool) -> None:
+    """Check what can be checked without weights: whether a model of this config can be trained.
+
+    Raises:
+        CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
+    """
+    network = skeleton(folder, name="model")
+    measured_transform(network, name="model")
+    require_single_table(network, name="model")
+    if isolated and not _takes_positions(network):
+        raise CheckpointError(_not_isolated(type(network).__name__))
+
+
+def _takes_positions(network: Any) -> bool:
+    return "position_ids" in inspect.signature(text_model(network).forward).parameters
+
+
 @torch.no_grad()
-def _check_forward(body: Body, model: Any) -> None:
-    """Raise CheckpointError unless embedding → body → output table gives the model's own logits."""
-    table = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+def _check_forward(body: Body, network: Any) -> None:
+    """Raise CheckpointError unless embedding → body → output table → transform gives the model's own logits."""
+    table, head = network.get_input_embeddings().weight, network.get_output_embeddings()
     id_BL = _some_ids(table)
-    expected = model(input_ids=id_BL, use_cache=False).logits
-    got = body(body.embed(table, id_BL)) @ head.weight.T
-    if getattr(head, "bias", None) is not None or not _are_close(got, expected):
+    expected = network(input_ids=id_BL, use_cache=False).logits
+    got = body.transform(body(body.embed(table, id_BL)) @ head.weight.T)
+    if not _are_close(got, expected):
         raise CheckpointError(
-            f"model: {type(model).__name__} does more with its embeddings than look up and multiply (a scaled or "
-            f"capped output, a bias), which lepmerge train does not know"
+            f"model: the logits of {type(network).__name__} are not those of its embeddings, body and head computed "
+            f"one after another. `lepmerge train` does not know it"
         )
 
 
 @torch.no_grad()
-def _check_isolation(body: Body, table: torch.Tensor) -> None:
-    """Raise CheckpointError when a document sees the one before it in the same row."""
+def _is_isolated(body: Body, table: torch.Tensor) -> bool:
+    """Return whether a document is computed the same whatever document is before it in the same row.
+
+    The difference is compared with the one between parts of a single document: in bfloat16 both can be small.
+    """
     first, second = _some_ids(table)
     length = len(first) // 2
     row_BL = torch.stack([first, torch.cat([second[:length], first[length:]])])
-    position_BL = torch.arange(length, device=table.device).repeat(2).expand(2, -1)
-    seen = body(body.embed(table, row_BL), position_BL)[:, length:]
-    if not _are_close(seen[0], seen[1]):
-        raise CheckpointError(
-            f"packing: documents: with transformers {importlib.metadata.version('transformers')} the documents of a "
-            f"block see one another in this architecture: upgrade transformers, or set packing: concatenate"
-        )
+    both = torch.arange(length, device=table.device).repeat(2).expand(2, -1)
+    single = torch.arange(2 * length, device=table.device).expand(2, -1)
+    apart, together = (
+        float((hidden[0, length:].float() - hidden[1, length:].float()).abs().max())
+        for hidden in (body(body.embed(table, row_BL), position_BL) for position_BL in (both, single))
+    )
+    return apart <= ISOLATED * together
+
+
+def _not_isolated(architecture: str) -> str:
+    return (
+        f"packing: documents: {architecture} of transformers {importlib.metadata.version('transformers')} lets the "
+        f"documents of a block attend to one another. Set packing: concatenate, or upgrade transformers"
+    )
 
 
 def _some_ids(table: torch.Tensor) -> torch.Tensor:

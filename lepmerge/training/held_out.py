@@ -84,7 +84,14 @@ def _bits(learner: Learner, texts: tuple[tuple[int, ...], ...]) -> float:
         id_BL, label_BL = id_BL.to(group.device), label_BL.to(group.device)
         hidden_BLD = learner.body(learner.body.embed(learner.input.table_VD, id_BL))
         hidden_ND, label_N = hidden_BLD.flatten(0, 1), label_BL.flatten()
-        total += linear_cross_entropy(hidden_ND, learner.output.table_VD, label_N, scale=1.0, needs_hidden=False)[0]
+        total += linear_cross_entropy(
+            hidden_ND,
+            learner.output.table_VD,
+            label_N,
+            scale=1.0,
+            transform=learner.body.transform,
+            needs_hidden=False,
+        )[0]
     return float(group.sum(total)) / math.log(2)
 
 

@@ -131,6 +131,7 @@ class Learner:
             self.output.table_VD,
             batch.label_BL.flatten(),
             scale=scale,
+            transform=self.body.transform,
             grad_RD=self.output.grad_RD,
             first_row=self.output.first_row,
             needs_hidden=learns_input,

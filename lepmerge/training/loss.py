@@ -1,7 +1,9 @@
-"""Cross entropy of a linear head, chunk by chunk: the logits of all tokens are never held at once.
+"""Cross entropy of a model's head, chunk by chunk: the logits of all tokens are never in memory at once.
 
-Legend: N tokens, V rows of the output table, R trained rows of them, D width.
+Legend: N tokens, V rows of the output table, R trained rows of them, D width. A chunk has C tokens, a slab of it S.
 """
+
+from dataclasses import dataclass
 
 import torch
 
@@ -10,13 +12,45 @@ IGNORED = -100
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
 """Memory for a chunk's logits."""
 SLAB_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Memory for the probabilities of a part of a chunk in float32; on a CPU it stays in the cache."""
+"""Memory for the float32 probabilities of a slab. On a CPU a slab fits the cache."""
 SMALLEST_CHUNK = 256
 
 
 def chunk_length(num_rows: int, device: torch.device, itemsize: int) -> int:
-    """Return how many tokens' logits are computed at once; fewer than 256 are slow, however many rows there are."""
+    """Return the number of tokens whose logits are computed at once, at least 256: smaller chunks are slow."""
     return max(SMALLEST_CHUNK, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (itemsize * num_rows))
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """The logits that a model makes of x = hidden @ tableᵀ: cap · tanh(scale · (x + bias) / cap).
+
+    Without a cap they are scale · (x + bias). Cohere and Granite scale, Gemma 2 caps, Phi-2 has a bias.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+    bias_V: torch.Tensor | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        return self.scale == 1.0 and self.cap is None and self.bias_V is None
+
+    def __call__(self, product_NV: torch.Tensor) -> torch.Tensor:
+        """Return the logits of hidden @ tableᵀ."""
+        biased_NV = product_NV if self.bias_V is None else product_NV + self.bias_V
+        if self.cap is None:
+            return biased_NV * self.scale
+        return (biased_NV * (self.scale / self.cap)).tanh() * self.cap
+
+    def backward(self, grad_NV: torch.Tensor, logit_NV: torch.Tensor) -> torch.Tensor:
+        """Return the gradient for hidden @ tableᵀ, given the gradient for the logits and the logits."""
+        if self.cap is None:
+            return grad_NV * self.scale
+        return grad_NV * (1 - (logit_NV / self.cap) ** 2) * self.scale  # tanh' = 1 - tanh²
+
+
+IDENTITY = LogitTransform()
 
 
 def linear_cross_entropy(
@@ -25,16 +59,18 @@ def linear_cross_entropy(
     label_N: torch.Tensor,
     *,
     scale: float,
+    transform: LogitTransform = IDENTITY,
     grad_RD: torch.Tensor | None = None,
     first_row: int = 0,
     needs_hidden: bool = True,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed cross entropy of hidden @ tableᵀ in nats, a float64 scalar, and its gradient for hidden_ND.
+    """Return the summed cross entropy of transform(hidden @ tableᵀ) in nats and its gradient for hidden_ND.
 
-    Gradients are of `scale` times the sum. That of the rows first_row … first_row + R of the table is added to grad_RD
-    (float32 or wider); without grad_RD and needs_hidden nothing but the sum is computed. label_N: rows of the table, or
-    IGNORED. hidden_ND and table_VD have one type; what a chunk computes is rounded to it, the sums over chunks are not.
+    The sum is a float64 scalar. Both gradients are those of `scale` times the sum. The gradient for the rows
+    first_row … first_row + R of the table is added to grad_RD, which is float32 or wider. Without grad_RD and
+    needs_hidden only the sum is computed. label_N holds rows of the table, or IGNORED. hidden_ND and table_VD have the
+    same dtype. Results within a chunk are rounded to it; sums over chunks are not.
     """
     total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
     wanted = (label_N != IGNORED).nonzero().squeeze(1)
@@ -44,16 +80,19 @@ def linear_cross_entropy(
     slab = max(1, SLAB_BYTES.get(hidden_ND.device.type, SLAB_BYTES["cpu"]) // (4 * len(table_VD)))
     for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device, hidden_ND.dtype.itemsize)):
         hidden_CD, label_C1 = hidden_ND[index_C], label_N[index_C, None]
-        logit_CV = hidden_CD @ table_VD.T
-        for logit_SV, label_S1 in zip(logit_CV.split(slab), label_C1.split(slab), strict=True):
+        product_CV = hidden_CD @ table_VD.T
+        for product_SV, label_S1 in zip(product_CV.split(slab), label_C1.split(slab), strict=True):
+            logit_SV = product_SV if transform.is_identity else transform(product_SV.to(wide))
             probability_SV = logit_SV.softmax(1, dtype=wide)
-            # the largest probability is at least 1 / V, so its logarithm is exact where that of the label's is not
+            # the logarithm of the largest probability is exact because it is at least 1 / V; the label's can underflow
             normalizer_S = logit_SV.amax(1).to(wide) - probability_SV.amax(1).log()
             total += (normalizer_S - logit_SV.gather(1, label_S1).squeeze(1).to(wide)).sum(dtype=torch.float64)
             if with_gradient:
                 probability_SV.scatter_add_(1, label_S1, torch.full_like(label_S1, -1, dtype=wide))
-                logit_SV.copy_(probability_SV)
-        grad_CV = logit_CV  # it holds probabilities less the labels' ones by now
+                if not transform.is_identity:
+                    probability_SV = transform.backward(probability_SV, logit_SV)
+                product_SV.copy_(probability_SV)
+        grad_CV = product_CV  # reused: probabilities minus the labels' ones, times the transform's derivative
         if grad_ND is not None:
             grad_ND[index_C] = grad_CV @ table_VD * scale
         if grad_RD is not None:

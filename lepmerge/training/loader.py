@@ -1,0 +1,106 @@
+"""Load a language model with transformers: plain decoders, and the text model of multimodal ones."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepmerge.errors import CheckpointError
+from lepmerge.models.model import text_configs
+
+FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
+"""What transformers and the libraries behind it raise for a model that they cannot build, load or run."""
+
+
+def load_network(folder: Path, *, name: str, dtype: torch.dtype | None, device: torch.device) -> Any:
+    """Return the frozen transformers model of a folder on a device. dtype None keeps the stored one.
+
+    A multimodal model keeps only its text model and its head; images and sound are not supported.
+
+    Raises:
+        CheckpointError: transformers cannot load the model, or cannot run it on this device.
+    """
+    version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
+    key = "dtype" if version >= (4, 56) else "torch_dtype"
+    loader = _loader(folder)
+
+    def loaded() -> Any:
+        network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"})
+        _drop_other_towers(network)
+        quantized = getattr(network, "quantization_method", None) is not None
+        return network if quantized and network.device == device else network.to(device)
+
+    network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
+    network.requires_grad_(False).eval()
+    translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
+    return network
+
+
+def skeleton(folder: Path, *, name: str) -> Any:
+    """Return the transformers model of a folder's config without any weights (on the meta device).
+
+    Raises:
+        CheckpointError: transformers knows no language model of this config.
+    """
+    from transformers import AutoConfig
+
+    def built() -> Any:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config
+        loader = _loader(folder)
+        with torch.device("meta"):
+            network = loader._from_config(config) if hasattr(loader, "config_class") else loader.from_config(config)
+        _drop_other_towers(network)
+        return network
+
+    return translated(built, f"{name}: transformers cannot load {folder}")
+
+
+def translated(do: Callable[[], Any], what: str) -> Any:
+    """Return do(); turn what transformers raises into a CheckpointError of one line."""
+    try:
+        return do()
+    except FAULTS as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{what}: {lines[0].strip() if lines else type(error).__name__}") from error
+
+
+def text_model(network: Any) -> Any:
+    """Return the part that turns embedded tokens into hidden states; in a multimodal model, its language model."""
+    inner = getattr(network.base_model, "language_model", network.base_model)
+    return inner.model if hasattr(inner, "lm_head") else inner  # Llama 4 wraps a model with its head
+
+
+def _loader(folder: Path) -> Any:
+    """Return the transformers class that loads a folder: a multimodal model is loaded as config.json names it."""
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not text_configs(config):
+        return transformers.AutoModelForCausalLM
+    named = getattr(transformers, next(iter(config.get("architectures") or []), ""), None)
+    return named or transformers.AutoModelForImageTextToText
+
+
+def _drop_other_towers(network: Any) -> None:
+    """Free the weights that text never reaches: vision and audio towers and what projects their output."""
+    base = network.base_model
+    inner = getattr(base, "language_model", None)
+    if inner is None:
+        return
+    for name, child in list(base.named_children()):
+        if child is not inner and child is not network.get_output_embeddings():
+            with suppress(AttributeError):
+                setattr(base, name, None)
+
+
+@torch.inference_mode()
+def _try(network: Any) -> None:
+    """Run the model on one token: quantized weights load on devices that cannot compute with them."""
+    id_BL = torch.zeros(1, 1, dtype=torch.int64, device=network.device)
+    network(input_ids=id_BL, use_cache=False)
