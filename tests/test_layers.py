@@ -19,8 +19,8 @@ operations/swap_vocabulary operations/__init__
 merge/recipe merge/plan merge/card merge/execute
 tokenization/words tokenization/gates tokenization/script tokenization/train tokenization/extend tokenization/optimize
 tokenization/report tokenization/save tokenization/build
-training/config training/tables training/setting training/tokens training/loss training/blocks training/loader training/transform
-training/body
+training/config training/tables training/setting training/tokens training/loss training/blocks training/loader
+training/transform training/body
 training/learner training/held_out training/state training/estimate training/loop training/output training/trained
 training/processes training/run training/probe
 comparison/darumeru comparison/loading comparison/drift comparison/texts comparison/broken_tokens comparison/prompts

@@ -49,7 +49,7 @@ def skeleton(folder: Path, *, name: str) -> Any:
     from transformers import AutoConfig
 
     def built() -> Any:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config
         loader = _loader(folder)
