@@ -19,16 +19,15 @@ operations/swap_vocabulary operations/__init__
 merge/recipe merge/plan merge/card merge/execute
 tokenization/words tokenization/gates tokenization/script tokenization/train tokenization/extend tokenization/optimize
 tokenization/report tokenization/save tokenization/build
-training/config training/tables training/setting training/tokens training/loss training/blocks training/loader
-training/transform training/body
-training/learner training/held_out training/state training/estimate training/loop training/output training/trained
-training/processes training/run training/probe
+training/config training/events training/tables training/setting training/tokens training/loss training/blocks
+training/loader training/transform training/body training/learner training/held_out training/state training/estimate
+training/loop training/output training/trained training/processes training/run training/probe
 comparison/darumeru comparison/loading comparison/drift comparison/texts comparison/broken_tokens comparison/prompts
 comparison/generation comparison/chat comparison/copying comparison/task comparison/compare comparison/columns
 comparison/report
 __init__
-commands/console commands/options commands/train commands/tokenizer commands/plan commands/run commands/compare
-commands/darumeru commands/inspect commands/diff commands/main
+commands/console commands/options commands/training_progress commands/train commands/tokenizer commands/plan
+commands/run commands/compare commands/darumeru commands/inspect commands/diff commands/main
 __main__
 """.split()
 """Every module may import those before it, wherever the import stands. Docstring-only packages are left out."""

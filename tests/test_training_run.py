@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lepmerge
 from lepmerge.errors import OutputError, Stopped, TrainingError
 from lepmerge.training.config import load_train_config
+from lepmerge.training.events import Note, StepDone, TrainingEvent
 from lepmerge.training.loop import OutOfMemory
 from lepmerge.training.run import train
 
@@ -33,6 +34,10 @@ SPEED = {"speed.jsonl"}
 def contents(folder: Path) -> dict[str, bytes]:
     """Return file name → bytes, without what tells seconds and memory."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in SPEED}
+
+
+def text_of(event: TrainingEvent) -> str:
+    return event.text if isinstance(event, Note) else ""
 
 
 def trained(path: Path, *overrides: str, **options) -> Path:
@@ -98,9 +103,11 @@ def test_without_a_terminal_lines_tell_of_the_steps(tmp_path: Path, english) -> 
     assert evaluated
     for line in evaluated:
         expected = (
-            f"step {line['step']}/{len(lines) - 1}: loss {line['loss']:.3f}, ru {line['bits_per_byte']['ru']:.3f}"
+            f"step {line['step']}/{len(lines) - 1}: loss {line['loss']:.3f}, "
+            f"ru {line['bits_per_byte']['ru']:.3f} bits per byte, "
         )
         assert expected in result.stderr
+    assert "step 1/" in result.stderr and "reading corpus.jsonl: " in result.stderr
     assert "step" not in pico.command("train", path, "--device", "cpu", "--overwrite", "-q").stderr
 
 
@@ -175,8 +182,8 @@ def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
     assert "SIGTERM received: stopped after step" in error
     assert (tmp_path / ".out.lepmerge" / "train.safetensors").exists() and not (tmp_path / "out").exists()
     notes: list[str] = []
-    trained(path, tell=lambda event: notes.append(event.get("note", "")))
-    assert any(note.startswith("goes on after step") for note in notes)
+    trained(path, on_event=lambda event: notes.append(text_of(event)))
+    assert any(note.startswith("resuming after step") for note in notes)
     other = trained(slow_setting(tmp_path / "other", english, checkpoint_every=1000))
     assert contents(tmp_path / "out")["metrics.jsonl"] == contents(other)["metrics.jsonl"]
 
@@ -184,12 +191,12 @@ def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
 def test_another_configuration_does_not_take_up_or_lose_the_steps(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
 
-    def stop(event) -> None:
-        if event.get("step") == 3:
+    def stop(event: TrainingEvent) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="after step 3"):
-        trained(path, tell=stop)
+        trained(path, on_event=stop)
     with pytest.raises(OutputError, match=r"holds 3 steps .*learning_rate was 0.01.*--restart"):
         trained(path, "learning_rate=1e-3")
     kept = (tmp_path / ".out.lepmerge" / "train.safetensors").read_bytes()
@@ -247,7 +254,7 @@ def test_nan_stops_and_names_the_last_checkpoint(tmp_path: Path, english) -> Non
     row = english.encode(pico.ENGLISH[0]).ids[1]
     weights["model.embed_tokens.weight"][row] = torch.inf
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    result = pico.command("train", path, "--device", "cpu", "--set", "evaluate=null")
+    result = pico.command("train", path, "--device", "cpu", "-q", "--set", "evaluate=null")
     pico.assert_one_line_error(result, 1, "step 1", "the loss is nan", "there is no checkpoint", "learning_rate")
 
 
@@ -273,7 +280,7 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, english, monkeypat
     expected = trained(path, "micro_batch=1", f"output={tmp_path / 'one'}")
     monkeypatch.setattr(Learner, "accumulate", limited)
     notes: list[str] = []
-    folder = trained(path, tell=lambda event: notes.append(event.get("note", "")))
+    folder = trained(path, on_event=lambda event: notes.append(text_of(event)))
     assert [note for note in notes if "memory" in note] == [
         "out of memory: micro_batch is now 2", "out of memory: micro_batch is now 1",
     ]  # fmt: skip
@@ -342,7 +349,7 @@ def test_a_tracker_that_is_absent(tmp_path: Path, english) -> None:
 def test_a_tiny_corpus_is_trained_and_said_to_be_tiny(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english, repeat=1, batch_size=256)
     notes: list[str] = []
-    folder = trained(path, tell=lambda event: notes.append(event.get("note", "")))
+    folder = trained(path, on_event=lambda event: notes.append(text_of(event)))
     assert any("only 1 steps" in note for note in notes)
     assert json.loads((folder / "lepmerge_train.json").read_text())["steps"] == 1
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from lepmerge.training.config import TrainConfig, load_train_config
+from lepmerge.training.events import ignore
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal
 from lepmerge.training.run import Session, open_session
@@ -63,7 +64,7 @@ def write_setting(
 def session_of(path: Path, *overrides: str) -> Session:
     """Return what training the configuration would start with."""
     config = load_train_config(path, overrides)
-    return open_session(prepare(config), path.parent / "work", Group(CPU), StopSignal(), lambda event: None)
+    return open_session(prepare(config), path.parent / "work", Group(CPU), StopSignal(), ignore)
 
 
 def plain_training(config: TrainConfig, session: Session, learner: Learner, *, steps: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""The terminal: errors in one line, progress on a tty, tables."""
+"""The terminal: errors in one line, progress, tables."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,22 @@ def progress_bar(total: int, *, quiet: bool) -> Iterator[Any]:
         yield advance
 
 
+class LogClock:
+    """Paces lines on stderr where it is no terminal: the first one at once, then one after every 30 seconds."""
+
+    SECONDS = 30
+
+    def __init__(self) -> None:
+        self._written: float | None = None
+
+    def is_due(self) -> bool:
+        return self._written is None or time.monotonic() - self._written >= self.SECONDS
+
+    def write(self, line: str) -> None:
+        self._written = time.monotonic()
+        click.echo(line, err=True)
+
+
 def show_note(text: str) -> None:
     """Write what the user should know to stderr."""
     click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
@@ -52,6 +69,14 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration for people: 40s, 3m20s, 5h07m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02}m"
 
 
 def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:

@@ -1,19 +1,13 @@
 """lepmerge train: the embeddings of a base model learn a new vocabulary."""
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lepmerge.commands.console import human_bytes, show_note, table
-
-LINE_SECONDS = 60
-"""Without a terminal a line is written at least so often."""
+from lepmerge.commands.console import human_bytes, table
+from lepmerge.commands.training_progress import training_progress
 
 
 @click.command()
@@ -64,8 +58,8 @@ def train(
         from lepmerge.training.learner import Group
         from lepmerge.training.probe import probe as probe_steps
 
-        with _progress(quiet or as_json) as tell:
-            found = probe_steps(loaded, steps=probe, group=Group(chosen), tell=tell)
+        with training_progress(quiet or as_json) as on_event:
+            found = probe_steps(loaded, steps=probe, group=Group(chosen), on_event=on_event)
         _show_probe(found, as_json)
         return
     report = run_training(
@@ -96,6 +90,7 @@ def run_training(
     """Train with a progress bar; return the report, None in all processes but the first."""
     from transformers.utils.logging import disable_progress_bar
 
+    from lepmerge.training.events import TrainingEvent
     from lepmerge.training.output import finished_report
     from lepmerge.training.processes import Processes, check_trackers
     from lepmerge.training.run import train as train_embeddings
@@ -105,67 +100,17 @@ def run_training(
     processes = Processes(device, trackers)
     processes.track(config)
     is_main = processes.group.rank == 0
-    with _progress(quiet or not is_main) as show:
+    with training_progress(quiet or not is_main) as show:
 
-        def tell(event: dict[str, Any]) -> None:
+        def on_event(event: TrainingEvent) -> None:
             show(event)
             processes.log(event)
 
         train_embeddings(
-            config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, tell=tell
+            config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, on_event=on_event
         )
     processes.close()
     return finished_report(config.target) if is_main else None
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
-    """Yield what is told of every step: a bar with tokens/s, ETA, bits per byte and memory; notes stay on stderr.
-
-    Where stderr is no terminal, lines stand in for the bar.
-    """
-    from tqdm import tqdm
-
-    with tqdm(unit="tok", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr) as bar:
-        shown: dict[str, str] = {}
-        write_line = _lines()
-
-        def tell(event: dict[str, Any]) -> None:
-            if "note" in event:
-                if not quiet:
-                    bar.clear()
-                    show_note(event["note"])
-            elif "reading" in event:
-                bar.set_description_str(f"reading {event['reading']}"[:48], refresh=False)
-                bar.refresh()
-            elif "loss" in event:
-                bar.total = bar.n + event["step_tokens"] * (event["until"] - event["step"] + 1)
-                bar.set_description_str(f"step {event['step']}/{event['until']}", refresh=False)
-                shown["loss"] = f"{event['loss']:.3f}"
-                for name, bits in event.get("bits_per_byte", {}).items():
-                    shown[f"{name} bits/byte"] = f"{bits:.3f}"
-                shown["memory"] = human_bytes(event.get("gpu_memory", event["memory"]))
-                bar.set_postfix(shown, refresh=False)
-                bar.update(event["step_tokens"])
-                if not quiet and not sys.stderr.isatty():
-                    write_line(event)
-
-        yield tell
-
-
-def _lines() -> Callable[[dict[str, Any]], None]:
-    """Return what writes a step to stderr: one with bits per byte, and one when no line came for a while."""
-    written = time.monotonic()
-
-    def write(event: dict[str, Any]) -> None:
-        nonlocal written
-        bits = event.get("bits_per_byte", {})
-        if bits or time.monotonic() - written >= LINE_SECONDS:
-            written = time.monotonic()
-            shown = "".join(f", {name} {value:.3f} bits per byte" for name, value in bits.items())
-            click.echo(f"step {event['step']}/{event['until']}: loss {event['loss']:.3f}{shown}", err=True)
-
-    return write
 
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:

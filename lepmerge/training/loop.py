@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,11 @@ from typing import Any
 import torch
 
 from lepmerge.errors import Stopped, TrainingError
+from lepmerge.training.events import Note, OnEvent, StepDone
 from lepmerge.training.held_out import HeldOut, bits_per_byte
 from lepmerge.training.learner import Group, Learner, StepFigures
 from lepmerge.training.state import Position, load_checkpoint, save_checkpoint
 
-Tell = Callable[[dict[str, Any]], None]
-"""Told of every step: its metrics, speed and memory, or a note."""
 WINDOW = 10
 """Steps over which the loss is averaged before it is called diverging."""
 OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -108,7 +107,7 @@ def run_steps(
     micro_batch: int,
     held_out: Mapping[str, HeldOut],
     stop: StopSignal,
-    tell: Tell,
+    on_event: OnEvent,
 ) -> None:
     """Train up to step `until`, from the track's checkpoint where there is one.
 
@@ -120,7 +119,7 @@ def run_steps(
     position = Position(0, micro_batch, 0)
     if track.checkpoint.exists():
         position = load_checkpoint(track.checkpoint, learner)
-        tell({"note": f"goes on after step {position.step}", "step": position.step})
+        on_event(Note(f"resuming after step {position.step}"))
     before = track.lines(position.metrics_bytes)
     losses = [line["loss"] for line in before if "loss" in line]
     num_tokens = before[-1].get("tokens", 0) if before else 0
@@ -135,7 +134,7 @@ def run_steps(
     while step < until:
         try:
             stop.check_together(learner.group)
-            figures, micro_batch = _step(learner, step, micro_batch, stop, tell)
+            figures, micro_batch = _step(learner, step, micro_batch, stop, on_event)
         except Stopped:
             if is_main:
                 save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
@@ -146,26 +145,32 @@ def run_steps(
         losses.append(figures.loss)
         _check_health(figures, losses, step + 1, saved, track)
         step += 1
-        line: dict[str, Any] = {
-            "step": step,
-            "loss": _rounded(figures.loss),
-            "learning_rate": learner.learning_rate(step - 1),
-            "grad_norm": _rounded(figures.grad_norm),
-            "tokens": num_tokens,
-        }
-        if held_out and config.evaluate and (step % config.evaluate.every == 0 or step == until):
-            line["bits_per_byte"] = _rounded(bits_per_byte(learner, held_out))
-        _append(track.metrics, line, is_main)
-        seconds = time.perf_counter() - began
-        speed = {"step": step, "seconds": round(seconds, 3), "step_tokens": figures.num_tokens, **memory(learner)}
-        _append(track.speed, speed, is_main)
-        tell({**line, **speed, "until": until, "micro_batch": micro_batch})
+        is_measured = held_out and config.evaluate and (step % config.evaluate.every == 0 or step == until)
+        done = StepDone(
+            step=step,
+            until=until,
+            loss=_rounded(figures.loss),
+            learning_rate=learner.learning_rate(step - 1),
+            grad_norm=_rounded(figures.grad_norm),
+            tokens=num_tokens,
+            step_tokens=figures.num_tokens,
+            bits_per_byte=_rounded(bits_per_byte(learner, held_out)) if is_measured else {},
+            seconds=time.perf_counter() - began,
+            micro_batch=micro_batch,
+            memory=process_memory(),
+            gpu_memory=gpu_memory(learner.group.device),
+        )
+        _append(track.metrics, done.metrics(), is_main)
+        _append(track.speed, done.speed(), is_main)
+        on_event(done)
         if is_main and (step % config.checkpoint_every == 0 or step == until):
             save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             saved = step
 
 
-def _step(learner: Learner, step: int, micro_batch: int, stop: StopSignal, tell: Tell) -> tuple[StepFigures, int]:
+def _step(
+    learner: Learner, step: int, micro_batch: int, stop: StopSignal, on_event: OnEvent
+) -> tuple[StepFigures, int]:
     """Carry out a step, with ever smaller micro batches while memory is out."""
     while True:
         try:
@@ -182,7 +187,7 @@ def _step(learner: Learner, step: int, micro_batch: int, stop: StopSignal, tell:
                 f"block_size, train.rows: new, or activation_checkpointing: true need less"
             )
         micro_batch = (micro_batch + 1) // 2
-        tell({"note": f"out of memory: micro_batch is now {micro_batch}", "step": step})
+        on_event(Note(f"out of memory: micro_batch is now {micro_batch}"))
 
 
 def _check_health(figures: StepFigures, losses: list[float], step: int, saved: int, track: Track) -> None:
@@ -201,13 +206,15 @@ def _check_health(figures: StepFigures, losses: list[float], step: int, saved: i
         )
 
 
-def memory(learner: Learner) -> dict[str, int]:
-    """Return the peak memory in bytes: of the process, and of its GPU."""
+def process_memory() -> int:
+    """Return the peak memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if learner.group.device.type == "cuda":
-        peak["gpu_memory"] = torch.cuda.max_memory_allocated(learner.group.device)
-    return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Return the peak memory of a GPU in bytes, None for another device."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _rounded(value: Any) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 from lepmerge.errors import RecipeError
 from lepmerge.operations.inits import INITS
 from lepmerge.training.config import TrainConfig
+from lepmerge.training.events import Note, OnEvent
 from lepmerge.training.learner import Group
-from lepmerge.training.loop import StopSignal, Tell, Track
+from lepmerge.training.loop import StopSignal, Track
 from lepmerge.training.run import open_session
 from lepmerge.training.setting import prepare
 
@@ -17,7 +18,7 @@ PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 WARMUP_SHARE = 0.1
 
 
-def probe(config: TrainConfig, *, steps: int, group: Group, tell: Tell) -> list[dict[str, Any]]:
+def probe(config: TrainConfig, *, steps: int, group: Group, on_event: OnEvent) -> list[dict[str, Any]]:
     """Return init, rate and held-out bits per byte after `steps` steps of each, best first; nothing is kept.
 
     The rate rises for a tenth of the steps, then stays.
@@ -34,9 +35,9 @@ def probe(config: TrainConfig, *, steps: int, group: Group, tell: Tell) -> list[
         for init in INITS if config.tokenizer else ["mean"]:
             changed = {"init": init, "warmup_steps": max(1, round(steps * WARMUP_SHARE)), "schedule": "constant"}
             setting = prepare(config.model_copy(update={**changed, "learning_rate": rates[0], "sweep": None}))
-            session = open_session(setting, folder, group, stop, tell)
+            session = open_session(setting, folder, group, stop, on_event)
             for rate in rates:
-                tell({"note": f"probes {init}, {rate:g}"})
+                on_event(Note(f"probes {init}, {rate:g}"))
                 track = Track(folder, f"{init}-{rate:g}")
                 session.run(session.learner(rate), track, until=min(steps, session.steps))
                 bits = track.lines()[-1]["bits_per_byte"]

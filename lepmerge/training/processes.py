@@ -8,6 +8,7 @@ import torch
 
 from lepmerge.errors import TrainingError
 from lepmerge.training.config import TrainConfig
+from lepmerge.training.events import StepDone, TrainingEvent
 from lepmerge.training.learner import Group
 
 
@@ -32,13 +33,14 @@ class Processes:
         settings = {key: value for key, value in config.plain().items() if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("lepmerge", settings)
 
-    def log(self, event: dict[str, Any]) -> None:
-        """Hand the figures of a step to the trackers."""
-        if self.accelerator is None or "loss" not in event:
+    def log(self, event: TrainingEvent) -> None:
+        """Log the metrics of a step to the trackers."""
+        if self.accelerator is None or not isinstance(event, StepDone):
             return
-        values = {key: event[key] for key in ("loss", "learning_rate", "grad_norm", "tokens")}
-        values |= {f"bits_per_byte/{name}": bits for name, bits in event.get("bits_per_byte", {}).items()}
-        self.accelerator.log(values, step=event["step"])
+        values = event.metrics()
+        step = values.pop("step")
+        bits = values.pop("bits_per_byte", {})
+        self.accelerator.log({**values, **{f"bits_per_byte/{name}": bits[name] for name in bits}}, step=step)
 
     def close(self) -> None:
         if self.accelerator is not None:

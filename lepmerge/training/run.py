@@ -16,9 +16,10 @@ from lepmerge.training.blocks import Blocks, blocks_of
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.estimate import first_micro_batch
+from lepmerge.training.events import Note, OnEvent, TextRead, ignore
 from lepmerge.training.held_out import HeldOut, held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
-from lepmerge.training.loop import StopSignal, Tell, Track, run_steps
+from lepmerge.training.loop import StopSignal, Track, run_steps
 from lepmerge.training.output import finished_report, write_output
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
@@ -34,7 +35,7 @@ class Session:
     held_out: dict[str, HeldOut]
     group: Group
     stop: StopSignal
-    tell: Tell
+    on_event: OnEvent
 
     @property
     def steps(self) -> int:
@@ -47,7 +48,13 @@ class Session:
         """Train up to a step, from where the track stands."""
         micro = first_micro_batch(self.setting.config, self.group.device)
         run_steps(
-            learner, track, until=until, micro_batch=micro, held_out=self.held_out, stop=self.stop, tell=self.tell
+            learner,
+            track,
+            until=until,
+            micro_batch=micro,
+            held_out=self.held_out,
+            stop=self.stop,
+            on_event=self.on_event,
         )
 
 
@@ -58,12 +65,12 @@ def train(
     compile: bool = False,
     overwrite: bool = False,
     restart: bool = False,
-    tell: Tell | None = None,
+    on_event: OnEvent = ignore,
 ) -> Path:
     """Train the embeddings of a configuration and return the output folder.
 
     A training that was stopped goes on by itself; a finished one is left alone. restart throws away what an unfinished
-    training of another configuration has left at the same place. tell is told of every step.
+    training of another configuration has left at the same place. on_event is called after every step.
 
     Raises:
         LepmergeError: every fault of configuration, model and data before training; TrainingError and Stopped in it.
@@ -77,7 +84,7 @@ def train(
     if _is_complete(config, setting):
         if group.rank == 0:
             staging.tidy(setting.fingerprint)
-            (tell or _silent)({"note": f"{config.target} is complete already: nothing was done"})
+            on_event(Note(f"{config.target} is complete already: nothing was done"))
         return config.target
     inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
     check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")
@@ -87,7 +94,7 @@ def train(
     with _opened(staging, setting, group), staging.translated():
         check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")  # the lock is ours only now
         with StopSignal().listening() as stop:
-            session = open_session(setting, staging.folder, group, stop, tell or _silent, compile=compile)
+            session = open_session(setting, staging.folder, group, stop, on_event, compile=compile)
             learner, track, sweep = _trained(session, staging.folder)
         if group.rank == 0:
             write_output(setting, learner, staging, track, sweep)
@@ -97,14 +104,14 @@ def train(
 
 
 def open_session(
-    setting: Setting, folder: Path, group: Group, stop: StopSignal, tell: Tell, *, compile: bool = False
+    setting: Setting, folder: Path, group: Group, stop: StopSignal, on_event: OnEvent, *, compile: bool = False
 ) -> Session:
     """Tokenize what is not yet tokenized, load the body and the held-out text."""
     config = setting.config
     tokens = folder / "tokens"
 
     def reading(what: str, num_bytes: int) -> None:
-        tell({"reading": what, "bytes": num_bytes})
+        on_event(TextRead(what, num_bytes))
         stop.check()
 
     if group.rank > 0:  # the first process tokenizes, the others find it done
@@ -123,10 +130,10 @@ def open_session(
     )
     if compile:
         body.compile()
-    session = Session(setting, body, blocks, held_out, group, stop, tell)
+    session = Session(setting, body, blocks, held_out, group, stop, on_event)
     if session.steps < 10:
         of = f"{config.batch_size} blocks ({blocks.num_blocks} an epoch)"
-        tell({"note": f"only {session.steps} steps of {of}: a smaller batch_size gives more"})
+        on_event(Note(f"only {session.steps} steps of {of}: a smaller batch_size gives more"))
     return session
 
 
@@ -156,7 +163,7 @@ def _swept(session: Session, folder: Path, *, until: int) -> list[dict[str, Any]
         track = _sweep_track(folder, rate)
         position = position_of(track.checkpoint)
         if position is None or position.step < until:
-            session.tell({"note": f"tries learning_rate {rate:g} for {until} of {session.steps} steps"})
+            session.on_event(Note(f"tries learning_rate {rate:g} for {until} of {session.steps} steps"))
             session.run(session.learner(rate), track, until=until)
         last = track.lines()[-1]
         found.append({"learning_rate": rate, "steps": last["step"], "bits_per_byte": last["bits_per_byte"]})
@@ -221,7 +228,3 @@ def _bytes_to_write(setting: Setting) -> int:
     tables = sum(setting.start.table(role).num_bytes for role in setting.rows)
     trained = sum(len(rows) for rows in setting.rows.values()) * setting.start.table("input_embeddings").row_width
     return tables + 2 * 12 * trained + SMALL_FILES
-
-
-def _silent(event: dict[str, Any]) -> None:
-    pass

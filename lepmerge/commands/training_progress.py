@@ -1,0 +1,85 @@
+"""The progress of a training on stderr: a bar on a terminal, lines in a log."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lepmerge.commands.console import LogClock, human_bytes, human_seconds, show_note
+from lepmerge.training.events import Note, OnEvent, StepDone, TextRead, TrainingEvent
+
+
+@contextmanager
+def training_progress(quiet: bool) -> Iterator[OnEvent]:
+    """Yield the callback of a training. It shows notes, and every step in a bar; without a terminal it writes lines."""
+    from tqdm import tqdm
+
+    is_terminal = sys.stderr.isatty()
+    with tqdm(unit="tok", unit_scale=True, disable=quiet or not is_terminal, leave=False, file=sys.stderr) as bar:
+        show = _Bar(bar) if is_terminal else _Lines()
+
+        def on_event(event: TrainingEvent) -> None:
+            if quiet:
+                return
+            if isinstance(event, Note):
+                bar.clear()
+                show_note(event.text)
+            elif isinstance(event, TextRead):
+                show.text_read(event)
+            else:
+                show.step_done(event)
+
+        yield on_event
+
+
+class _Bar:
+    """Tokens per second, time left, loss, bits per byte and memory in one bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._shown: dict[str, str] = {}
+
+    def text_read(self, event: TextRead) -> None:
+        self._bar.set_description_str(f"reading {event.file}"[:48], refresh=False)
+        self._bar.refresh()
+
+    def step_done(self, event: StepDone) -> None:
+        bar = self._bar
+        bar.total = bar.n + event.step_tokens * (event.until - event.step + 1)
+        bar.set_description_str(f"step {event.step}/{event.until}", refresh=False)
+        self._shown["loss"] = f"{event.loss:.3f}"
+        for name, bits in event.bits_per_byte.items():
+            self._shown[f"{name} bits/byte"] = f"{bits:.3f}"
+        self._shown["memory"] = human_bytes(event.gpu_memory or event.memory)
+        bar.set_postfix(self._shown, refresh=False)
+        bar.update(event.step_tokens)
+
+
+class _Lines:
+    """A line for the first step, for steps that measure held-out text, and after every 30 seconds."""
+
+    def __init__(self) -> None:
+        self._clock = LogClock()
+        self._num_bytes = 0
+        self._last: StepDone | None = None
+
+    def text_read(self, event: TextRead) -> None:
+        self._num_bytes += event.num_bytes
+        if self._clock.is_due():
+            self._clock.write(f"reading {event.file}: {human_bytes(self._num_bytes)} read")
+
+    def step_done(self, event: StepDone) -> None:
+        last = self._last
+        if last is None or event.seconds < last.seconds:  # another run of steps, with seconds of its own
+            last = None
+        if last is not None and not event.bits_per_byte and not self._clock.is_due():
+            return
+        seconds = event.seconds - (last.seconds if last else 0.0)
+        tokens, steps = (event.tokens - last.tokens, event.step - last.step) if last else (event.step_tokens, 1)
+        left = (event.until - event.step) * seconds / steps
+        bits = "".join(f", {name} {value:.3f} bits per byte" for name, value in event.bits_per_byte.items())
+        self._clock.write(
+            f"step {event.step}/{event.until}: loss {event.loss:.3f}{bits}, "
+            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {human_seconds(left)} left"
+        )
+        self._last = event
