@@ -323,7 +323,7 @@ def test_faults(tmp_path: Path, english, monkeypatch, change: list[str], exit_co
     before = pico.tree(tmp_path)
     monkeypatch.chdir(tmp_path)
     arguments = [part for value in change for part in ("--set", value)]
-    pico.assert_one_line_error(pico.command("train", path, "--device", "cpu", *arguments), exit_code, *parts)
+    pico.assert_one_line_error(pico.command("train", path, "--device", "cpu", "-q", *arguments), exit_code, *parts)
     after = {name: entry for name, entry in pico.tree(tmp_path).items() if ".lepmerge" not in name}
     assert after == before
 

@@ -90,8 +90,10 @@ def compare(
     settings = Settings(
         column=column, max_bytes=size, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
-    with _progress(quiet) as tell:
-        results = compare_models(loaded, files, chat=chat, task=task, reference=reference, settings=settings, tell=tell)
+    with _progress(quiet) as progress:
+        results = compare_models(
+            loaded, files, chat=chat, task=task, reference=reference, settings=settings, progress=progress
+        )
     _write(results, plot, html)
     if as_json:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
@@ -152,14 +154,18 @@ def _progress(quiet: bool) -> Iterator[Any]:
     with tqdm(
         disable=True if quiet else None, leave=False, file=sys.stderr, bar_format="{desc} {n}/{total} [{elapsed}]"
     ) as bar:
+        shown = ""
 
-        def tell(what: str, done: int, total: int) -> None:
-            bar.set_description_str(what[:48], refresh=False)
-            bar.total, bar.n = total, done
+        def progress(what: str, num_done: int, total: int | None = None, /) -> None:
+            nonlocal shown
+            if what != shown:
+                shown, bar.n, bar.total = what, 0, total
+                bar.set_description_str(what[:48], refresh=False)
+            bar.n += num_done
             bar.refresh()
             model = what.partition(":")[0]
             if not quiet and not sys.stderr.isatty() and model not in begun:
                 begun.add(model)
                 click.echo(f"measures {model}", err=True)
 
-        yield tell
+        yield progress

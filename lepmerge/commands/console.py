@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lepmerge.errors import LepmergeError
+from lepmerge.progress import Progress
 
 
 class CommandGroup(click.Group):
@@ -26,17 +27,17 @@ class CommandGroup(click.Group):
 
 
 @contextmanager
-def progress_bar(total: int, *, quiet: bool) -> Iterator[Any]:
-    """Yield a callback for run_plan that shows bytes, rate and ETA on stderr; silent when quiet or not a terminal."""
+def progress_bar(total: int, *, quiet: bool) -> Iterator[Progress]:
+    """Yield a callback that shows bytes, rate and ETA on stderr; silent when quiet or not a terminal."""
     from tqdm import tqdm
 
     with tqdm(
         total=total, unit="B", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr
     ) as bar:
 
-        def advance(what: str, num_bytes: int) -> None:
+        def advance(what: str, num_done: int, total: int | None = None, /) -> None:
             bar.set_description_str(what[:48], refresh=False)
-            bar.update(num_bytes)
+            bar.update(num_done)
 
         yield advance
 

@@ -66,12 +66,14 @@ def run(
     is_done = True
     with progress_bar(total, quiet=quiet or as_json) as progress:
 
-        def tell(what: str, num_bytes: int) -> None:
+        def watched(what: str, num_done: int, total: int | None = None, /) -> None:
             nonlocal is_done
             is_done = False
-            progress(what, num_bytes)
+            progress(what, num_done, total)
 
-        folder = run_plan(plan, device=device, overwrite=overwrite, link=link, hash=hash_, check=check, progress=tell)
+        folder = run_plan(
+            plan, device=device, overwrite=overwrite, link=link, hash=hash_, check=check, progress=watched
+        )
     if is_done and not quiet:
         show_note(f"{folder} is complete already: nothing was done")
     report = json.loads((folder / "lepmerge_report.json").read_text())

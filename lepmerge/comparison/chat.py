@@ -5,8 +5,9 @@ from math import log
 from typing import Any
 
 from lepmerge.comparison.generation import BATCH_SIZE, generate
-from lepmerge.comparison.loading import LanguageModel, Tell, surprisals, untold
+from lepmerge.comparison.loading import LanguageModel, surprisals
 from lepmerge.comparison.prompts import Prompt
+from lepmerge.progress import Progress, no_progress
 
 
 def answers_of(
@@ -15,12 +16,12 @@ def answers_of(
     *,
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
 ) -> list[str]:
     """Return the model's greedy answers, stripped, of at most `max_new_tokens` tokens and what the context leaves."""
     ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
     limits = [max(1, min(max_new_tokens, model.context - len(row))) for row in ids]
-    written = generate(model, ids, limits, batch_size=batch_size, tell=tell, what=f"{model.name}: chat")
+    written = generate(model, ids, limits, batch_size=batch_size, progress=progress, what=f"{model.name}: chat")
     return [model.decode(answer).strip() for answer in written]
 
 
@@ -30,7 +31,7 @@ def bits_of_answers(
     answers: Sequence[str],
     *,
     batch_size: int | None = None,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
 ) -> list[float]:
     """Return the bits that the model needs for each answer behind its prompt, all of the answer's tokens summed.
 
@@ -48,7 +49,7 @@ def bits_of_answers(
         for head, offsets in zip(heads, whole["offset_mapping"], strict=True)
     ]
     starts = [max(1, min(start, len(row))) for start, row in zip(starts, rows, strict=True)]
-    nats = surprisals(model, rows, starts, batch_size=batch_size, tell=tell, what=f"{model.name}: answers")
+    nats = surprisals(model, rows, starts, batch_size=batch_size, progress=progress, what=f"{model.name}: answers")
     return [float(row.sum()) / log(2) for row in nats]
 
 

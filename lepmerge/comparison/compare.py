@@ -14,12 +14,13 @@ from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
 from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
-from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt, read_prompts
 from lepmerge.comparison.task import measure_task, task_figures
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
 from lepmerge.output.provenance import versions
+from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
 
 COPIED_SHARE = 4
@@ -62,7 +63,7 @@ def compare(
     task: str | Path | None = None,
     reference: str | None = None,
     settings: Settings | None = None,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Return what was measured, ready for JSON: `models` → name → figures, `warnings`, `settings`, `versions`.
 
@@ -102,7 +103,7 @@ def compare(
     }
     known = _Known()
     measured = {
-        model.name: _measure(model, first, known, read, copies, prompts, settings, tell)
+        model.name: _measure(model, first, known, read, copies, prompts, settings, progress)
         for model in sorted(models, key=lambda model: model is not first)
     }
     return {
@@ -152,13 +153,13 @@ def _measure(
     copies: Mapping[str, Sequence[CopyItem]],
     prompts: Mapping[str, Sequence[Prompt]],
     settings: Settings,
-    tell: Tell,
+    progress: Progress,
 ) -> dict[str, Any]:
     start = perf_counter()
     warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
-    tell(f"{model.name}: loading", 0, 1)
+    progress(f"{model.name}: loading", 0, 1)
     network = model.network
-    predicted = measure_texts(model, texts, tell=tell)
+    predicted = measure_texts(model, texts, progress=progress)
     if model is reference:
         known.predicted = predicted
     figures: dict[str, Any] = {
@@ -174,11 +175,11 @@ def _measure(
         if not isfinite(found["bits_per_byte"]):
             warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
         if settings.speed:
-            found["generation"] = measure_speed(model, text, reference.vocabulary, tell=tell)
+            found["generation"] = measure_speed(model, text, reference.vocabulary, progress=progress)
         if copies.get(text.name):
             what = f"{model.name}: copying {text.name}"
             found["copying"] = measure_copying(
-                model, copies[text.name], batch_size=settings.batch_size, tell=tell, what=what
+                model, copies[text.name], batch_size=settings.batch_size, progress=progress, what=what
             )
         figures["texts"][text.name] = found
     if model is not reference:
@@ -186,9 +187,9 @@ def _measure(
         warnings += figures["tokens"].pop("warnings")
         figures["drift"] = drift(model.checkpoint, reference.checkpoint)
     if prompts["chat"] and model.has_chat:
-        figures["chat"] = _chat(model, known, prompts["chat"], settings, tell)
+        figures["chat"] = _chat(model, known, prompts["chat"], settings, progress)
     if prompts["task"] and model.has_chat:
-        right = measure_task(model, prompts["task"], batch_size=settings.batch_size, tell=tell)
+        right = measure_task(model, prompts["task"], batch_size=settings.batch_size, progress=progress)
         figures["task"] = task_figures(right, None if model is reference else known.right)
         figures["task"]["right"] = right
         if model is reference:
@@ -201,13 +202,13 @@ def _measure(
 
 
 def _chat(
-    model: LanguageModel, known: _Known, prompts: Sequence[Prompt], settings: Settings, tell: Tell
+    model: LanguageModel, known: _Known, prompts: Sequence[Prompt], settings: Settings, progress: Progress
 ) -> dict[str, Any]:
     answers = answers_of(
-        model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, tell=tell
+        model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, progress=progress
     )
     known.answers = known.answers or answers
-    return agreement(answers, known.answers, bits_of_answers(model, prompts, known.answers, tell=tell))
+    return agreement(answers, known.answers, bits_of_answers(model, prompts, known.answers, progress=progress))
 
 
 def _difference(predicted: Predicted, reference: Predicted) -> dict[str, float]:

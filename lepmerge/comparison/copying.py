@@ -7,8 +7,9 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from lepmerge.comparison.generation import BATCH_SIZE, generate
-from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Text
+from lepmerge.progress import Progress, no_progress
 
 SENTENCE, PARAGRAPH = "sentences", "paragraphs"
 CHARACTERS = {SENTENCE: (30, 200), PARAGRAPH: (120, 1200)}
@@ -78,7 +79,7 @@ def measure_copying(
     items: Sequence[CopyItem],
     *,
     batch_size: int = BATCH_SIZE,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
     what: str = "",
 ) -> dict[str, dict[str, Any]]:
     """Return for sentences and paragraphs: number, share that is equal after strip, and the mean matched share.
@@ -94,7 +95,9 @@ def measure_copying(
         if not model.has_chat:
             prompts = [[*model.prefix_ids, *ids] for ids in prompts]
         limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in of_kind])]
-        written = generate(model, prompts, limits, batch_size=batch_size, tell=tell, what=f"{what} {kind}".strip())
+        written = generate(
+            model, prompts, limits, batch_size=batch_size, progress=progress, what=f"{what} {kind}".strip()
+        )
         pairs = [(item.text, reply_of(model, ids)) for item, ids in zip(of_kind, written, strict=True)]
         found[kind] = {
             "number": len(pairs),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lepmerge.comparison.broken_tokens import new_tokens
-from lepmerge.comparison.loading import LanguageModel, Tell, batches, untold
+from lepmerge.comparison.loading import LanguageModel, batches
 from lepmerge.comparison.texts import Text
 from lepmerge.errors import ComparisonError
+from lepmerge.progress import Progress, no_progress
 from lepmerge.training.held_out import cut
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -31,7 +32,7 @@ def generate(
     *,
     batch_size: int = BATCH_SIZE,
     stop: bool = True,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
     what: str = "",
 ) -> list[list[int]]:
     """Return the greedily generated ids of each prompt, up to and without the end token.
@@ -50,7 +51,6 @@ def generate(
             )
     pad = model.end_ids[0] if model.end_ids else 0
     found: list[list[int]] = [[] for _ in prompts]
-    done = 0
     for batch in batches([len(ids) for ids in prompts], rows=batch_size):
         length = len(prompts[batch[0]])
         lead = [length - len(prompts[place]) for place in batch]
@@ -68,13 +68,12 @@ def generate(
         for row, place in zip(out_BL[:, length:].tolist(), batch, strict=True):
             ends = (number for number, id in enumerate(row) if stop and id in model.end_ids)
             found[place] = row[: min(next(ends, len(row)), limits[place])]
-        done += len(batch)
-        tell(what, done, len(prompts))
+        progress(what, len(batch), len(prompts))
     return found
 
 
 def measure_speed(
-    model: LanguageModel, text: Text, reference: Vocabulary | None = None, *, tell: Tell = untold
+    model: LanguageModel, text: Text, reference: Vocabulary | None = None, *, progress: Progress = no_progress
 ) -> dict[str, Any]:
     """Return characters and tokens a second, and the share of generated tokens that the reference's vocabulary lacks.
 
@@ -86,14 +85,14 @@ def measure_speed(
     num_tokens = min(SPEED_TOKENS, model.context - PREFIX_BYTES - len(model.prefix_ids))
     prompts = [[*model.prefix_ids, *ids] for ids in model.encode(beginnings)]
     what = f"{model.name}: generating {text.name}"
-    tell(what, 0, 1)
+    progress(what, 0, 1)
     generate(model, prompts, 2, batch_size=SPEED_BATCH, stop=False)
     _wait(model.device)
     start = perf_counter()
     written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False)
     _wait(model.device)
     seconds = perf_counter() - start
-    tell(what, 1, 1)
+    progress(what, 1, 1)
     bytes_of = model.vocabulary.text_bytes_of
     characters = sum(len(b"".join(bytes_of.get(id, b"") for id in ids).decode(errors="ignore")) for ids in written)
     counts = Counter(id for ids in written for id in ids)

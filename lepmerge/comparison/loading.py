@@ -6,7 +6,7 @@ Legend: B rows of a batch, L tokens in a row, V rows of the output table.
 import gc
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from lepmerge.errors import CheckpointError, ComparisonError
 from lepmerge.models.checkpoint import is_embeddings_only, open_checkpoint
 from lepmerge.models.model import Model, text_configs
 from lepmerge.models.references import resolve
+from lepmerge.progress import Progress, no_progress
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 UNLIMITED = 1 << 30
@@ -29,12 +30,6 @@ LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
 """Logits of one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
 SLAB = 1 << 20
 """Logits whose softmax is taken at once: what stays in the cache."""
-Tell = Callable[[str, int, int], None]
-"""Progress: what is being done, how much of it is done, how much there is."""
-
-
-def untold(what: str, done: int, total: int) -> None:
-    """Progress that nobody is told of."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,7 @@ def surprisals(
     starts: Sequence[int],
     *,
     batch_size: int | None = None,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
     what: str = "",
 ) -> list[np.ndarray]:
     """Return for each row of ids the surprisal, in nats, of its ids from `start` on (float32 softmax, float64 array).
@@ -218,7 +213,6 @@ def surprisals(
     most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    done = 0
     for batch in batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))):
         length = len(rows[batch[0]])
         # padding at the right is not seen by what stands before it; it is some token of the row
@@ -231,8 +225,7 @@ def surprisals(
         nats_BL = _cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
         for row_L, place in zip(nats_BL, batch, strict=True):
             found[place] = row_L[starts[place] - first : len(rows[place]) - first].copy()
-        done += len(batch)
-        tell(what, done, len(rows))
+        progress(what, len(batch), len(rows))
     return found
 
 

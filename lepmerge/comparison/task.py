@@ -5,28 +5,29 @@ from math import comb
 from typing import Any
 
 from lepmerge.comparison.generation import BATCH_SIZE, generate
-from lepmerge.comparison.loading import LanguageModel, Tell, untold
+from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt
+from lepmerge.progress import Progress, no_progress
 
 
 def measure_task(
-    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, tell: Tell = untold
+    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[bool]:
     """Return for each prompt whether the greedy reply is its answer, white space at the ends apart.
 
     The model needs a chat template.
     """
-    replies = replies_of(model, prompts, batch_size=batch_size, tell=tell)
+    replies = replies_of(model, prompts, batch_size=batch_size, progress=progress)
     return [reply == prompt.answer.strip() for reply, prompt in zip(replies, prompts, strict=True)]
 
 
 def replies_of(
-    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, tell: Tell = untold
+    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[str]:
     """Return the greedy replies, stripped; one is cut some tokens after the length of the longest answer."""
     ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
     longest = max(map(len, model.encode(list({prompt.answer for prompt in prompts}))))
-    written = generate(model, ids, longest + 4, batch_size=batch_size, tell=tell, what=f"{model.name}: task")
+    written = generate(model, ids, longest + 4, batch_size=batch_size, progress=progress, what=f"{model.name}: task")
     return [model.decode(reply).strip() for reply in written]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from lepmerge.comparison.loading import LanguageModel, Tell, surprisals, untold
+from lepmerge.comparison.loading import LanguageModel, surprisals
 from lepmerge.corpus import find_files, texts_of
 from lepmerge.errors import ComparisonError
-from lepmerge.progress import no_progress
+from lepmerge.progress import Progress, no_progress
 from lepmerge.training.held_out import cut
 
 PIECE_BYTES = 1024
@@ -124,7 +124,7 @@ def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) ->
 
 
 def measure_texts(
-    model: LanguageModel, texts: Sequence[Text], *, batch_size: int | None = None, tell: Tell = untold
+    model: LanguageModel, texts: Sequence[Text], *, batch_size: int | None = None, progress: Progress = no_progress
 ) -> Mapping[str, Predicted]:
     """Return name → what the model needed for each text.
 
@@ -146,7 +146,12 @@ def measure_texts(
             )
         rows = [(*model.prefix_ids, *row) for row in ids]
         nats = surprisals(
-            model, rows, [num_prefix] * len(rows), batch_size=batch_size, tell=tell, what=f"{model.name}: {text.name}"
+            model,
+            rows,
+            [num_prefix] * len(rows),
+            batch_size=batch_size,
+            progress=progress,
+            what=f"{model.name}: {text.name}",
         )
         ends = tuple(_ends(model, row, piece) for row, piece in zip(ids, text.pieces, strict=True))
         found[text.name] = Predicted(text, tuple(ids), tuple(row / log(2) for row in nats), ends)

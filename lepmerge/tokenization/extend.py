@@ -6,10 +6,11 @@ new token is therefore always reached, and nothing changes where no new merge ap
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lepmerge.errors import VocabularyError
+from lepmerge.progress import Progress
 from lepmerge.tokenization.script import Allowed
 from lepmerge.tokenization.train import renumbered
 from lepmerge.tokenization.words import old_tokens
@@ -33,7 +34,7 @@ def learn(
     *,
     num_tokens: int,
     allowed: Allowed,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Extension:
     """Return at most num_tokens new tokens with their merges: each step joins the most frequent allowed pair.
 

@@ -110,7 +110,7 @@ def open_session(
     config = setting.config
     tokens = folder / "tokens"
 
-    def reading(what: str, num_bytes: int) -> None:
+    def reading(what: str, num_bytes: int, total: int | None = None, /) -> None:
         on_event(TextRead(what, num_bytes))
         stop.check()
 
