@@ -31,8 +31,8 @@ def recipe(tmp_path: Path, setting) -> Path:
 
 
 def test_huge_rows_count_once_for_every_operand(recipe: Path) -> None:
-    with_rows = pico.plan_file(recipe).num_bytes["memory"]
-    without = pico.plan_file(recipe, ["steps=[]"]).num_bytes["memory"]
+    with_rows = pico.plan_file(recipe).sizes["memory"]
+    without = pico.plan_file(recipe, ["steps=[]"]).sizes["memory"]
     assert with_rows - without == (12 + 4 * 2) * 4 * ROW
 
 
@@ -42,7 +42,7 @@ def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
         "import lepmerge, resource\n"
         f"plan = lepmerge.make_plan(lepmerge.load_recipe({str(recipe)!r}))\n"
         "lepmerge.run_plan(plan, device='cpu')\n"
-        "print(plan.num_bytes['memory'], 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(plan.sizes['memory'], 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     announced, taken = map(int, done.stdout.split())
