@@ -1,0 +1,78 @@
+"""Tensors of a GGUF file as lazy tensors: rows are dequantized on demand, and computed rows quantized."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lepmerge.errors import CheckpointError
+from lepmerge.models.gguf_file import GgufEntry, GgufFile, tensor_bytes
+from lepmerge.tensors import LazyTensor, Rows, Workspace, as_index
+
+F32, F16, BF16 = 0, 1, 30
+EXACT_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+"""Types that hold floating-point numbers as they are; all others are quantized and dequantize to float32."""
+TABLE_TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7}
+"""Name in a recipe → GGUF type of the tables: those that the `gguf` package quantizes."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GgufTensor(LazyTensor):
+    """A tensor in a GGUF file, rows × width; its rows are dequantized as they are read."""
+
+    name: str
+    file: GgufFile
+    entry: GgufEntry
+
+    @classmethod
+    def of(cls, name: str, file: GgufFile) -> "GgufTensor":
+        entry = file.entries[name]
+        dtype = EXACT_DTYPES.get(entry.type, torch.float32)
+        return cls(name=name, file=file, entry=entry, shape=entry.shape, dtype=dtype)
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        data = self._bytes(rows)
+        if self.entry.type in EXACT_DTYPES:
+            read = torch.from_numpy(data).view(self.dtype).view(len(rows), self.row_width)
+        else:
+            read = torch.from_numpy(dequantized(data, self.entry.type)).view(len(rows), self.row_width)
+        return read.to(workspace.device)
+
+    def _bytes(self, rows: Rows) -> np.ndarray:
+        """Return the stored bytes of the rows, (len(rows), bytes per row)."""
+        row_bytes = tensor_bytes((self.row_width,), self.entry.type)
+        assert row_bytes is not None
+        stored = np.memmap(self.file.path, np.uint8, "r", self.entry.start, (self.num_rows, row_bytes))
+        if isinstance(rows, range):
+            return np.array(stored[rows.start : rows.stop])
+        return stored[as_index(rows).numpy()]
+
+
+def dequantized(data: np.ndarray, type: int) -> np.ndarray:
+    """Return float32 values of quantized rows (uint8, rows × bytes per row)."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    return dequantize(data, GGMLQuantizationType(type))
+
+
+def quantized(rows: torch.Tensor, type: int) -> bytes:
+    """Return the bytes of computed rows in a GGUF type."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if type in EXACT_DTYPES:
+        return rows.to(EXACT_DTYPES[type]).contiguous().view(torch.uint8).numpy().tobytes()
+    return quantize(rows.to(torch.float32).numpy(), GGMLQuantizationType(type)).tobytes()
+
+
+def table_type(name: str, width: int) -> int:
+    """Return the GGUF type of a table.
+
+    Raises:
+        CheckpointError: the width is not a multiple of the type's block.
+    """
+    type = TABLE_TYPES[name]
+    if tensor_bytes((width,), type) is None:
+        raise CheckpointError(f"tables: {name} needs a width that 32 divides, not {width}: use f16 or bf16")
+    return type
