@@ -1,13 +1,14 @@
 # make quickstart   set up, run the real recipe on the small models, print the table
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
+# make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-environments lint clean
+.PHONY: docs quickstart test test-slow test-environments lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -34,6 +35,9 @@ test-slow: $(VENV)/installed-slow
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py
+
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
