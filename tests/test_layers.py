@@ -13,7 +13,6 @@ version errors paths progress corpus chats device tensors least_squares
 config/yaml_tree config/variables config/schema config/entries
 vocabulary/tokenizer_json vocabulary/vocabulary vocabulary/conversion
 models/references models/safetensors_io models/gguf_file models/gguf_tensor models/gguf_vocabulary
-models/references models/safetensors_io models/gguf_file models/gguf_tensor models/gguf_vocabulary
 models/table_report models/model models/checkpoint models/inspection
 output/provenance output/plots output/staging output/carried_files
 operations/inits operations/expression operations/arithmetic operations/pad_vocabulary operations/propagate_embeddings
