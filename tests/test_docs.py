@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from lepmerge.config.entries import ModelEntry
-from lepmerge.merge.recipe import PropagateEmbeddings, load_recipe
+from lepmerge.merge.recipe import load_recipe
 from lepmerge.operations.expression import FUNCTIONS
+from lepmerge.operations.propagate_embeddings import PropagateEmbeddings
 from lepmerge.vocabulary.conversion import build_conversion
 from lepmerge.vocabulary.vocabulary import Vocabulary
 

@@ -10,13 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
 ORDER = """
 version errors paths progress corpus chats device tensors least_squares
-config/yaml_tree config/variables config/schema config/entries
+config/yaml_tree config/variables config/schema config/kinds config/entries
 vocabulary/tokenizer_json vocabulary/vocabulary vocabulary/conversion
 models/references models/safetensors_io models/gguf_file models/gguf_tensor models/gguf_vocabulary
 models/table_report models/model models/checkpoint models/inspection
 output/provenance output/plots output/staging output/carried_files
-operations/inits operations/expression operations/arithmetic operations/pad_vocabulary operations/propagate_embeddings
-operations/swap_vocabulary operations/__init__
+operations/__init__ operations/registry operations/inits operations/expression operations/arithmetic operations/pad_vocabulary
+operations/propagate_embeddings operations/swap_vocabulary
 merge/recipe merge/plan merge/card merge/execute
 tokenization/words tokenization/gates tokenization/script tokenization/train tokenization/extend tokenization/optimize
 tokenization/report tokenization/save tokenization/build

@@ -119,7 +119,9 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
     from lepmerge.config.entries import ModelEntry
     from lepmerge.merge.execute import run_plan
     from lepmerge.merge.plan import make_plan
-    from lepmerge.merge.recipe import Arithmetic, Output, Recipe, SwapVocabulary
+    from lepmerge.merge.recipe import Output, Recipe
+    from lepmerge.operations.arithmetic import Arithmetic
+    from lepmerge.operations.swap_vocabulary import SwapVocabulary
 
     steps = [
         SwapVocabulary(op="swap_vocabulary", tokenizer="adapted"),

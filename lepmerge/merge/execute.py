@@ -99,8 +99,8 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
 
 def _input_folders(plan: Plan) -> list[Path]:
     folders = {reference.folder for reference in plan.references.values()}
-    tokenizers = [step.tokenizer for step in plan.recipe.steps if step.op == "swap_vocabulary"]
-    return sorted(folders | {folder for name in tokenizers if (folder := plan.recipe.resolve(name)).is_dir()})
+    tokenizers = {folder for name in plan.recipe.tokenizers() if (folder := plan.recipe.resolve(name)).is_dir()}
+    return sorted(folders | tokenizers)
 
 
 def _input_files(plan: Plan) -> list[Path]:

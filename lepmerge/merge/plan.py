@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from lepmerge.config.entries import InitPerTable, TrainedEntry
+from lepmerge.config.entries import PerTable, Step, TrainedEntry
+from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
-from lepmerge.merge.recipe import Arithmetic, PerTable, Recipe
+from lepmerge.merge.recipe import OPERATIONS, Recipe
 from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
-from lepmerge.operations import OPERATIONS
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files
 from lepmerge.tensors import (
@@ -117,9 +117,9 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
         try:
-            model = OPERATIONS[step.op](model, **_keywords(step, models, recipe.folder))
+            model = OPERATIONS[step.operation()].function(model, **_keywords(step, models, recipe.folder))
         except LepmergeError as error:
-            raise type(error)(f"steps.{number} ({step.op}): {error}") from error
+            raise type(error)(f"steps.{number} ({step.operation()}): {error}") from error
     if recipe.output.pad_to_multiple_of is not None:
         model = pad_vocabulary(model, multiple=recipe.output.pad_to_multiple_of)
     if recipe.output.dtype is not None:
@@ -146,24 +146,28 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
         raise ReferenceNotFound(f"models.{name}: {error}") from error
 
 
-def _keywords(step: Any, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:
-    """Return a step's fields as keywords of its operation: names become models and vocabularies."""
-    keywords: dict[str, Any] = {}
-    for field, info in type(step).model_fields.items():
-        value = getattr(step, field)
-        if "model" in info.metadata:
-            value = models[value]
-        elif "tokenizer" in info.metadata:
-            value = (
-                models[value].vocabulary
-                if value in models
-                else Vocabulary.in_folder(resolve(value, relative_to=folder).folder)
-            )
-        elif isinstance(value, InitPerTable | PerTable):
-            value = {"input_embeddings": value.input, "output_embeddings": value.output}
-        keywords[field] = value
-    del keywords["op"]
-    return {**keywords, "models": models} if isinstance(step, Arithmetic) else keywords
+def _keywords(step: Step, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:
+    """Return a step's fields as the keywords of its operation: names become models and vocabularies."""
+    keywords: dict[str, Any] = {field: getattr(step, field) for field in type(step).model_fields if field != "op"}
+    for field, value in keywords.items():
+        if isinstance(value, PerTable):
+            keywords[field] = value.by_table()
+    for place, marker, text in marked_texts(type(step), step.model_dump()):
+        if marker == "tokenizer" and text not in models:
+            _set(keywords, place, Vocabulary.in_folder(resolve(text, relative_to=folder).folder))
+        elif marker in ("model", "tokenizer"):
+            _set(keywords, place, models[text] if marker == "model" else models[text].vocabulary)
+    return {**keywords, "models": models} if OPERATIONS[step.operation()].takes_all_models else keywords
+
+
+def _set(keywords: dict[str, Any], place: tuple[int | str, ...], value: Model | Vocabulary) -> None:
+    """Put a value in place of its name: in a field, or in a list of names. Names deeper in an entry stay names."""
+    field, *rest = place
+    if not rest:
+        keywords[str(field)] = value
+    elif len(rest) == 1 and isinstance(rest[0], int):
+        items = keywords[str(field)]
+        keywords[str(field)] = [*items[: rest[0]], value, *items[rest[0] + 1 :]]
 
 
 def _cast(model: Model, dtype: torch.dtype) -> Model:

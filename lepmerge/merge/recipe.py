@@ -3,80 +3,34 @@
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from lepmerge.config.entries import Init, InitPerTable, ModelEntry, TrainedEntry
+from lepmerge.config.entries import ModelEntry, Step, TrainedEntry
+from lepmerge.config.kinds import FilePath, marked_texts, schemas_below
 from lepmerge.config.schema import Schema, Strict, Where, num_bytes
 from lepmerge.config.variables import escaped
 from lepmerge.config.yaml_tree import NAME, dotted, hint
 from lepmerge.errors import RecipeError
+from lepmerge.operations.registry import operations
 from lepmerge.paths import is_path
 
-Method = Literal["swap", "overlap", "conversion", "delta"]
-ModelName = Annotated[str, "model"]
-TokenizerReference = Annotated[str, "tokenizer"]
-
-
-class PerTable(Strict):
-    """A method for each table."""
-
-    input: Method
-    """Of the input embeddings."""
-    output: Method
-    """Of the output embeddings."""
-
-
-class SwapVocabulary(Strict):
-    """Replace the vocabulary; rows of tokens that are new are made from the old rows."""
-
-    op: Literal["swap_vocabulary"]
-    tokenizer: TokenizerReference
-    """A model's name above, or a folder or Hub id with a tokenizer."""
-    init: Init | InitPerTable = "mean"
-    """How a new row is made of the rows of its old tokens: their mean, the mean weighted by the tokens' lengths, or the
-    mean with the norm that rows of its script have."""
-
-
-class PropagateEmbeddings(Strict):
-    """Carry the embeddings that `adapted` learned on `base` over to the current model."""
-
-    op: Literal["propagate_embeddings"]
-    base: ModelName
-    """The model that the current one was tuned from; it has the same vocabulary."""
-    adapted: ModelName
-    """The base with the new vocabulary and trained embeddings."""
-    method: Method | PerTable
-    """What becomes of the trained embeddings; see [the method](method.md)."""
-    keep_shared_rows: bool = False
-    """Keep the current row of every token whose bytes are in both vocabularies."""
-
-
-class Arithmetic(Strict):
-    """Compute tensors from an expression over the models."""
-
-    op: Literal["arithmetic"]
-    tensors: str | list[str]
-    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`."""
-    expression: str
-    """Of the names of models, `current`, numbers, `+ - * /`, parentheses and the functions below."""
-
-
-Step = Annotated[SwapVocabulary | PropagateEmbeddings | Arithmetic, Field(discriminator="op")]
-
-STEPS: dict[str, type[BaseModel]] = {
-    get_args(step.model_fields["op"].annotation)[0]: step for step in get_args(get_args(Step)[0])
-}
-"""Operation → its entry in a recipe."""
+OPERATIONS = operations()
+if TYPE_CHECKING:
+    AnyStep = Step
+else:  # the union of the registered entries, which a type checker cannot read
+    AnyStep = Annotated[reduce(or_, (each.entry for each in OPERATIONS.values())), Field(discriminator="op")]
 
 
 class Output(Strict):
     """Where and in which form the result is written."""
 
-    path: str
+    path: FilePath
     """The new folder; what is in it already is kept, unless `--overwrite` is given."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The type of all floating-point tensors; default: each tensor's own."""
@@ -93,7 +47,7 @@ class Recipe(Strict):
     """Name → model. A text is short for `path`. Names are words; `current` is taken."""
     start: str = "instruct"
     """Name of the model that the steps transform."""
-    steps: list[Step] = []
+    steps: list[AnyStep] = []
     """What is done to it, in order; without steps it is copied."""
     output: Output
     """Where and in which form the result is written."""
@@ -125,6 +79,11 @@ class Recipe(Strict):
         ordered = {key: _escaped(plain[key]) for key in Recipe.model_fields if key in plain}
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100)
 
+    def tokenizers(self) -> list[str]:
+        """Return the tokenizers that steps name by a path or Hub id."""
+        texts = marked_texts(Recipe, self.model_dump())
+        return [text for _, marker, text in texts if marker == "tokenizer" and text not in self.models]
+
     def trainings(self) -> dict[str, Path]:
         """Return name → training configuration of the models that are trained."""
         return {name: self.resolve(e.train) for name, e in self.models.items() if isinstance(e, TrainedEntry)}
@@ -144,23 +103,27 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
-    if re.fullmatch(r"output\.path|models\.[^.]+\.train", key):
-        return True
-    if re.fullmatch(r"steps\.\d+\.tokenizer", key):
-        return text not in values.get("models", ()) and is_path(text, folder)
-    return bool(re.fullmatch(r"models\.[^.]+(\.path)?", key)) and is_path(text, folder)
+    markers = {marker for place, marker, _ in marked_texts(Recipe, values) if dotted(place) == key}
+    if "tokenizer" in markers and text in values.get("models", ()):
+        return False
+    return "path" in markers or (bool(markers & {"reference", "tokenizer"}) and is_path(text, folder))
 
 
-_CHOICES: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (PerTable, InitPerTable, ModelEntry, TrainedEntry)
-}
+def _choices() -> dict[str, type[BaseModel]]:
+    """Return name → schema of every member of a union, as pydantic names it in the place of a fault."""
+    found: dict[str, type[BaseModel]] = {schema.__name__: schema for schema in (ModelEntry, TrainedEntry)}
+    for name, each in OPERATIONS.items():
+        found |= {name: each.entry, **{schema.__name__: schema for schema in schemas_below(each.entry)}}
+    return found
+
+
 _SCHEMA = Schema(
     Recipe,
     what="recipe",
     parts={"models": ModelEntry, "output": Output},
-    choices={**_CHOICES, **STEPS},
+    choices=_choices(),
     names_a_path=_names_a_path,
-    short_form={"models": "path"},
+    short_form={"models": ModelEntry.SHORT_FORM},
 )
 
 
@@ -180,12 +143,9 @@ def _check_names(recipe: Recipe, where: Where) -> None:
     for name in recipe.models:
         if not re.fullmatch(NAME, name):
             raise RecipeError(f"{where(('models', name))}: {name!r} is no name: use letters, digits and _")
-    places: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
-    for number, step in enumerate(recipe.steps):
-        for field, info in type(step).model_fields.items():
-            if "model" in info.metadata:
-                places.append((("steps", number, field), getattr(step, field)))
-    for place, name in places:
+    texts = marked_texts(Recipe, recipe.model_dump())
+    named = [(("start",), recipe.start), *((place, text) for place, marker, text in texts if marker == "model")]
+    for place, name in named:
         if name not in recipe.models:
             near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
             raise RecipeError(f"{where(place)}: {dotted(place)}: there is no model {name!r}; {near}")

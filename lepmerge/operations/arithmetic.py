@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from lepmerge.config.entries import Step
 from lepmerge.errors import CheckpointError, RecipeError
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import require_computable
 from lepmerge.models.table_report import TableReport
 from lepmerge.operations.expression import Node, parse
+from lepmerge.operations.registry import operation
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
 from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion, converted
 
@@ -30,6 +32,17 @@ CURRENT = "current"
 Values = Mapping[Any, torch.Tensor]
 
 
+class Arithmetic(Step):
+    """Compute tensors from an expression over the models."""
+
+    op: Literal["arithmetic"]
+    tensors: str | list[str]
+    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`."""
+    expression: str
+    """An expression over the names of models, `current`, numbers, `+ - * /`, parentheses and the functions below."""
+
+
+@operation(Arithmetic)
 def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, models: Mapping[str, Model]) -> Model:
     """Return the model with the selected tensors replaced by the value of the expression.
 

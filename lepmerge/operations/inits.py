@@ -3,9 +3,11 @@
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
+from lepmerge.config.entries import InitName
 from lepmerge.tensors import (
     ChosenRows,
     LazyTensor,
@@ -24,15 +26,27 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 Init = Callable[[LazyTensor, Conversion, Vocabulary, Vocabulary], LazyTensor]
 """(old table, T, old vocabulary, new vocabulary) → new table."""
+INITS: dict[str, Init] = {}
+
+
+def init(function: Init) -> Init:
+    """Register a way to make new rows; its name is also in InitName, which schemas read without importing torch."""
+    assert function.__name__ in get_args(InitName)
+    INITS[function.__name__] = function
+    return function
+
+
 FEWEST_ROWS = 32
 """A script with fewer rows than this says nothing of its norm: that of all rows is taken."""
 
 
+@init
 def mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
     """Return T E: a new row is the mean of the rows of its old tokens (paper section 2.1.2, eq. 1-2)."""
     return converted(table, conversion)
 
 
+@init
 def weighted_mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
     """Return T E with each old token weighted by its length: `привет` of `при` + `вет` + `о` takes 3/7, 3/7, 1/7.
 
@@ -49,6 +63,7 @@ def weighted_mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, ne
     return converted(table, replace(conversion, weight_N=length_N / total_V[row_N]))
 
 
+@init
 def norm_calibrated(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
     """Return T E with every averaged row rescaled to the mean norm of the old rows of the same script.
 
@@ -70,9 +85,6 @@ def norm_calibrated(table: LazyTensor, conversion: Conversion, old: Vocabulary, 
         shape=averaged.shape,
         dtype=averaged.dtype,
     )
-
-
-INITS: dict[str, Init] = {"mean": mean, "weighted_mean": weighted_mean, "norm_calibrated": norm_calibrated}
 
 
 def with_mean_row(new: LazyTensor, conversion: Conversion, old: LazyTensor, rows: torch.Tensor) -> LazyTensor:

@@ -8,15 +8,19 @@ With A the adapted table, E_b and E_i those of base and instruct, T the vocabula
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from lepmerge.config.entries import PerTable, Step
+from lepmerge.config.kinds import ModelName
 from lepmerge.errors import CheckpointError, VocabularyError
 from lepmerge.least_squares import Drift, Fit
 from lepmerge.models.model import OUTPUT, Model
 from lepmerge.models.table_report import TableReport
+from lepmerge.operations.registry import chosen, for_each_table, operation
 from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction
 from lepmerge.vocabulary.conversion import (
     DECOMPOSED,
@@ -29,10 +33,107 @@ from lepmerge.vocabulary.conversion import (
 )
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
-METHODS = ("swap", "overlap", "conversion", "delta")
-FITTED_KINDS = {"overlap": (EXACT,), "conversion": (EXACT, DECOMPOSED, INEXACT)}
+
+@dataclass(frozen=True)
+class Operands:
+    """What a method computes one table from: the adapted table A, and base and instruct converted by T.
+
+    kind_V says how base and instruct found the old tokens of a row, -1 where they differ.
+    """
+
+    adapted: LazyTensor
+    base: LazyTensor
+    instruct: LazyTensor
+    conversion: Conversion
+    kind_V: torch.Tensor
+    label: str
+    sources: tuple[str, str]
+    """Descriptions of the tables of base and instruct, for errors."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.instruct.dtype
+
+    def rows_of(self, *kinds: int) -> torch.Tensor:
+        return replace(self.conversion, kind_V=self.kind_V).rows_of(*kinds)
+
+    def drift(self) -> Drift:
+        return Drift(operands=(self.base, self.instruct), row_N=self.rows_of(EXACT), label=self.label)
 
 
+Method = Callable[[Operands], tuple[LazyTensor, Reduction]]
+"""Operands → the table in the adapted vocabulary, and the reduction whose metrics its report shows."""
+METHODS: dict[str, Method] = {}
+
+
+def method(function: Method) -> Method:
+    """Register a method under its name."""
+    METHODS[function.__name__] = function
+    return function
+
+
+@method
+def swap(operands: Operands) -> tuple[LazyTensor, Reduction]:
+    return operands.adapted, operands.drift()
+
+
+@method
+def overlap(operands: Operands) -> tuple[LazyTensor, Reduction]:
+    return _through_fit(operands, _one_row_per_old_token(operands.rows_of(EXACT), operands.conversion))
+
+
+@method
+def conversion(operands: Operands) -> tuple[LazyTensor, Reduction]:
+    return _through_fit(operands, operands.rows_of(EXACT, DECOMPOSED, INEXACT))
+
+
+@method
+def delta(operands: Operands) -> tuple[LazyTensor, Reduction]:
+    """A row whose old tokens base and instruct find in different ways stays the adapted row."""
+    adapted = operands.adapted
+    shifted = Elementwise(
+        function=_shift,
+        operands=(adapted, operands.instruct, operands.base),
+        shape=adapted.shape,
+        dtype=operands.dtype,
+    )
+    moved_V = operands.kind_V >= 0
+    if bool(moved_V.all()):
+        return shifted, operands.drift()
+    row_V = torch.arange(adapted.num_rows)
+    return _rows_of((adapted, shifted), moved_V, row_V, operands.dtype), operands.drift()
+
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]  # the names come from the registry, which a type checker cannot read
+
+
+class MethodPerTable(PerTable):
+    """A method for each table."""
+
+    input: MethodName
+    """For the input embeddings."""
+    output: MethodName
+    """For the output embeddings."""
+
+
+class PropagateEmbeddings(Step):
+    """Carry the embeddings that `adapted` learned on `base` over to the current model."""
+
+    op: Literal["propagate_embeddings"]
+    base: ModelName
+    """The model that the current one was tuned from; it has the same vocabulary."""
+    adapted: ModelName
+    """The base with the new vocabulary and trained embeddings."""
+    method: MethodName | MethodPerTable
+    """What becomes of the trained embeddings; see [the method](method.md)."""
+    keep_shared_rows: bool = False
+    """Keep the current row of every token whose bytes are in both vocabularies."""
+
+
+@operation(PropagateEmbeddings)
 def propagate_embeddings(
     model: Model, *, base: Model, adapted: Model, method: str | Mapping[str, str], keep_shared_rows: bool = False
 ) -> Model:
@@ -59,52 +160,39 @@ def propagate_embeddings(
     vocabulary = adapted.vocabulary.with_added_of(model.vocabulary)
     tables: dict[str, LazyTensor] = {}
     reports: list[TableReport] = []
-    for role in model.tables:
-        how = method if isinstance(method, str) else method[role]
-        label = f"{role.replace('_', ' ')} of {base.name} → {model.name}"
-        sources = (base.describe_table(role), model.describe_table(role))
-        table, reductions = _propagated(
-            model.table(role), base.table(role), adapted.table(role), to_new, base_to_new, how, label, sources
+    same_kind_V = torch.where(to_new.kind_V == base_to_new.kind_V, to_new.kind_V, -1)
+    for role, name in for_each_table(method, model.tables, what="method").items():
+        operands = Operands(
+            adapted=adapted.table(role),
+            base=converted(base.table(role), base_to_new),
+            instruct=converted(model.table(role), to_new),
+            conversion=to_new,
+            kind_V=same_kind_V,
+            label=f"{role.replace('_', ' ')} of {base.name} → {model.name}",
+            sources=(base.describe_table(role), model.describe_table(role)),
         )
+        table, reduction = chosen(METHODS, name, what="method")(operands)
         kept = _kept_rows(model, vocabulary, to_new, keep_shared_rows)
         tables[role] = _with_kept_rows(table, model.table(role), kept, max(adapted.num_rows, vocabulary.size))
         counts = {**to_new.counts, "kept_from_instruct": int((kept >= 0).sum())}
-        reports.append(TableReport("propagate_embeddings", role, counts, method=how, reductions=reductions))
+        reports.append(TableReport("propagate_embeddings", role, counts, method=name, reductions=(reduction,)))
     changed = model.with_tables(tables, vocabulary, tuple(reports))
     return replace(changed, notes=(*changed.notes, *_doubts(model, base, adapted, to_new)))
 
 
-def _propagated(
-    instruct: LazyTensor,
-    base: LazyTensor,
-    adapted: LazyTensor,
-    to_new: Conversion,
-    base_to_new: Conversion,
-    method: str,
-    label: str,
-    sources: tuple[str, str],
-) -> tuple[LazyTensor, tuple[Reduction, ...]]:
-    """Return the table of one role in the adapted vocabulary, and what was reduced for it."""
-    dtype = instruct.dtype
-    new_base, new_instruct = converted(base, base_to_new), converted(instruct, to_new)
-    same_kind = torch.where(to_new.kind_V == base_to_new.kind_V, to_new.kind_V, -1)
-    both = replace(to_new, kind_V=same_kind)
-    if method in FITTED_KINDS:
-        rows = both.rows_of(*FITTED_KINDS[method])
-        rows = _one_row_per_old_token(rows, to_new) if method == "overlap" else rows
-        fit = Fit(operands=(new_base, new_instruct), row_N=rows, label=label, sources=sources)
-        propagated = Elementwise(
-            function=_through_map, operands=(adapted,), reductions=(fit,), shape=adapted.shape, dtype=dtype
-        )
-        return propagated, (fit,)
-    drift = Drift(operands=(new_base, new_instruct), row_N=both.rows_of(EXACT), label=label)
-    if method == "swap":
-        return adapted, (drift,)
-    shifted = Elementwise(function=_shift, operands=(adapted, new_instruct, new_base), shape=adapted.shape, dtype=dtype)
-    moved = both.kind_V >= 0
-    if bool(moved.all()):
-        return shifted, (drift,)
-    return _rows_of((adapted, shifted), moved, torch.arange(adapted.num_rows), dtype), (drift,)
+def _through_fit(operands: Operands, row_N: torch.Tensor) -> tuple[LazyTensor, Reduction]:
+    """Return A P with P fitted on these rows."""
+    fit = Fit(
+        operands=(operands.base, operands.instruct), row_N=row_N, label=operands.label, sources=operands.sources
+    )
+    propagated = Elementwise(
+        function=_through_map,
+        operands=(operands.adapted,),
+        reductions=(fit,),
+        shape=operands.adapted.shape,
+        dtype=operands.dtype,
+    )
+    return propagated, fit
 
 
 def _rows_of(

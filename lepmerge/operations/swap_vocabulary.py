@@ -1,14 +1,30 @@
 """swap_vocabulary: the model with another vocabulary, new rows made of old ones (paper section 2.1.2)."""
 
 from collections.abc import Mapping
+from typing import Literal
 
+from lepmerge.config.entries import InitName, InitPerTable, Step
+from lepmerge.config.kinds import TokenizerReference
 from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
 from lepmerge.operations.inits import INITS, with_mean_row
+from lepmerge.operations.registry import chosen, for_each_table, operation
 from lepmerge.vocabulary.conversion import NONE, build_conversion
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
+class SwapVocabulary(Step):
+    """Replace the vocabulary; rows of tokens that are new are made from the old rows."""
+
+    op: Literal["swap_vocabulary"]
+    tokenizer: TokenizerReference
+    """A model's name above, or a folder or Hub id with a tokenizer."""
+    init: InitName | InitPerTable = "mean"
+    """How a new row is made from the rows of its old tokens: their mean, the mean weighted by the tokens' lengths, or
+    the mean with the norm that rows of its script have."""
+
+
+@operation(SwapVocabulary)
 def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[str, str]) -> Model:
     """Return the model with the vocabulary of `tokenizer`, then the model's own added tokens that it lacks.
 
@@ -19,11 +35,10 @@ def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[
     model.require_row_of_every_token()
     vocabulary = tokenizer.with_added_of(model.vocabulary)
     conversion = build_conversion(model.vocabulary, vocabulary, num_old_rows=model.num_rows)
-    how = {role: init if isinstance(init, str) else init[role] for role in model.tables}
     tables, reports = {}, []
-    for role, name in how.items():
+    for role, name in for_each_table(init, model.tables, what="init").items():
         table = model.table(role)
-        made = INITS[name](table, conversion, model.vocabulary, vocabulary)
+        made = chosen(INITS, name, what="init")(table, conversion, model.vocabulary, vocabulary)
         tables[role] = with_mean_row(made, conversion, table, conversion.rows_of(NONE))
         reports.append(TableReport("swap_vocabulary", role, conversion.counts, method=name))
     return model.with_tables(tables, vocabulary, tuple(reports))

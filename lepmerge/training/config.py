@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepmerge.config.entries import Init, InitPerTable, ModelEntry
+from lepmerge.config.entries import InitName, InitPerTable, ModelEntry
 from lepmerge.config.schema import Schema, Strict, num_bytes
 from lepmerge.paths import is_path
 
@@ -74,7 +74,7 @@ class TrainConfig(Strict):
     """The base model; a text is short for `path`."""
     tokenizer: str | None = None
     """Folder or Hub id with the new vocabulary; default: the model's own."""
-    init: Init | InitPerTable = "mean"
+    init: InitName | InitPerTable = "mean"
     """How the rows of new tokens begin; see swap_vocabulary."""
     data: list[TrainingSource] = Field(min_length=1)
     """What is read; one source needs no list, and a text is short for `path`."""

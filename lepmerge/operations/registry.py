@@ -1,0 +1,110 @@
+"""The registry of operations. A file registers its operation by decorating the function with its recipe entry:
+
+class ScaleEmbeddings(Step):
+    op: Literal["scale_embeddings"]
+    factor: float
+
+@operation(ScaleEmbeddings)
+def scale_embeddings(model: Model, *, factor: float) -> Model: ...
+
+The function receives the fields of the entry as keywords. A field of type ModelName arrives as a Model,
+list[ModelName] as a list of models, TokenizerReference as a Vocabulary, a PerTable as table role → value. A function
+with a keyword `models` that is no field of its entry also receives every model of the recipe, by name.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from lepmerge import operations as package
+from lepmerge.config.entries import Step
+from lepmerge.config.yaml_tree import hint
+from lepmerge.errors import LepmergeError, RecipeError
+from lepmerge.models.model import Model
+
+ENTRY_POINTS = "lepmerge.operations"
+"""Another package names its modules with operations in this group of entry points."""
+Function = TypeVar("Function", bound=Callable[..., Model])
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A recipe entry with the function that carries it out."""
+
+    entry: type[Step]
+    function: Callable[..., Model]
+    takes_all_models: bool
+
+
+_registered: dict[str, Operation] = {}
+
+
+def operation(entry: type[Step]) -> Callable[[Function], Function]:
+    """Register the decorated function under the name in the entry's `op`."""
+    name = entry.operation()
+
+    def register(function: Function) -> Function:
+        _, *keywords = inspect.signature(function).parameters
+        fields = [field for field in entry.model_fields if field != "op"]
+        takes_all_models = "models" in keywords and "models" not in fields
+        expected = {*fields, "models"} if takes_all_models else set(fields)
+        if set(keywords) != expected:
+            raise TypeError(
+                f"operation {name}: the entry has the fields {fields}, the function the keywords {keywords}"
+            )
+        if name in _registered:
+            other = _registered[name].function.__module__
+            raise LepmergeError(f"operation {name} is defined by {other} and by {function.__module__}: remove one")
+        _registered[name] = Operation(entry, function, takes_all_models)
+        return function
+
+    return register
+
+
+@cache
+def operations() -> Mapping[str, Operation]:
+    """Return every operation by its name, sorted: those of this package and of other packages.
+
+    Raises:
+        LepmergeError: the module of another package cannot be imported.
+    """
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        try:
+            point.load()
+        except ImportError as error:
+            raise LepmergeError(
+                f"the operation {point.name} of another package ({point.value}) cannot be imported: {error}; update or "
+                f"uninstall that package"
+            ) from error
+    return dict(sorted(_registered.items()))
+
+
+def chosen(known: Mapping[str, Value], name: str, *, what: str) -> Value:
+    """Return the value with this name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in known:
+        raise RecipeError(f"there is no {what} {name!r}; {hint(get_close_matches(name, known, 1), known)}")
+    return known[name]
+
+
+def for_each_table(value: Value | Mapping[str, Value], tables: Iterable[str], *, what: str) -> dict[str, Value]:
+    """Return table role → value, from one value for all tables or a mapping that names each.
+
+    Raises:
+        RecipeError: the mapping lacks a table.
+    """
+    if isinstance(value, Mapping):
+        return {table: chosen(value, table, what=f"{what} for the table") for table in tables}
+    return dict.fromkeys(tables, value)
