@@ -9,26 +9,104 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
 ORDER = """
-version errors paths progress corpus chats device tensors least_squares
-config/yaml_tree config/variables config/schema config/kinds config/entries
-vocabulary/tokenizer_json vocabulary/vocabulary vocabulary/conversion
-models/references models/safetensors_io models/gguf_file models/gguf_tensor models/gguf_vocabulary
-models/table_report models/model models/checkpoint models/inspection
-output/provenance output/plots output/staging output/carried_files
-operations/__init__ operations/registry operations/inits operations/expression operations/arithmetic operations/pad_vocabulary
-operations/propagate_embeddings operations/swap_vocabulary
-merge/recipe merge/plan merge/card merge/execute
-tokenization/words tokenization/gates tokenization/script tokenization/train tokenization/extend tokenization/optimize
-tokenization/report tokenization/save tokenization/build
-training/config training/events training/tables training/setting training/tokens training/loss training/blocks
-training/loader training/transform training/body training/learner training/held_out training/state training/estimate
-training/loop training/output training/trained training/processes training/run training/probe
-comparison/darumeru comparison/loading comparison/drift comparison/texts comparison/broken_tokens comparison/prompts
-comparison/generation comparison/chat comparison/copying comparison/task comparison/compare comparison/columns
+version
+errors
+paths
+progress
+corpus
+chats
+device
+tensors
+least_squares
+config/yaml_tree
+config/variables
+config/schema
+config/kinds
+config/entries
+vocabulary/tokenizer_json
+vocabulary/vocabulary
+vocabulary/conversion
+models/references
+models/safetensors_io
+models/gguf_file
+models/gguf_tensor
+models/gguf_vocabulary
+models/table_report
+models/model
+models/checkpoint
+models/inspection
+output/provenance
+output/plots
+output/staging
+output/carried_files
+operations/__init__
+operations/registry
+operations/inits
+operations/expression
+operations/arithmetic
+operations/pad_vocabulary
+operations/propagate_embeddings
+operations/swap_vocabulary
+merge/recipe
+merge/gguf_shard
+merge/plan
+merge/card
+merge/execute
+tokenization/words
+tokenization/gates
+tokenization/script
+tokenization/train
+tokenization/extend
+tokenization/optimize
+tokenization/report
+tokenization/save
+tokenization/build
+training/config
+training/events
+training/tables
+training/setting
+training/tokens
+training/loss
+training/blocks
+training/loader
+training/transform
+training/body
+training/learner
+training/held_out
+training/state
+training/estimate
+training/loop
+training/output
+training/trained
+training/processes
+training/run
+training/probe
+comparison/darumeru
+comparison/loading
+comparison/drift
+comparison/texts
+comparison/broken_tokens
+comparison/prompts
+comparison/generation
+comparison/chat
+comparison/copying
+comparison/task
+comparison/compare
+comparison/columns
 comparison/report
 __init__
-commands/console commands/options commands/training_progress commands/train commands/tokenizer commands/plan
-commands/run commands/compare commands/darumeru commands/inspect commands/diff commands/main
+commands/console
+commands/options
+commands/training_progress
+commands/train
+commands/tokenizer
+commands/plan
+commands/run
+commands/compare
+commands/darumeru
+commands/inspect
+commands/diff
+commands/main
 __main__
 """.split()
 """Every module may import those before it, wherever the import stands. Docstring-only packages are left out."""
