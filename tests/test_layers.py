@@ -34,6 +34,8 @@ models/gguf_vocabulary
 models/table_report
 models/model
 models/checkpoint
+models/gguf_tokenizer
+models/gguf_model
 models/inspection
 output/provenance
 output/plots
