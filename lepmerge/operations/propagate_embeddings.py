@@ -182,9 +182,7 @@ def propagate_embeddings(
 
 def _through_fit(operands: Operands, row_N: torch.Tensor) -> tuple[LazyTensor, Reduction]:
     """Return A P with P fitted on these rows."""
-    fit = Fit(
-        operands=(operands.base, operands.instruct), row_N=row_N, label=operands.label, sources=operands.sources
-    )
+    fit = Fit(operands=(operands.base, operands.instruct), row_N=row_N, label=operands.label, sources=operands.sources)
     propagated = Elementwise(
         function=_through_map,
         operands=(operands.adapted,),
