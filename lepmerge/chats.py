@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepmerge.corpus import json_rows, kind_of
 from lepmerge.errors import CorpusError
 from lepmerge.paths import did_you_mean
+from lepmerge.text_files import json_rows, kind_of
 
 ROLE_OF = {"system": "system", "user": "user", "assistant": "assistant", "bot": "assistant"}
 """Role in a file → role in a chat template. Saiga's files say `bot`."""

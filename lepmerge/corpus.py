@@ -1,29 +1,20 @@
 """A corpus as a stream of texts: .txt, .jsonl and .parquet files, also .gz and .zst, in folders, globs or on the Hub.
 
-Texts are the paragraphs of a .txt file (parts between blank lines), and the rows of the others. Files are read in
-sorted order, whatever order the file system has them in, so the stream is always the same.
+A document is a whole .txt file, or a row of the other formats. A text is a paragraph of a .txt file (a part between
+blank lines), or a row of the others. Files are read in sorted order, so that the stream is always the same.
 """
 
 import glob
-import gzip
-import io
-import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from lepmerge.errors import CorpusError
 from lepmerge.paths import did_you_mean
 from lepmerge.progress import Progress, no_progress
+from lepmerge.text_files import COMPRESSIONS, FORMATS, Counts, kind_of, texts_of
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-COMPRESSIONS = ("", ".gz", ".zst")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-LONGEST_PARAGRAPH = 1 << 20
-"""Characters after which a paragraph without an end is cut at a line, so that memory stays bounded."""
 
 
 def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:
@@ -55,7 +46,10 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
         found += files
     for file in found:
         if kind_of(file) is None:
-            raise CorpusError(f"{file} is not a text corpus: expected {', '.join(FORMATS)}, also with .gz or .zst")
+            remedy = "; convert it with jq -c '.[]' to .jsonl" if file.suffix.lower() == ".json" else ""
+            raise CorpusError(
+                f"{file} is not a text corpus: expected {', '.join(FORMATS)}, also with .gz or .zst{remedy}"
+            )
     return list(dict.fromkeys(found))
 
 
@@ -66,18 +60,21 @@ def texts(
     split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    counts: Counts | None = None,
 ) -> Iterator[str]:
     """Yield the texts of the sources in order; at most `limit` bytes of UTF-8 in all.
 
-    column names the field of .jsonl and .parquet rows. progress is told the file and the bytes read from disk.
+    column: field of .jsonl and .parquet rows. progress receives each file and the bytes read from disk. counts: is
+    filled with what was read and skipped.
 
     Raises:
-        CorpusError: a file that is damaged, binary, not UTF-8 or without the column, by file and line; no text at all.
+        CorpusError: a file that is damaged, not UTF-8 or without the column, with file and line; no text at all.
     """
     left = limit
     is_empty = True
+    counts = counts if counts is not None else Counts()
     for file in find_files(sources, split=split):
-        for text in texts_of(file, column, progress or no_progress):
+        for text in texts_of(file, column, progress or no_progress, counts=counts):
             is_empty = False
             if left is not None:
                 left -= len(text.encode())
@@ -85,7 +82,13 @@ def texts(
                     return
             yield text
     if is_empty:
-        raise CorpusError(f"the corpus is empty: no text in {', '.join(map(str, sources))}")
+        raise CorpusError(no_text(f"{', '.join(map(str, sources))}", counts))
+
+
+def no_text(where: str, counts: Counts) -> str:
+    """Return the error of a corpus without texts."""
+    skipped = counts.skipped_summary()
+    return f"{where}: the corpus is empty: no text in it{f' ({skipped})' if skipped else ''}"
 
 
 def is_dataset(source: str) -> bool:
@@ -110,131 +113,3 @@ def _downloaded(dataset: str) -> Path:
 
 def _is_of_split(file: Path, split: str) -> bool:
     return any(re.split(r"[-_.]", part)[0] == split for part in file.parts)
-
-
-def kind_of(file: Path) -> str | None:
-    """Return .txt, .jsonl or .parquet, None for another file."""
-    name = file.name.lower()
-    for compression in COMPRESSIONS:
-        for kind in FORMATS:
-            if name.endswith(kind + compression):
-                return kind
-    return None
-
-
-def texts_of(file: Path, column: str, progress: Progress) -> Iterator[str]:
-    """Yield the texts of one file; none of an empty one."""
-    if kind_of(file) == ".parquet":
-        with _translated(file):
-            yield from _parquet_rows(file, column, progress)
-    elif kind_of(file) == ".jsonl":
-        yield from _texts_of_rows(file, json_rows(file, progress), column)
-    else:
-        with _translated(file), file.open("rb") as raw:
-            yield from _paragraphs(_lines(file, raw, progress))
-
-
-def json_rows(file: Path, progress: Progress = no_progress) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of each line of a .jsonl file, also .gz or .zst, that is not empty.
-
-    Raises:
-        CorpusError: the file cannot be read, or a line is not JSON, by file and line.
-    """
-    with _translated(file), file.open("rb") as raw:
-        for number, line in _lines(file, raw, progress):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise CorpusError(f"{file}:{number}: not JSON ({error})") from error
-                yield number, row
-
-
-@contextmanager
-def _translated(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # gzip raises BadGzipFile, an OSError
-        raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
-    except EOFError as error:
-        raise CorpusError(f"{file} is truncated") from error
-
-
-def _opened(file: Path, raw: BinaryIO) -> Any:
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(raw)
-    if file.name.lower().endswith(".zst"):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise CorpusError(f"{file}: reading .zst needs a package: pip install 'lepmerge[data]'") from error
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-        )
-    return raw
-
-
-def _lines(file: Path, raw: BinaryIO, progress: Progress) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line with its end) and tell the progress."""
-    told = 0
-    for number, data in enumerate(_opened(file, raw), 1):
-        if number % 1024 == 1:
-            told, before = raw.tell(), told
-            progress(file.name, told - before)
-        if b"\0" in data:
-            raise CorpusError(f"{file}:{number}: a NUL byte: this is a binary file, not text")
-        try:
-            yield number, data.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{file}:{number}: not UTF-8 (byte 0x{data[error.start]:02X}): convert it first, for example with iconv"
-            ) from error
-    progress(file.name, raw.tell() - told)
-
-
-def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    collected: list[str] = []
-    size = 0
-    for _, line in chain(lines, [(0, "\n")]):
-        if line.strip() and size < LONGEST_PARAGRAPH:
-            collected.append(line)
-            size += len(line)
-            continue
-        if collected:
-            yield "".join(collected).rstrip("\r\n")
-        collected, size = ([line], len(line)) if line.strip() else ([], 0)
-    if collected:
-        yield "".join(collected).rstrip("\r\n")
-
-
-def _texts_of_rows(file: Path, rows: Iterable[tuple[int, Any]], column: str) -> Iterator[str]:
-    for number, row in rows:
-        text = row.get(column) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            known = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise CorpusError(f"{file}:{number}: no text under {column!r}, there is {known}; name it with --column")
-        if text:
-            yield text
-
-
-def _parquet_rows(file: Path, column: str, progress: Progress) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise CorpusError(f"{file}: reading .parquet needs a package: pip install 'lepmerge[data]'") from error
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        if column not in table.schema_arrow.names:
-            known = ", ".join(table.schema_arrow.names)
-            raise CorpusError(f"{file}: no column {column!r}, there is {known}; name it with --column")
-        size = file.stat().st_size
-        for batch in table.iter_batches(batch_size=1024, columns=[column]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str | None):
-                    raise CorpusError(f"{file}: column {column!r} holds {type(text).__name__}, not text")
-                if text:
-                    yield text
-            progress(file.name, size * batch.num_rows // max(1, table.metadata.num_rows))
-    except pyarrow.ArrowException as error:
-        raise CorpusError(f"{file} is not a readable parquet file: {error}") from error

@@ -32,7 +32,7 @@ def test_messages_and_prompts(tmp_path: Path) -> None:
     ("line", "fault"),
     [
         ("{", ":2: not JSON"),
-        ("[]", ":2: expected an object with `messages` or `prompt`, found list"),
+        ("[]", ":2: a JSON array, not one object per line"),
         ('{"text": "a"}', ":2: no `messages` and no `prompt`, there is text"),
         ('{"messages": []}', ":2: `messages` is not a list with at least one message"),
         ('{"messages": {"role": "user"}}', ":2: `messages` is not a list with at least one message"),

@@ -13,6 +13,7 @@ version
 errors
 paths
 progress
+text_files
 corpus
 chats
 device
@@ -173,7 +174,20 @@ def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["lepmerge.corpus", "lepmerge.config.entries", "lepmerge.training.config"])
+def test_a_missing_text_file_is_refused_before_any_heavy_import(tmp_path: Path) -> None:
+    command = ["tokenizer", "extend", "base", str(tmp_path / "ru.txt"), "--add", "5", "-o", str(tmp_path / "new")]
+    program = (
+        "import sys\nfrom lepmerge.commands.main import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print(sorted({'torch', 'transformers', 'tokenizers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["1", "[]"] and "ru.txt: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["lepmerge.corpus", "lepmerge.chats", "lepmerge.config.entries", "lepmerge.training.config"]
+)
 def test_readers_and_schemas_import_neither_torch_nor_transformers(module: str) -> None:
     program = f"import sys, {module}\nprint(sorted({{'torch', 'transformers', 'tokenizers'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

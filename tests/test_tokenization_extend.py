@@ -209,7 +209,7 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
     pico.assert_one_line_error(pico.command(*command), 1, "is not empty")
     (tmp_path / "x.txt").write_bytes(b"\x00\x01")
     command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"
-    pico.assert_one_line_error(pico.command(*command), 1, "x.txt:1", "binary")
+    pico.assert_one_line_error(pico.command(*command), 1, "x.txt", "NUL characters")
 
 
 @pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])

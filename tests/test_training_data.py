@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pico
 import pytest
 import torch
 import training
@@ -141,6 +142,33 @@ def test_compressed_text_gives_the_same_blocks(tmp_path: Path, english) -> None:
     _, plain = opened(path)
     _, compressed = opened(path, f"data={tmp_path}/corpus.jsonl.gz")
     assert np.array_equal(plain.sources[0].token_T, compressed.sources[0].token_T)
+
+
+def test_the_same_rows_as_jsonl_and_parquet_give_the_same_blocks(tmp_path: Path, english) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    values = ["один два", None, "три\r\nчетыре", "", "пять"] * 9
+    path = written(tmp_path, [], old=english)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "rows.parquet")
+    found = [opened(path, f"data={tmp_path}/rows.{kind}")[1].sources[0] for kind in ("jsonl", "parquet")]
+    assert found[0].skipped == found[1].skipped == "skipped 18 of 45 texts: 9 empty, 9 null"
+    for name in ("token_T", "piece_P2", "block_B1"):
+        assert np.array_equal(getattr(found[0], name), getattr(found[1], name))
+
+
+def test_training_names_its_own_key_and_shows_what_was_skipped(tmp_path: Path, english) -> None:
+    path = written(tmp_path, ["один"] * 30, old=english)
+    command = ["train", path, "--device", "cpu", "--set"]
+    for kind, key in (("data=[{path: corpus.jsonl, column: txt}]", "the source's column:"),
+                      ("evaluate.data.ru={path: corpus.jsonl, column: txt}", "evaluate.data.ru.column:")):  # fmt: skip
+        result = pico.command(*command, kind.replace("corpus.jsonl", str(tmp_path / "corpus.jsonl")), "-q")
+        pico.assert_one_line_error(result, 1, f"corpus.jsonl:1: no column 'txt', there is text: name one with {key}")
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write('{"text": null}\n')
+    shown = pico.command(*command, "seed=0").stderr
+    assert "note: data: corpus.jsonl: skipped 1 of 31 texts: 1 null\n" in shown
 
 
 def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:

@@ -8,8 +8,10 @@ import click
 
 from lepmerge.commands.console import progress_bar, table
 
-_corpus = click.argument("corpus", nargs=-1, required=True)  # files, folders, globs, Hub data sets
-_column = click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
+_corpus = click.argument("corpus", nargs=-1, required=True)
+_column = click.option(
+    "--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows; doc.text is a nested field."
+)
 _split = click.option("--split", help="Of folders and Hub data sets, only files of this name, such as train.")
 _limit = click.option("--limit", metavar="SIZE", help="Read at most so much text, such as 1GB.")
 _output = click.option("--output", "-o", required=True, type=click.Path(file_okay=False), help="The new folder.")
@@ -18,7 +20,11 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but err
 
 @click.group()
 def tokenizer() -> None:
-    """Build a vocabulary that fits a language: train a new one, extend or optimize an old one; report on any."""
+    """Build a vocabulary that fits a language: train a new one, extend or optimize an old one; report on any.
+
+    CORPUS is text: .txt, .jsonl or .parquet files (also .gz, .zst), folders, globs or Hub data sets. A document is a
+    row, or a whole .txt file; the paragraphs of a .txt file, separated by blank lines, are its texts.
+    """
 
 
 @tokenizer.command()
@@ -55,11 +61,11 @@ def extend(
     Example:
       lepmerge tokenizer extend models/base corpus/ --add 8000 --script Cyrillic -o tokenizers/ru
     """
-    from lepmerge.tokenization.build import extend_tokenizer
-
     if (num_tokens is None) == (vocab_size is None):
         raise click.UsageError("give either --add or --vocab-size")
     with _progress(corpus, split, quiet) as progress:
+        from lepmerge.tokenization.build import extend_tokenizer
+
         report = extend_tokenizer(
             model,
             corpus,
@@ -107,9 +113,9 @@ def optimize(
     Example:
       lepmerge tokenizer optimize models/base corpus/ --keep 50% --vocab-size 114504 -o tokenizers/ru
     """
-    from lepmerge.tokenization.build import optimize_tokenizer
-
     with _progress(corpus, split, quiet) as progress:
+        from lepmerge.tokenization.build import optimize_tokenizer
+
         report = optimize_tokenizer(
             model, corpus, Path(output), keep=_share(keep), vocab_size=vocab_size, scripts=scripts, column=column,
             split=split, limit=_bytes(limit), progress=progress,
@@ -145,9 +151,9 @@ def train(
     Example:
       lepmerge tokenizer train corpus/ --type bpe --vocab-size 32000 --like models/base -o tokenizers/ru-bpe
     """
-    from lepmerge.tokenization.build import train_tokenizer
-
     with _progress(corpus, split, quiet) as progress:
+        from lepmerge.tokenization.build import train_tokenizer
+
         report = train_tokenizer(
             kind, corpus, Path(output), like=like, vocab_size=vocab_size, column=column, split=split,
             limit=_bytes(limit), progress=progress,
@@ -177,6 +183,9 @@ def report(
     Example:
       lepmerge tokenizer report models/base tokenizers/ru --text ru.txt --text en.txt --plot report.png
     """
+    from lepmerge.corpus import find_files
+
+    find_files(files)
     from lepmerge.tokenization.build import report_on
 
     found = report_on(tokenizers, files, column=column, limit=_bytes(limit))
@@ -210,6 +219,7 @@ def _shown(figure: str, value: Any) -> Any:
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
+    """Return the progress bar of a corpus. A missing file is found here, before the slow imports."""
     from lepmerge.corpus import find_files
 
     return progress_bar(sum(path.stat().st_size for path in find_files(corpus, split=split)), quiet=quiet)
@@ -234,10 +244,18 @@ def _bytes(limit: str | None) -> int | None:
         raise click.BadParameter(str(error), param_hint="--limit") from error
 
 
+def _skipped(reasons: dict[str, int]) -> str:
+    return f"; skipped: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())}" if reasons else ""
+
+
 def _show(output: str, report: dict[str, Any]) -> None:
-    gates, symbols = report["gates"], report["symbols_per_token"]
+    gates, symbols, corpus = report["gates"], report["symbols_per_token"], report["corpus"]
+    click.echo(f"corpus: {corpus['documents']:,} documents, {corpus['texts']:,} texts{_skipped(corpus['skipped'])}")
     click.echo(f"{report['old_size']} tokens → {report['size']}, {gates['new_tokens']} of them new")
     click.echo(f"symbols per token {symbols['old']:.2f} → {symbols['new']:.2f} on a sample of the corpus")
     exact, count = gates["round_trip"]["exact"], gates["round_trip"]["texts"]
-    click.echo(f"{exact} of {count} texts come back exactly; new tokens that are never reached: {gates['unreachable']}")
+    click.echo(
+        f"{exact} of {count} texts of a sample come back exactly; new tokens that are never reached: "
+        f"{gates['unreachable']}"
+    )
     click.echo(output)

@@ -158,7 +158,7 @@ def show_estimate(config: Any, device: str, as_json: bool) -> None:
     for path, source in found["sources"].items():
         click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
     click.echo(
-        f"training  {about}{found['tokens']:,} tokens, {found['steps']:,} steps of at most "
+        f"training  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
         f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
     )
     click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lepmerge.corpus import Progress, texts
+from lepmerge.corpus import texts
 from lepmerge.errors import VocabularyError
 from lepmerge.models.references import resolve
+from lepmerge.progress import Progress
+from lepmerge.text_files import Counts
 from lepmerge.tokenization.extend import extended_spec, learn
 from lepmerge.tokenization.gates import (
     check_added,
@@ -64,8 +66,9 @@ def extend_tokenizer(
     if only_from is not None:
         among = frozenset(Vocabulary.in_folder(resolve(only_from).folder).bytes_of.values())
     sample: list[str] = []
+    counts = Counts()
     words = count_words(
-        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample), old
+        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample), old
     )
     new = _extended(old, words, num_tokens, scripts, among, layout)
     report = {
@@ -74,7 +77,7 @@ def extend_tokenizer(
         "scripts": list(scripts),
         "only_from": only_from,
         "layout": layout,
-        **_described(old, new, words, sample),
+        **_described(old, new, words, sample, counts),
         "gates": check_extension(old, new, sample, added_move=layout == "before"),
     }
     save_tokenizer(output, new, like=folder, report=report)
@@ -104,8 +107,9 @@ def optimize_tokenizer(
     folder = resolve(model).folder
     old = Vocabulary.in_folder(folder)
     sample: list[str] = []
+    counts = Counts()
     words = count_words(
-        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample), old
+        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample), old
     )
     num_kept = round(keep * len(old.ordinary))
     spec, id_map = shrunk_spec(old, token_counts(words.items(), old), num_kept=num_kept)
@@ -119,7 +123,7 @@ def optimize_tokenizer(
         "model": model,
         "scripts": list(scripts),
         "kept": len(id_map),
-        **_described(old, new, words, sample),
+        **_described(old, new, words, sample, counts),
         "gates": {
             "new_tokens": new.size - small.size,
             "unreachable": check_reachable(new, range(small.size, new.size)),
@@ -155,7 +159,8 @@ def train_tokenizer(
     folder = resolve(like).folder
     old = Vocabulary.in_folder(folder)
     sample: list[str] = []
-    stream = _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress), sample)
+    counts = Counts()
+    stream = _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample)
     train = {"bpe": train_bpe, "unigram": train_unigram}[kind]
     new = Vocabulary(train(stream, like=old, vocab_size=vocab_size))
     check_added(old, new)
@@ -165,7 +170,7 @@ def train_tokenizer(
         "operation": "train",
         "kind": kind,
         "like": like,
-        **_described(old, new, None, sample),
+        **_described(old, new, None, sample, counts),
         "gates": {
             "new_tokens": new.size,
             "unreachable": num_lost(new, new, {id: id for id in new.bytes_of}) if kind == "unigram" else 0,
@@ -211,10 +216,13 @@ def _extended(
     return Vocabulary(extended_spec(old, extension, layout=layout))
 
 
-def _described(old: Vocabulary, new: Vocabulary, words: Counter[str] | None, sample: Sequence[str]) -> dict[str, Any]:
+def _described(
+    old: Vocabulary, new: Vocabulary, words: Counter[str] | None, sample: Sequence[str], counts: Counts
+) -> dict[str, Any]:
     counted = {} if words is None else {"words": {"different": len(words), "in_all": words.total()}}
     symbols = {name: measure(v, sample)["symbols_per_token"] for name, v in (("old", old), ("new", new))}
-    return {"old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
+    corpus = {"documents": counts.documents, "texts": counts.texts, "skipped": dict(sorted(counts.skipped.items()))}
+    return {"corpus": corpus, "old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
 
 
 def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:

@@ -114,7 +114,12 @@ def blocks_of(setting: Setting, folder: Path, progress: Progress = no_progress) 
     config = setting.config
     if len(setting.prefix_ids) + 2 > config.block_size:
         raise LepmergeError(f"block_size: {config.block_size} has no room beside the tokenizer's prefix")
-    sources = tuple(tokenized(setting, source, folder, progress) for source in config.data)
+    return blocks_from(setting, [tokenized(setting, source, folder, progress) for source in config.data])
+
+
+def blocks_from(setting: Setting, sources: Sequence[Tokens]) -> Blocks:
+    """Return the blocks of tokenized sources in the order of training."""
+    config = setting.config
     weights = tuple(source.weight for source in config.data)
     isolated = config.packing == "documents"
-    return Blocks(sources, weights, tuple(setting.prefix_ids), config.block_size, isolated, config.seed)
+    return Blocks(tuple(sources), weights, tuple(setting.prefix_ids), config.block_size, isolated, config.seed)

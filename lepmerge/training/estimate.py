@@ -4,20 +4,22 @@ Legend: L tokens in a block, D width of the model.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
 import torch
 
-from lepmerge.corpus import COMPRESSIONS
 from lepmerge.models.checkpoint import files_of
 from lepmerge.models.model import INPUT, OUTPUT, Model, text_configs
 from lepmerge.models.safetensors_io import TORCH_DTYPES
-from lepmerge.progress import no_progress
+from lepmerge.text_files import COMPRESSIONS
+from lepmerge.training.blocks import blocks_from
 from lepmerge.training.config import TrainConfig, TrainingSource
+from lepmerge.training.learner import num_steps
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
-from lepmerge.training.tokens import documents
+from lepmerge.training.tokens import Tokens, in_memory
 
 SAMPLE_BYTES = 8 << 20
 """Text of each source that is tokenized for the estimate."""
@@ -37,19 +39,24 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
     Small corpora are tokenized as a whole, of large ones the first SAMPLE_BYTES: `tokens_are_exact` tells which.
     """
     config = setting.config
-    sources = {source.path: _tokens(setting, source) for source in config.data}
-    epoch = sum(sources[source.path][0] * source.weight for source in config.data)
+    sampled = [_sampled(setting, source) for source in config.data]
+    counts = [_num_tokens(setting, *pair) for pair in zip(config.data, sampled, strict=True)]
+    epoch = sum(count * source.weight for count, source in zip(counts, config.data, strict=True))
     tokens = config.max_tokens or epoch * config.epochs
-    steps = ceil(tokens / (config.batch_size * config.block_size * PACKED))
+    is_exact = all(tokens.is_whole for tokens in sampled)
+    if is_exact:
+        steps = num_steps(config, blocks_from(setting, [sample.tokens for sample in sampled]))
+    else:
+        steps = ceil(tokens / (config.batch_size * config.block_size * PACKED))
     micro = first_micro_batch(config, device)
     parts = memory_parts(setting, micro, device)
     flop = flop_per_token(setting)
     return {
         "model": str(setting.base.folder),
         "rows": {"old": setting.base.num_rows, "new": setting.start.num_rows, **_trained(setting)},
-        "sources": {path: {"tokens": round(count)} for path, (count, _) in sources.items()},
+        "sources": {source.path: {"tokens": round(count)} for source, count in zip(config.data, counts, strict=True)},
         "tokens": round(tokens),
-        "tokens_are_exact": all(exact for _, exact in sources.values()),
+        "tokens_are_exact": is_exact,
         "steps": steps,
         "tokens_per_step": config.batch_size * config.block_size,
         "micro_batch": micro,
@@ -138,16 +145,28 @@ def flop_per_token(setting: Setting) -> int:
     return body + head + backward + again + 2 * output_rows * width
 
 
-def _tokens(setting: Setting, source: TrainingSource) -> tuple[float, bool]:
-    """Return the tokens of a source, and whether they were counted or estimated from the beginning of it."""
+@dataclass(frozen=True)
+class _Sample:
+    tokens: Tokens
+    is_whole: bool
+    """Whether the sample is all of its source."""
+
+
+def _sampled(setting: Setting, source: TrainingSource) -> _Sample:
+    """Return the blocks of a source, of a large one those of its beginning."""
+    limit = min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)
+    tokens = in_memory(setting, source.model_copy(update={"limit": limit}), setting.files(source))
+    return _Sample(tokens, is_whole=tokens.num_bytes < limit or limit == source.limit)
+
+
+def _num_tokens(setting: Setting, source: TrainingSource, sample: _Sample) -> float:
+    """Return the tokens of a source, in proportion to the bytes of its files where only a part was tokenized."""
+    if sample.is_whole:
+        return sample.tokens.num_tokens
     files = setting.files(source)
     size = sum(f.stat().st_size * (1 if f.suffix not in COMPRESSIONS[1:] else GZIP_RATIO) for f in files)
-    size = min(size, source.limit or size)
-    sample = source.model_copy(update={"limit": min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)})
-    counted = [(len(ids), count) for ids, count in documents(setting, sample, files, no_progress)]
-    tokens, num_bytes = (sum(column) for column in zip(*counted, strict=True))
-    exact = size <= SAMPLE_BYTES
-    return (tokens if exact else tokens * size / num_bytes), exact
+    size = max(min(size, source.limit or size), sample.tokens.num_bytes)
+    return sample.tokens.num_tokens * size / sample.tokens.num_bytes
 
 
 def _trained(setting: Setting) -> Mapping[str, str]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lepmerge.corpus import texts_of
+from lepmerge.corpus import no_text
 from lepmerge.errors import CorpusError
 from lepmerge.progress import no_progress
+from lepmerge.text_files import Counts, texts_of
 from lepmerge.training.learner import Learner
 from lepmerge.training.loss import IGNORED, linear_cross_entropy
 from lepmerge.training.setting import Setting
@@ -36,14 +37,15 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
     tokenizer = setting.start.vocabulary.tokenizer
     for name, source in (setting.config.evaluate.data if setting.config.evaluate else {}).items():
         pieces: list[str] = []
+        key, counts = f"evaluate.data.{name}", Counts()
         left = source.limit or math.inf
         for file in setting.files(source):
-            for text in texts_of(file, source.column, no_progress):
+            for text in texts_of(file, source.column, no_progress, counts=counts, column_key=f"{key}.column:"):
                 if left > 0:
                     pieces += cut(text, setting.config.block_size - max(1, len(prefix)))
                 left -= len(text.encode())
         if not pieces:
-            raise CorpusError(f"evaluate.data.{name}: {source.path}: no text")
+            raise CorpusError(no_text(f"{key}: {source.path}", counts))
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         ids = sorted(((*prefix, *encoding.ids) for encoding in encodings), key=len)
         found[name] = HeldOut(tuple(ids), sum(len(piece.encode()) for piece in pieces))

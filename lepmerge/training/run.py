@@ -128,6 +128,9 @@ def open_session(
         isolated=config.packing == "documents",
         activation_checkpointing=config.activation_checkpointing,
     )
+    for source, read in zip(config.data, blocks.sources, strict=True):
+        if read.skipped:
+            on_event(Note(f"data: {source.path}: {read.skipped}"))
     if compile:
         body.compile()
     session = Session(setting, body, blocks, held_out, group, stop, on_event)

@@ -18,12 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lepmerge.corpus import kind_of, texts_of
+from lepmerge.corpus import no_text
 from lepmerge.errors import CorpusError
-from lepmerge.progress import Progress
+from lepmerge.progress import Progress, no_progress
+from lepmerge.text_files import Counts, kind_of, texts_of
 from lepmerge.training.config import Source
 from lepmerge.training.setting import Setting, digest, identities
 
+READING = 2
+"""Version of the rules by which text is read; tokens that older rules left are read anew."""
+COLUMN_KEY = "the source's column:"
 TEXTS_AT_ONCE = 1 << 20
 """Characters that are tokenized in one call, on all cores."""
 LONGEST_DOCUMENT = 1 << 20
@@ -40,6 +44,8 @@ class Tokens:
     block_B1: np.ndarray
     num_bytes: int
     """Bytes of UTF-8 text."""
+    skipped: str = ""
+    """How many texts were skipped and why."""
 
     @property
     def num_blocks(self) -> int:
@@ -58,7 +64,7 @@ def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress
     """
     files = setting.files(source)
     described = source.model_dump(exclude={"weight"})
-    key = digest([described, identities(files), setting.vocabulary_digest, setting.config.block_size])[:16]
+    key = digest([READING, described, identities(files), setting.vocabulary_digest, setting.config.block_size])[:16]
     finished = folder / key
     if not finished.exists():
         partial = folder / "partial"
@@ -70,34 +76,56 @@ def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress
         np.memmap(finished / "tokens.bin", dtype=np.uint32, mode="r"),
         np.load(finished / "pieces.npy"),
         np.load(finished / "blocks.npy"),
-        json.loads((finished / "counts.json").read_text())["bytes"],
+        **json.loads((finished / "counts.json").read_text()),
     )
 
 
 def _write(setting: Setting, source: Source, files: Sequence[Path], folder: Path, progress: Progress) -> None:
+    counts = Counts()
+    with (folder / "tokens.bin").open("wb") as file:
+
+        def written() -> Iterator[tuple[np.ndarray, int]]:
+            for ids, size in documents(setting, source, files, progress, counts):
+                ids.tofile(file)
+                yield ids, size
+
+        piece_P2, block_B1, num_bytes = _packed(setting, written())
+    np.save(folder / "pieces.npy", piece_P2)
+    np.save(folder / "blocks.npy", block_B1)
+    found = {"num_bytes": num_bytes, "skipped": counts.skipped_summary()}
+    (folder / "counts.json").write_text(json.dumps(found))
+
+
+def in_memory(setting: Setting, source: Source, files: Sequence[Path]) -> Tokens:
+    """Return the blocks of a source without writing anything."""
+    counts = Counts()
+    found = list(documents(setting, source, files, no_progress, counts))
+    piece_P2, block_B1, num_bytes = _packed(setting, found)
+    return Tokens(np.concatenate([ids for ids, _ in found]), piece_P2, block_B1, num_bytes, counts.skipped_summary())
+
+
+def _packed(setting: Setting, parts: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the pieces and blocks of (ids, bytes) of documents, and the bytes of all of them."""
     ends_line_V = np.zeros(setting.start.vocabulary.size, dtype=bool)
     for id, data in setting.start.vocabulary.bytes_of.items():
         ends_line_V[id] = data.endswith(b"\n")
     room = setting.config.block_size - len(setting.prefix_ids)
     packer = Packer(room, per_piece=len(setting.prefix_ids))
     place = num_bytes = 0
-    with (folder / "tokens.bin").open("wb") as file:
-        for ids, size in documents(setting, source, files, progress):
-            ids.tofile(file)
-            for start, length in pieces(ids, ends_line_V, room):
-                packer.add(place + start, length)
-            place += len(ids)
-            num_bytes += size
+    for ids, size in parts:
+        for start, length in pieces(ids, ends_line_V, room):
+            packer.add(place + start, length)
+        place += len(ids)
+        num_bytes += size
     blocks = packer.finish()
-    np.save(folder / "pieces.npy", np.array([piece for block in blocks for piece in block], dtype=np.int64))
-    np.save(folder / "blocks.npy", np.cumsum([0, *map(len, blocks)], dtype=np.int64))
-    (folder / "counts.json").write_text(json.dumps({"bytes": num_bytes}))
+    piece_P2 = np.array([piece for block in blocks for piece in block], dtype=np.int64)
+    return piece_P2, np.cumsum([0, *map(len, blocks)], dtype=np.int64), num_bytes
 
 
 def documents(
-    setting: Setting, source: Source, files: Sequence[Path], progress: Progress
+    setting: Setting, source: Source, files: Sequence[Path], progress: Progress, counts: Counts
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the ids of each document, its end token included, with its size in bytes of UTF-8.
+    """Yield the ids of each document, its end token included, with its size in bytes of UTF-8; fill the counts.
 
     A document of more than LONGEST_DOCUMENT tokens comes in several parts.
     """
@@ -105,7 +133,7 @@ def documents(
     end = [] if setting.end_id is None else [setting.end_id]
     collected: list[int] = []
     num_bytes = 0
-    for batch in _batches(_numbered(source, files, progress)):
+    for batch in _batches(_numbered(source, files, progress, counts)):
         encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
         for (text, is_last), encoding in zip(batch, encodings, strict=True):
             collected += encoding.ids
@@ -115,14 +143,14 @@ def documents(
                 collected, num_bytes = [], 0
 
 
-def _numbered(source: Source, files: Sequence[Path], progress: Progress) -> Iterator[tuple[str, bool]]:
+def _numbered(source: Source, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[tuple[str, bool]]:
     """Yield (text, whether its document ends); the paragraphs of a .txt file are one document, with blank lines."""
     left = source.limit
     is_empty = True
     for file in files:
         is_plain = kind_of(file) == ".txt"
         before: str | None = None
-        for text in texts_of(file, source.column, progress):
+        for text in texts_of(file, source.column, progress, counts=counts, column_key=COLUMN_KEY):
             if left is not None and left <= 0:
                 break
             if before is not None:
@@ -134,7 +162,7 @@ def _numbered(source: Source, files: Sequence[Path], progress: Progress) -> Iter
         if before is not None:
             yield before, True
     if is_empty:
-        raise CorpusError(f"data: {source.path}: the corpus is empty: no text in {', '.join(map(str, files[:3]))}")
+        raise CorpusError(no_text(f"data: {source.path}", counts))
 
 
 def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
