@@ -151,7 +151,11 @@ def test_endless_paragraph_is_cut_at_lines(tmp_path: Path) -> None:
     ("name", "data", "part"),
     [
         ("a.txt", "привет".encode("utf-16"), "a.txt:1: UTF-16 text, not UTF-8: convert it with iconv -f UTF-16 -t"),
-        ("a.txt", "два слова и ещё два\n".encode("utf-16-le"), "a.txt:1: UTF-16LE text, not UTF-8: convert it with iconv -f UTF"),
+        (
+            "a.txt",
+            "два слова и ещё два\n".encode("utf-16-le"),
+            "a.txt:1: UTF-16LE text, not UTF-8: convert it with iconv -f UTF",
+        ),
         ("a.jsonl.gz", gzip.compress("{    }\n".encode("utf-16-be")), "a.jsonl.gz:1: UTF-16BE text, not UTF-8"),
         ("a.txt", "привет".encode("cp1251"), "a.txt:1: not UTF-8 (byte 0xEF): convert it, such as with iconv -f WIND"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xd0\xbf\xd1"}', "a.jsonl:2: not UTF-8 (byte 0xD1)"),
