@@ -32,6 +32,8 @@ models/safetensors_io
 models/gguf_file
 models/gguf_tensor
 models/gguf_vocabulary
+models/configs
+models/tables
 models/table_report
 models/model
 models/checkpoint

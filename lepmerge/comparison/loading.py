@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError, ComparisonError
 from lepmerge.models.checkpoint import is_embeddings_only, open_checkpoint
-from lepmerge.models.model import Model, text_configs
+from lepmerge.models.configs import text_configs
+from lepmerge.models.model import Model
 from lepmerge.models.references import resolve
 from lepmerge.progress import Progress, no_progress
 from lepmerge.vocabulary.vocabulary import Vocabulary

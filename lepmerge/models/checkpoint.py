@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.model import Model, find_tables, vocab_size
+from lepmerge.models.configs import TIES, set_untied, vocab_size
+from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
+from lepmerge.models.tables import FoundTables, find_tables
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
@@ -35,20 +36,30 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
                     f"{file.path}, and loaders may take either: remove the stale one"
                 )
             tensors[tensor_name] = StoredTensor.of(tensor_name, file)
-    shapes = {tensor_name: tensor.shape for tensor_name, tensor in tensors.items()}
-    tables = find_tables(name, folder, config, shapes)
+    found = find_tables(name, folder, config, tensors)
+    if found.contradicted:
+        set_untied(config)  # every loader of the output keeps the head then
+    tensors.pop(found.copy or "", None)
     model = Model(
         name=name,
         folder=folder,
         tensors=tensors,
         shards={tensor_name: tensor.file.path.name for tensor_name, tensor in tensors.items()},
-        tables=tables,
+        tables=found.names,
         config=config,
         generation_config=generation_config or None,
         vocabulary=Vocabulary.in_folder(folder),
+        notes=_notes_on_ties(found),
+        tie_reason=found.reason,
     )
     _check_tables(model)
-    return _without_tied_copy(model)
+    return model
+
+
+def _notes_on_ties(found: FoundTables) -> tuple[str, ...]:
+    if found.copy is not None:
+        return (f"{found.copy} is a stored copy of the tied table and was left out",)
+    return (f"{found.reason}. The output says {TIES}: false.",) if found.contradicted else ()
 
 
 def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
@@ -141,17 +152,3 @@ def _check_tables(model: Model) -> None:
             f"{model.name} ({model.folder}): config.json says vocab_size {promised}, but "
             f"{model.tables['input_embeddings']} has {model.num_rows} rows: correct it or download the model again"
         )
-
-
-def _without_tied_copy(model: Model) -> Model:
-    """Return a tied model without a stored copy of its output table, which loaders ignore."""
-    copies = {name for name in model.tensors if name.endswith("lm_head.weight") and model.tied} - {
-        *model.tables.values()
-    }
-    if not copies:
-        return model
-    return replace(
-        model,
-        tensors={name: tensor for name, tensor in model.tensors.items() if name not in copies},
-        notes=(*model.notes, f"{', '.join(sorted(copies))} is a stored copy of the tied table and was left out"),
-    )

@@ -26,6 +26,7 @@ def inspect(model: Model) -> dict[str, Any]:
         "files": {file.path.name: file.size for file in files_of(model)},
         "parameters": sum(tensor.num_rows * tensor.row_width for tensor in model.tensors.values()),
         "tied": model.tied,
+        "tied_because": model.tie_reason,
         "tables": dict(model.tables),
         "vocabulary": {
             "tokenizer": vocabulary.spec["model"]["type"],

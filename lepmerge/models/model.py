@@ -1,27 +1,18 @@
 """The one noun: a model is its lazy tensors, configs and vocabulary, with the names of its two tables."""
 
 import copy
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
+from lepmerge.models.configs import remap_ids, set_vocab_size
 from lepmerge.models.table_report import TableReport
+from lepmerge.models.tables import INPUT, OUTPUT, is_beyond_the_layers, other_rows_per_token, same_values
 from lepmerge.tensors import LazyTensor
+from lepmerge.vocabulary.conversion import build_conversion, converted
 from lepmerge.vocabulary.vocabulary import Vocabulary
-
-INPUT, OUTPUT = "input_embeddings", "output_embeddings"
-INPUT_SUFFIXES = (
-    "embed_tokens.weight",
-    "embed_in.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-)
-OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
-ROW_PER_TOKEN = re.compile(r"embed|head|wte|logits")
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,8 @@ class Model:
     vocabulary: Vocabulary
     notes: tuple[str, ...] = ()
     reports: tuple[TableReport, ...] = ()
+    tie_reason: str = ""
+    """Why the embeddings are tied or not."""
 
     @property
     def tied(self) -> bool:
@@ -58,6 +51,11 @@ class Model:
     @property
     def num_rows(self) -> int:
         return self.table(INPUT).shape[0]
+
+    @property
+    def other_rows_per_token(self) -> list[str]:
+        """The names of the tensors that have a row per token and are no table."""
+        return other_rows_per_token(self.tensors, self.tables, self.config)
 
     def require_row_of_every_token(self) -> None:
         """Raise CheckpointError when the tokenizer has an id that the table has no row for."""
@@ -80,12 +78,15 @@ class Model:
         """
         num_rows = {table.shape[0] for table in tables.values()}
         assert len(num_rows) == 1 and tables.keys() == self.tables.keys()
-        if num_rows != {self.num_rows} or vocabulary is not self.vocabulary:
-            self._refuse_other_row_per_token_tensors()
-        tensors = {**self.tensors, **{self.tables[role]: table for role, table in tables.items()}}
+        (count,) = num_rows
+        unchanged = count == self.num_rows and vocabulary is self.vocabulary
+        others, notes = ({}, ()) if unchanged else self._other_rows(tables, vocabulary, count)
+        tensors = {**self.tensors, **{self.tables[role]: table for role, table in tables.items()}, **others}
         config = copy.deepcopy(dict(self.config))
-        set_vocab_size(config, num_rows.pop())
-        changed = replace(self, tensors=tensors, config=config, reports=self.reports + reports)
+        if not unchanged:
+            set_vocab_size(config, count)
+        notes = (*self.notes, *notes)
+        changed = replace(self, tensors=tensors, config=config, reports=self.reports + reports, notes=notes)
         return changed if vocabulary is self.vocabulary else changed._with_vocabulary(vocabulary)
 
     def _with_vocabulary(self, vocabulary: Vocabulary) -> "Model":
@@ -98,132 +99,32 @@ class Model:
             self, vocabulary=vocabulary, config=config, generation_config=generation_config, notes=self.notes + notes
         )
 
-    def _refuse_other_row_per_token_tensors(self) -> None:
-        for name, tensor in self.tensors.items():
-            if name in self.tables.values() or not tensor.shape or tensor.shape[0] != self.num_rows:
-                continue
-            if ROW_PER_TOKEN.search(name):
-                raise CheckpointError(
-                    f"{self.name}: tensor {name} {list(tensor.shape)} also has a row per token, and lepmerge knows no "
-                    f"rule for it: remove it (an output bias folded or dropped, an extra head) and save the model again"
+    def _other_rows(
+        self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, num_rows: int
+    ) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+        """Return what becomes of the other tensors with a row per token, and a note on each.
+
+        A copy of a table stays a copy of it. A table of a layer beyond the config's (multi-token prediction) is
+        converted: its new rows are the means of its old rows.
+        """
+        found: dict[str, LazyTensor] = {}
+        notes: list[str] = []
+        for name in self.other_rows_per_token:
+            tensor = self.tensors[name]
+            of = [role for role in tables if tensor is self.table(role) or same_values(tensor, self.table(role))]
+            if of:
+                found[name] = tables[of[0]]
+                notes.append(f"{name} is a copy of {self.tables[of[0]]} and is converted with it")
+            elif is_beyond_the_layers(name, self.config) and tensor.shape == self.table(INPUT).shape:
+                conversion = build_conversion(
+                    self.vocabulary, vocabulary, num_old_rows=self.num_rows, num_rows=num_rows
                 )
-
-
-def find_tables(
-    name: str, folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, str]:
-    """Return role → tensor name, told by the config and the names of the tensors.
-
-    Raises:
-        CheckpointError: no table of input embeddings, several, or an untied model without output embeddings.
-    """
-    inputs, outputs = _ending(shapes, INPUT_SUFFIXES), _ending(shapes, OUTPUT_SUFFIXES)
-    if len(inputs) != 1 or len(outputs) > 1:
-        inputs, outputs = _asking_transformers(config, shapes)
-    if len(inputs) != 1:
-        raise CheckpointError(
-            f"{name} ({folder}): no single tensor of input embeddings, found {inputs or 'none'}; lepmerge transforms "
-            f"decoder language models (names ending in {', '.join(INPUT_SUFFIXES)})"
-        )
-    tied = tied_by_config(config)
-    if tied is False and not outputs:
-        raise CheckpointError(
-            f"{name} ({folder}): tie_word_embeddings is false, but there is no output table "
-            f"({' or '.join(OUTPUT_SUFFIXES)}): the checkpoint is incomplete"
-        )
-    return {INPUT: inputs[0]} if tied or not outputs else {INPUT: inputs[0], OUTPUT: outputs[0]}
-
-
-def tied_by_config(config: Mapping[str, Any]) -> bool | None:
-    """Return what the config says of tied embeddings, None when it says nothing."""
-    for part in (config, *text_configs(config)):
-        if part.get("tie_word_embeddings") is not None:
-            return bool(part["tie_word_embeddings"])
-    return None
-
-
-def vocab_size(config: Mapping[str, Any]) -> int | None:
-    """Return the number of rows that the config promises, None when it leaves it to the architecture's default."""
-    for part in (*text_configs(config), config):
-        if isinstance(part.get("vocab_size"), int):
-            return part["vocab_size"]
-    return None
-
-
-def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
-    parts = [part for part in (config, *text_configs(config)) if "vocab_size" in part]
-    for part in parts or text_configs(config) or [config]:
-        part["vocab_size"] = num_rows
-
-
-def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: list[str]) -> dict[str, Any]:
-    """Return the config with every token id in it renamed; ids without a new one are removed and named in `lost`.
-
-    Token ids are the integers under keys such as eos_token_id, image_token_index, suppress_tokens, bad_words_ids.
-    """
-
-    def renamed(value: Any, key: str) -> Any:
-        if isinstance(value, bool) or value is None or (isinstance(value, int) and value < 0):
-            return value
-        if isinstance(value, int):
-            if value not in new_id_of:
-                lost.append(f"{key} {value}")
-            return new_id_of.get(value)
-        if isinstance(value, list):
-            return [item for item in (renamed(item, key) for item in value) if item is not None and item != []]
-        return value
-
-    def walk(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {key: renamed(value, key) if _HOLDS_IDS.search(key) else walk(value) for key, value in part.items()}
-        return part
-
-    return walk(config)
-
-
-_HOLDS_IDS = re.compile(
-    r"(^|_)token_(id|ids|index)$|^(begin_)?suppress_tokens$|^(bad|force)_words_ids$|^(start|end)_token_ids?$"
-)
-
-
-def text_configs(config: Mapping[str, Any]) -> list[Any]:
-    """Return the configs of the language model inside a multimodal one; none in a plain one."""
-    return [
-        config[key] for key in ("text_config", "llm_config", "language_config") if isinstance(config.get(key), dict)
-    ]
-
-
-def _ending(names: Mapping[str, tuple[int, ...]], suffixes: tuple[str, ...]) -> list[str]:
-    return [name for name in names if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes))]
-
-
-def _asking_transformers(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[list[str], list[str]]:
-    """Build the architecture without weights and return the stored names of its two tables."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        TypeError,
-    ):  # a config that this transformers cannot build
-        return [], []
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-
-    def stored(module: Any) -> Iterator[str]:
-        weight = names.get(id(getattr(module, "weight", None)))
-        while weight is not None:  # wrappers add or drop leading parts
-            found = [name for name in shapes if f".{name}".endswith(f".{weight}")]
-            if len(found) == 1:
-                yield found[0]
-                return
-            weight = weight.partition(".")[2] or None
-
-    return list(stored(model.get_input_embeddings())), list(stored(model.get_output_embeddings()))
+                found[name] = converted(tensor, conversion)
+                notes.append(f"{name} lies beyond num_hidden_layers; its new rows are means of its old rows")
+            else:
+                raise CheckpointError(
+                    f"{self.name} ({self.folder}): tensor {name} {list(tensor.shape)} also has one row per token (an "
+                    f"output bias or an extra head?). lepmerge cannot convert it. Fold or remove it, then save the "
+                    f"model again."
+                )
+        return found, tuple(notes)

@@ -35,7 +35,7 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
         if not (new_vocabulary and (path.name in TOKENIZER_FILES or OLD_TOKENIZER.match(path.name))):
             files[path.name] = path
     config = {**final.config, **({key: dtype for key in _dtype_keys(final.config)} if dtype else {})}
-    if config != start.config:
+    if config != read_json(start.folder / "config.json"):  # opening corrects a tie that the weights contradict
         files["config.json"] = to_json(config)
     if final.generation_config and final.generation_config != start.generation_config:
         files["generation_config.json"] = to_json(final.generation_config)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lepmerge.models.checkpoint import files_of
-from lepmerge.models.model import INPUT, OUTPUT, Model, text_configs
+from lepmerge.models.configs import text_configs
+from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import TORCH_DTYPES
 from lepmerge.text_files import COMPRESSIONS
 from lepmerge.training.blocks import blocks_from

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.model import text_configs
+from lepmerge.models.configs import text_configs
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
 """What transformers and the libraries behind it raise for a model that they cannot build, load or run."""

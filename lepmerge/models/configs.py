@@ -1,0 +1,138 @@
+"""What a config.json says: its language model, vocabulary size, ties, and the token ids in it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+TIES = "tie_word_embeddings"
+
+
+def text_configs(config: Mapping[str, Any]) -> list[Any]:
+    """Return the configs of the language model inside a multimodal one; none in a plain one."""
+    return [
+        config[key] for key in ("text_config", "llm_config", "language_config") if isinstance(config.get(key), dict)
+    ]
+
+
+def vocab_size(config: Mapping[str, Any]) -> int | None:
+    """Return the number of rows that the config promises, None when it leaves it to the architecture's default."""
+    return first_number(config, "vocab_size")
+
+
+def first_number(config: Mapping[str, Any], key: str) -> int | None:
+    """Return an integer of the language model's config, of the wrapper's where that has none."""
+    for part in (*text_configs(config), config):
+        if isinstance(part.get(key), int):
+            return part[key]
+    return None
+
+
+def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
+    """Write the number of rows wherever it stands, and always where the language model's class reads it."""
+    for part in text_configs(config) or [config]:
+        part["vocab_size"] = num_rows
+    if "vocab_size" in config:
+        config["vocab_size"] = num_rows
+
+
+def set_untied(config: dict[str, Any]) -> None:
+    """Write that the embeddings are separate, for the wrapper and for the language model in it."""
+    for part in (config, *text_configs(config)):
+        part[TIES] = False
+
+
+def ties(config: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Return whether a config ties the embeddings, and who says so; None when nobody does.
+
+    A plain config is asked first. Where it is silent, and in wrappers of a language model, the class that transformers
+    has for the model type decides, with its default.
+    """
+    if config.get(TIES) is not None and not text_configs(config):
+        return bool(config[TIES]), f"config.json says {TIES}: {str(bool(config[TIES])).lower()}"
+    said = [part[TIES] for part in (config, *text_configs(config)) if part.get(TIES) is not None]
+    found = _class_says(config)
+    if found is not None:
+        value, class_name = found
+        how = f"as {class_name} reads it" if said else f"silent, and {class_name} by default"
+        return value, f"config.json, {how}, says {TIES}: {str(value).lower()}"
+    if said:
+        return bool(said[0]), f"config.json says {TIES}: {str(bool(said[0])).lower()}"
+    return None, f"config.json does not say {TIES}, and transformers does not know its model type"
+
+
+def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
+    import huggingface_hub.errors
+    import transformers
+
+    # of transformers 5, whose configs check the types of their values
+    wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", TypeError)
+    try:
+        config_class = transformers.CONFIG_MAPPING[str(config.get("model_type"))]
+        built = config_class.from_dict(dict(config))
+    except (ValueError, KeyError, AttributeError, ImportError, TypeError, wrong_type):
+        return None  # a config that this transformers cannot build
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        built = built.get_text_config()  # transformers 4 asks the language model, 5 the wrapper
+    value = getattr(built, TIES, None)
+    return None if value is None else (bool(value), config_class.__name__)
+
+
+_HOLDS_IDS = re.compile(
+    r"(^|_)token_(id|ids|index)$|^(begin_)?suppress_tokens$|^(bad|force)_words_ids$|^(start|end)_token_ids?$"
+)
+
+
+def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: list[str]) -> dict[str, Any]:
+    """Return the config with every token id in it renamed; ids without a new one are removed and named in `lost`.
+
+    Token ids are the integers under keys such as eos_token_id, image_token_index, suppress_tokens. In bad_words_ids,
+    force_words_ids and sequence_bias a sequence that loses an id is removed as a whole: what is left of it would forbid
+    other words. forced_decoder_ids holds pairs of position and id.
+    """
+
+    def one(value: Any, key: str) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            return value
+        if value not in new_id_of:
+            lost.append(f"{key} {value}")
+        return new_id_of.get(value)
+
+    def whole(value: Any, key: str) -> Any:
+        """Rename ids in nested lists; None when one of them has no new id."""
+        if not isinstance(value, list):
+            return value if isinstance(value, bool) or not isinstance(value, int) else new_id_of.get(value)
+        items = [whole(item, key) for item in value]
+        return None if None in items else items
+
+    def sequences(value: list[Any], key: str) -> list[Any] | None:
+        kept = []
+        for sequence in value:
+            ids, rest = (sequence[0], sequence[1:]) if key == "sequence_bias" else (sequence, None)
+            renamed = whole(ids, key)
+            if renamed is None:
+                lost.append(f"{key} {ids}")
+            else:
+                kept.append(renamed if rest is None else [renamed, *rest])
+        return kept or None
+
+    def ids(value: Any, key: str) -> Any:
+        if not isinstance(value, list):
+            return one(value, key)
+        if any(isinstance(item, list) for item in value):
+            return sequences(value, key)
+        return [item for item in (one(item, key) for item in value) if item is not None] or None
+
+    def walk(part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        return {key: renamed(key, value) for key, value in part.items()}
+
+    def renamed(key: str, value: Any) -> Any:
+        if key == "forced_decoder_ids" and isinstance(value, list):
+            pairs = [[place, one(id, key)] for place, id in value]
+            return [pair for pair in pairs if pair[1] is not None] or None
+        if key == "sequence_bias" and isinstance(value, list):
+            return sequences(value, key)
+        return ids(value, key) if _HOLDS_IDS.search(key) else walk(value)
+
+    return walk(config)

@@ -1,0 +1,171 @@
+"""Which tensors of a checkpoint have a row per token: its two tables, their tie, and what else there is."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepmerge.errors import CheckpointError
+from lepmerge.models.configs import first_number, ties
+from lepmerge.models.safetensors_io import StoredTensor, is_computable
+from lepmerge.tensors import LazyTensor, Workspace, blocks
+
+INPUT, OUTPUT = "input_embeddings", "output_embeddings"
+INPUT_SUFFIXES = (
+    "embed_tokens.weight",
+    "embed_in.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
+OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_OF_TOKENS = re.compile(r"(^|[._])(embed|embeddings?|tokens?|wte|vocab|lm_head|head|logits)([._]|$)")
+_OF_POSITIONS = re.compile(r"position|(^|[._])(pos|wpe)([._]|$)")
+
+
+@dataclass(frozen=True)
+class FoundTables:
+    """The tables of a checkpoint: role → tensor name, and why they are tied or not.
+
+    copy: a stored head with the values of the tied table. contradicted: the config ties, but the stored head differs.
+    """
+
+    names: Mapping[str, str]
+    reason: str
+    copy: str | None = None
+    contradicted: bool = False
+
+
+def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> FoundTables:
+    """Return the tables. Names and config decide, and the values where a tied model stores a head.
+
+    As in transformers a stored head that differs from the input table is kept, whatever the config says.
+
+    Raises:
+        CheckpointError: no table of input embeddings, several, or an untied model without output embeddings.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if not _LAYER.search(name)}
+    inputs, outputs = _ending(shapes, INPUT_SUFFIXES), _ending(shapes, OUTPUT_SUFFIXES)
+    if len(inputs) != 1 or len(outputs) > 1:
+        inputs, outputs = _asking_transformers(config, shapes)
+    if len(inputs) != 1:
+        raise CheckpointError(
+            f"{name} ({folder}): no single tensor of input embeddings, found {inputs or 'none'}; lepmerge transforms "
+            f"decoder language models (names ending in {', '.join(INPUT_SUFFIXES)})"
+        )
+    tied, reason = ties(config)
+    if not outputs:
+        packed = [name for name in shapes if re.search(r"(^|\.)(lm_head|embed_out)\.(?!bias$)", name)]
+        if packed:
+            raise CheckpointError(
+                f"{name} ({folder}): the output table is quantized ({packed[0]}), and lepmerge computes on "
+                f"floating-point tables: quantize the body only, or start from the original model"
+            )
+        if tied is False:
+            raise CheckpointError(
+                f"{name} ({folder}): there is no output table ({' or '.join(OUTPUT_SUFFIXES)}), but {reason}: the "
+                f"checkpoint is incomplete, download it again; if the model is tied, set tie_word_embeddings: true"
+            )
+        return FoundTables({INPUT: inputs[0]}, f"{reason}; no output table is stored")
+    both = {INPUT: inputs[0], OUTPUT: outputs[0]}
+    if not tied:
+        return FoundTables(both, reason)
+    if same_values(tensors[inputs[0]], tensors[outputs[0]]):
+        return FoundTables({INPUT: inputs[0]}, f"{reason}; the stored {outputs[0]} equals it", copy=outputs[0])
+    return FoundTables(
+        both, f"{reason}, but the stored {outputs[0]} differs from {inputs[0]}; it is kept", contradicted=True
+    )
+
+
+def same_values(first: LazyTensor, second: LazyTensor) -> bool:
+    """Tell whether two stored tensors hold the same numbers; it reads up to the first difference."""
+    if first.shape != second.shape or not all(
+        isinstance(tensor, StoredTensor) and is_computable(tensor) for tensor in (first, second)
+    ):
+        return False
+    workspace, dtype = Workspace(), torch.promote_types(first.dtype, second.dtype)
+    return all(
+        torch.equal(*(tensor.read(block, workspace).to(dtype) for tensor in (first, second))) for block in blocks(first)
+    )
+
+
+def other_rows_per_token(
+    tensors: Mapping[str, LazyTensor], tables: Mapping[str, str], config: Mapping[str, Any]
+) -> list[str]:
+    """Return the names of all tensors with a row per token but the tables themselves.
+
+    They are found by their shape, whatever their name: as many rows as the table, or as the config has tokens. Where a
+    size of the body is the same number by chance, the name decides. Integer buffers are not weights.
+    """
+    counts = {tensors[tables[INPUT]].shape[0]}
+    counts |= {n for key in ("vocab_size", "vocab_size_per_layer_input") if (n := first_number(config, key))}
+    ambiguous = counts & _body_sizes(config, max(counts))
+    found = []
+    for name, tensor in tensors.items():
+        if name in tables.values() or not tensor.shape or tensor.shape[0] not in counts:
+            continue
+        names_tokens = _OF_TOKENS.search(name) and not _OF_POSITIONS.search(name)
+        if tensor.dtype.is_floating_point and (names_tokens or tensor.shape[0] not in ambiguous):
+            found.append(name)
+    return found
+
+
+def is_beyond_the_layers(name: str, config: Mapping[str, Any]) -> bool:
+    """Tell whether a tensor is of a layer that the config does not count, as those of multi-token prediction are."""
+    layer, count = _LAYER.search(name), first_number(config, "num_hidden_layers")
+    return layer is not None and count is not None and int(layer[1]) >= count
+
+
+def _body_sizes(config: Mapping[str, Any], largest: int) -> set[int]:
+    """Return the sizes that tensors of the body can have: numbers of the config, their small multiples and products."""
+    numbers: set[int] = set()
+
+    def walk(part: Any) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                walk(value)
+            elif isinstance(value, int) and "vocab" not in key and "token" not in key and 1 < value <= largest:
+                numbers.add(value)
+
+    walk(config)
+    return {a * b for a in numbers for b in (1, 2, 3, 4, *numbers)}
+
+
+def _ending(names: Mapping[str, tuple[int, ...]], suffixes: tuple[str, ...]) -> list[str]:
+    return [name for name in names if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes))]
+
+
+def _asking_transformers(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[str], list[str]]:
+    """Build the architecture without weights and return the stored names of its two tables."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        TypeError,
+    ):  # a config that this transformers cannot build
+        return [], []
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def stored(module: Any) -> Iterator[str]:
+        weight = names.get(id(getattr(module, "weight", None)))
+        while weight is not None:  # wrappers add or drop leading parts
+            found = [name for name in shapes if f".{name}".endswith(f".{weight}")]
+            if len(found) == 1:
+                yield found[0]
+                return
+            weight = weight.partition(".")[2] or None
+
+    return list(stored(model.get_input_embeddings())), list(stored(model.get_output_embeddings()))
