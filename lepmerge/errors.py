@@ -13,6 +13,12 @@ class RecipeError(LepmergeError):
     exit_code = 2
 
 
+class OptionError(LepmergeError):
+    """Options of a command contradict one another, or one of them has an impossible value."""
+
+    exit_code = 2
+
+
 class ReferenceNotFound(LepmergeError):
     """A model reference names neither a local folder nor a reachable model on the Hub."""
 
@@ -53,3 +59,7 @@ class Stopped(TrainingError):
 
 class ComparisonError(LepmergeError):
     """Models cannot be compared on what was given: too little text, a prompt file with a bad row, no chat template."""
+
+
+class GenerationError(LepmergeError):
+    """Answers cannot be generated: no usable prompt, a server that fails, a grader's prompt without its places."""

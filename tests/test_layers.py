@@ -88,6 +88,19 @@ training/run
 training/probe
 comparison/darumeru
 comparison/loading
+generation/engine
+generation/passages
+generation/prompts
+generation/copies
+generation/local
+generation/server
+generation/filters
+generation/grader
+generation/ranking
+generation/journal
+generation/report
+generation/run
+generation/job
 comparison/drift
 comparison/texts
 comparison/broken_tokens
@@ -107,6 +120,7 @@ commands/train
 commands/tokenizer
 commands/plan
 commands/run
+commands/generate
 commands/compare
 commands/darumeru
 commands/inspect

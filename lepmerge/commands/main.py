@@ -6,6 +6,7 @@ from lepmerge.commands.compare import compare
 from lepmerge.commands.console import CommandGroup
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.diff import diff
+from lepmerge.commands.generate import generate
 from lepmerge.commands.inspect import inspect
 from lepmerge.commands.plan import plan_
 from lepmerge.commands.run import run
@@ -27,5 +28,5 @@ def main() -> None:
     """
 
 
-for command in (tokenizer, train, plan_, run, compare, darumeru, inspect, diff):
+for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff):
     main.add_command(command)

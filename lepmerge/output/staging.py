@@ -203,11 +203,19 @@ class Staging:
             raise
 
 
-def check_target(target: Path, *, inputs: Iterable[Path], overwrite: bool, key: str = "output.path") -> None:
+def check_target(
+    target: Path,
+    *,
+    inputs: Iterable[Path],
+    overwrite: bool,
+    key: str = "output.path",
+    marker: str = "config.json",
+) -> None:
     """Raise OutputError when writing the target could cost the user anything.
 
     Refused: a target that is, holds or lies in an input; a file; a non-empty folder without `overwrite`; with it, a
-    folder that does not look like a model. key: where the target is named.
+    folder that does not look like such an output. key: where the target is named. marker: a file that every such output
+    has.
     """
     real = Path(os.path.realpath(target))
     for path in inputs:
@@ -224,10 +232,10 @@ def check_target(target: Path, *, inputs: Iterable[Path], overwrite: bool, key: 
             f"another {key}, or replace it with --overwrite"
         )
     strangers = [path.name for path in sorted(real.iterdir()) if path.is_dir()]
-    if not (real / "config.json").exists() or strangers:
-        what = f"it holds the folder {strangers[0]}" if strangers else "it has no config.json"
+    if not (real / marker).exists() or strangers:
+        what = f"it holds the folder {strangers[0]}" if strangers else f"it has no {marker}"
         raise OutputError(
-            f"the output {target} does not look like a model ({what}), so --overwrite refuses to delete it"
+            f"the output {target} was not written by this command ({what}), so --overwrite refuses to delete it"
         )
 
 

@@ -1,0 +1,50 @@
+"""The finished answers, a line per prompt, appended and flushed to the disk. A killed run continues from them."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lepmerge.generation.engine import Answer
+
+
+class Journal(Mapping[int, Sequence[Answer]]):
+    """Place of a prompt → its candidates, for the prompts that are finished."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[int, list[Answer]] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        """Take up the whole lines; what a kill left of the last one is cut off."""
+        data = self._path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(self._path, end)
+        for line in data[:end].splitlines():
+            place, candidates = json.loads(line)
+            self._found[place] = [Answer(**candidate) for candidate in candidates]
+
+    def append(self, answers: Mapping[int, Sequence[Answer]]) -> None:
+        """Write finished answers, and return when they are on the disk."""
+        lines = [
+            json.dumps([place, [asdict(answer) for answer in candidates]], ensure_ascii=False) + "\n"
+            for place, candidates in answers.items()
+        ]
+        with self._path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._found |= {place: list(candidates) for place, candidates in answers.items()}
+
+    def __getitem__(self, place: int) -> Sequence[Answer]:
+        return self._found[place]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)

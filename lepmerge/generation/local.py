@@ -1,0 +1,163 @@
+"""A model on this machine answers prompts, batch by batch.
+
+Legend: B rows of a batch (prompts times candidates), L tokens in a row, V rows of the output table.
+"""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from lepmerge.chats import Chat
+from lepmerge.comparison.loading import LanguageModel
+from lepmerge.errors import GenerationError
+from lepmerge.generation.engine import Answer, Sampling
+from lepmerge.training.setting import identities
+from lepmerge.version import __version__
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """A model in memory. batch_size: prompts at once."""
+
+    model: LanguageModel
+    sampling: Sampling
+    batch_size: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "files": identities(_files(self.model.folder)),
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype),
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+            "lepmerge": __version__,
+        }
+
+    @property
+    def folders(self) -> Sequence[Path]:
+        return [self.model.folder]
+
+    def release(self) -> None:
+        self.model.release()
+
+    def answers(self, prompts: Sequence[Chat], finished: Container[int]) -> Iterator[dict[int, list[Answer]]]:
+        """Yield the answers of one batch at a time.
+
+        The batches depend on all prompts, not on what is finished: a resumed run computes the same numbers as an
+        undisturbed one.
+        """
+        ids = self.model.encode([self.model.chat(prompt.messages, prompt.where) for prompt in prompts])
+        room = [min(self.sampling.max_new_tokens, self.model.context - len(row)) for row in ids]
+        too_long = {place: [] for place, left in enumerate(room) if left < 1 and place not in finished}
+        if too_long:
+            yield too_long
+        for batch in _batches([len(row) for row in ids], room, self.batch_size):
+            if not all(place in finished for place in batch):
+                found = self._batch([ids[place] for place in batch], room[batch[0]], batch[0])
+                yield dict(zip(batch, found, strict=True))
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[Sequence[int]], limit: int, number: int) -> list[list[Answer]]:
+        """Return the candidates of each row, of at most `limit` tokens. number: seeds the sampling."""
+        candidates, device = self.sampling.candidates, self.model.device
+        length = max(map(len, rows))
+        pad = self.model.end_ids[0] if self.model.end_ids else 0
+        id_BL = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+        mask_BL = (torch.arange(length) >= torch.tensor([length - len(row) for row in rows])[:, None]).long()
+        chosen = ChosenTokens()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.sampling.seed_of(number))
+            try:
+                out_BL = self.model.network.generate(
+                    input_ids=id_BL.to(device),
+                    attention_mask=mask_BL.to(device),
+                    max_new_tokens=limit,
+                    num_return_sequences=candidates,
+                    eos_token_id=list(self.model.end_ids) or None,
+                    pad_token_id=pad,
+                    logits_processor=LogitsProcessorList([chosen] if candidates > 1 else []),
+                    **self._sampled(),
+                )
+            except torch.cuda.OutOfMemoryError as error:
+                raise GenerationError(
+                    f"the memory of {device} is full with {len(rows)} prompts of up to {length} tokens at once: "
+                    f"choose a smaller --batch-size"
+                ) from error
+        new_BL = out_BL[:, length:].cpu()
+        log_probability_BL = chosen.log_probabilities(new_BL) if candidates > 1 else None
+        found = [
+            self._answer(row, None if log_probability_BL is None else log_probability_BL[place])
+            for place, row in enumerate(new_BL.tolist())
+        ]
+        return [found[start : start + candidates] for start in range(0, len(found), candidates)]
+
+    def _sampled(self) -> dict[str, Any]:
+        if self.sampling.temperature == 0:
+            return {"do_sample": False}
+        return {
+            "do_sample": True,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": 0,  # or transformers keeps the 50 most probable tokens only
+        }
+
+    def _answer(self, row_L: Sequence[int], log_probability_L: torch.Tensor | None) -> Answer:
+        end = next((place for place, id in enumerate(row_L) if id in self.model.end_ids), None)
+        text = self.model.decode(row_L[:end]).strip()
+        if log_probability_L is None:
+            return Answer(text, len(row_L[:end]), end is None)
+        written_L = log_probability_L if end is None else log_probability_L[: end + 1]
+        return Answer(text, len(row_L[:end]), end is None, float(written_L.mean()))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a model that decide what it writes."""
+    return sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
+
+
+def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of the prompts that fit, longest first, in batches of about the same length.
+
+    All prompts of a batch have the same room, so that none of them runs beyond the end of the context.
+    """
+    fitting = [place for place, left in enumerate(room) if left > 0]
+    batch: list[int] = []
+    for place in sorted(fitting, key=lambda place: (room[place], -lengths[place], place)):
+        if batch and (len(batch) == batch_size or room[place] != room[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+class ChosenTokens(LogitsProcessor):
+    """Keeps what the model gives for the tokens that are chosen, before temperature and top-p change it.
+
+    A processor sees the logits of a step and the tokens up to the step before, so it looks one step back.
+    """
+
+    def __init__(self) -> None:
+        self._last_BV: torch.Tensor | None = None
+        self._columns: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._last_BV is not None:
+            self._columns.append(_of(self._last_BV, input_ids[:, -1]))
+        self._last_BV = scores.float().log_softmax(-1)
+        return scores
+
+    def log_probabilities(self, new_BL: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability of each generated token, in float64 on the CPU."""
+        assert self._last_BV is not None
+        columns = [*self._columns, _of(self._last_BV, new_BL[:, -1])]
+        return torch.stack([column.cpu().double() for column in columns], dim=1)
+
+
+def _of(log_probability_BV: torch.Tensor, id_B: torch.Tensor) -> torch.Tensor:
+    return log_probability_BV.gather(1, id_B.to(log_probability_BV.device)[:, None])[:, 0]

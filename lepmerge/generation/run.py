@@ -1,0 +1,189 @@
+"""A run of `lepmerge generate`: answers, grades, records; every stage continues where it was killed.
+
+chats.jsonl    the records: {"messages": [...]}, in the order of the prompts, then the copies
+report.json    counts, settings, versions
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lepmerge.chats import Chat, Message
+from lepmerge.errors import GenerationError, OutputError
+from lepmerge.generation.copies import num_copies
+from lepmerge.generation.engine import Answer, Engine
+from lepmerge.generation.filters import Filters
+from lepmerge.generation.grader import grading_request, score_of
+from lepmerge.generation.journal import Journal
+from lepmerge.generation.ranking import Judged, best
+from lepmerge.generation.report import report_of
+from lepmerge.models.checkpoint import read_json
+from lepmerge.output.carried_files import to_json
+from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.training.setting import digest
+
+CHATS, REPORT = "chats.jsonl", "report.json"
+STAGED = "lepmerge generate"
+"""The fingerprint of the staging folder. Each journal in it is named for what decides its answers, so changed settings
+never throw finished answers away before the run is complete."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """Progress: `done` of `total` prompts are answered (or graded), with `num_tokens` since the last event."""
+
+    what: str
+    done: int
+    total: int
+    num_tokens: int
+
+
+OnEvent = Callable[[Progressed], None]
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A grader and its prompt, with the places {prompt} and {answer}."""
+
+    engine: Engine
+    template: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run generates. copies: records to add, as many as make up `copy_fraction` of all.
+
+    inputs: files and folders that the output must not touch. described: names and settings for the report.
+    """
+
+    target: Path
+    prompts: Sequence[Chat]
+    engine: Engine
+    filters: Filters = Filters()
+    grading: Grading | None = None
+    copies: Sequence[tuple[Message, ...]] = ()
+    copy_fraction: float = 0.4
+    inputs: Sequence[Path] = ()
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(
+            [
+                _journal_name("", self.engine, self.prompts),
+                asdict(self.filters),
+                [self.grading.engine.identity, self.grading.template] if self.grading else None,
+                list(self.copies),
+                self.copy_fraction,
+            ]
+        )
+
+
+def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent) -> dict[str, Any]:
+    """Write chats.jsonl and report.json into the target folder and return the report.
+
+    A run that was stopped continues; a complete one is left alone.
+
+    Raises:
+        GenerationError: the model or the server cannot go on; the answers that are finished are kept.
+        OutputError: the target holds something else, or cannot be written.
+    """
+    staging = Staging(job.target)
+    staging.repair()
+    report = read_json(job.target / REPORT)
+    if report.get("fingerprint") == job.fingerprint and (job.target / CHATS).is_file():
+        staging.tidy(STAGED)
+        return report
+    check_target(job.target, inputs=job.inputs, overwrite=overwrite, key="--output", marker=REPORT)
+    if staging.fingerprint() not in (None, STAGED):
+        raise OutputError(f"{staging.folder} holds an unfinished run of another command: choose another --output")
+    check_space(job.target, SMALL_FILES)
+    with staging.opened(STAGED), staging.translated():
+        check_target(job.target, inputs=job.inputs, overwrite=overwrite, key="--output", marker=REPORT)
+        judged = _judged(job, staging.folder, on_event)
+        records = _records(job, judged)
+        report = report_of(job.prompts, judged, num_records=len(records), fingerprint=job.fingerprint)
+        report["settings"] = dict(job.described)
+        staging.write_bytes(CHATS, "".join(_line(record) for record in records).encode())
+        staging.write_bytes(REPORT, to_json(report))
+        staging.publish(overwrite=overwrite)
+    return report
+
+
+def _judged(job: Job, folder: Path, on_event: OnEvent) -> list[list[Judged]]:
+    """Return the judged candidates of each prompt."""
+    answers = answered(job.engine, job.prompts, folder, "answers", on_event)
+    job.engine.release()
+    if answers and not any(answers):
+        raise GenerationError(f"none of the {len(answers)} prompts fits into the context of the model")
+    found = [[Judged(answer, None, job.filters.reason(answer)) for answer in candidates] for candidates in answers]
+    if job.grading is None:
+        return found
+    return _graded(job, job.grading, found, folder, on_event)
+
+
+def _graded(
+    job: Job, grading: Grading, found: list[list[Judged]], folder: Path, on_event: OnEvent
+) -> list[list[Judged]]:
+    """Return the candidates with the scores of those that passed the other filters."""
+    asked = [
+        (place, number)
+        for place, candidates in enumerate(found)
+        for number, candidate in enumerate(candidates)
+        if candidate.reason is None
+    ]
+    requests = [
+        grading_request(grading.template, job.prompts[place], found[place][number].answer.text)
+        for place, number in asked
+    ]
+    replies = answered(grading.engine, requests, folder, "scores", on_event)
+    grading.engine.release()
+    for (place, number), reply in zip(asked, replies, strict=True):
+        score = score_of(reply[0].text) if reply else None
+        answer = found[place][number].answer
+        found[place][number] = Judged(answer, score, job.filters.reason_of_score(score))
+    return found
+
+
+def answered(
+    engine: Engine, prompts: Sequence[Chat], folder: Path, what: str, on_event: OnEvent
+) -> list[Sequence[Answer]]:
+    """Return the candidates of each prompt; finished ones are taken from the journal in the folder.
+
+    Raises:
+        GenerationError: the engine cannot go on. The message says how many answers are kept.
+    """
+    journal = Journal(folder / _journal_name(what, engine, prompts))
+    on_event(Progressed(what, len(journal), len(prompts), 0))
+    try:
+        for answers in engine.answers(prompts, journal):
+            journal.append(answers)
+            num_tokens = sum(answer.num_tokens for candidates in answers.values() for answer in candidates)
+            on_event(Progressed(what, len(journal), len(prompts), num_tokens))
+    except GenerationError as error:
+        raise GenerationError(
+            f"{error}; {len(journal)} of {len(prompts)} {what} are kept, the same command continues from there"
+        ) from error
+    assert len(journal) == len(prompts), "an engine left prompts out"
+    return [journal[place] for place in range(len(prompts))]
+
+
+def _journal_name(what: str, engine: Engine, prompts: Sequence[Chat]) -> str:
+    decided = [engine.identity, asdict(engine.sampling), [prompt.messages for prompt in prompts]]
+    return f"{what}-{digest(decided)[:16]}.jsonl"
+
+
+def _records(job: Job, judged: Sequence[Sequence[Judged]]) -> list[Sequence[Message]]:
+    """Return the chats with their best answers in the order of the prompts, then the copies."""
+    found: list[Sequence[Message]] = [
+        (*prompt.messages, {"role": "assistant", "content": chosen.answer.text})
+        for prompt, candidates in zip(job.prompts, judged, strict=True)
+        if (chosen := best(candidates)) is not None
+    ]
+    return [*found, *job.copies[: num_copies(len(found), job.copy_fraction)]]
+
+
+def _line(messages: Sequence[Message]) -> str:
+    return json.dumps({"messages": [dict(message) for message in messages]}, ensure_ascii=False) + "\n"
