@@ -188,6 +188,32 @@ def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
     assert contents(tmp_path / "out")["metrics.jsonl"] == contents(other)["metrics.jsonl"]
 
 
+def test_a_smaller_micro_batch_continues(tmp_path: Path, english) -> None:
+    """As after a move to a smaller GPU; a larger one would not undo what a lack of memory has halved."""
+    path = training.write_setting(tmp_path, english, max_tokens=3000)
+
+    def stop(event: TrainingEvent) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="after step 3"):
+        trained(path, on_event=stop)
+    events: list[TrainingEvent] = []
+    again = ("micro_batch=1", "activation_checkpointing=true")
+    trained(path, *again, on_event=events.append)
+    assert Note("micro_batch is now 1, it was 2: losses may differ in the last digits") in events
+    assert {event.micro_batch for event in events if isinstance(event, StepDone)} == {1}
+    other = trained(training.write_setting(tmp_path / "other", english, max_tokens=3000))
+    ours, theirs = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
+        for folder in (tmp_path / "out", other)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5) and len(ours) > 4
+    complete: list[str] = []
+    trained(path, "micro_batch=2", on_event=lambda event: complete.append(text_of(event)))
+    assert any("complete already" in note for note in complete)
+
+
 def test_another_configuration_does_not_take_up_or_lose_the_steps(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
 

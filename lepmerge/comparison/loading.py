@@ -4,7 +4,6 @@ Legend: B rows of a batch, L tokens in a row, V rows of the output table.
 """
 
 import gc
-import importlib.metadata
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lepmerge.models.configs import text_configs
 from lepmerge.models.model import Model
 from lepmerge.models.references import resolve
 from lepmerge.progress import Progress, no_progress
+from lepmerge.training.loader import load_network, skeleton
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 UNLIMITED = 1 << 30
@@ -75,21 +75,14 @@ class LanguageModel:
         """The transformers model.
 
         Raises:
-            CheckpointError: transformers cannot load it.
+            CheckpointError: transformers cannot load it, or cannot run it on this device.
         """
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
-        version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
-        key = "dtype" if version >= (4, 56) else "torch_dtype"
-        try:
-            network: Any = AutoModelForCausalLM.from_pretrained(
-                self.folder, local_files_only=True, **{key: self.dtype or "auto"}
-            )
-        except (ValueError, KeyError, OSError, ImportError) as error:
-            raise CheckpointError(f"{self.name}: transformers cannot load {self.folder}: {_reason(error)}") from error
-        # greedy whatever the folder says: a penalty or a minimal length there would change the figures
+        network = load_network(self.folder, name=self.name, dtype=self.dtype, device=self.device)
+        # greedy whatever the folder says: a penalty or a minimal length there would change the results
         network.generation_config = GenerationConfig()
-        return network.requires_grad_(False).eval().to(self.device)
+        return network
 
     def release(self) -> None:
         """Give the memory of the weights back."""
@@ -166,7 +159,9 @@ def load_model(
         raise CheckpointError(
             f"{name} ({found.folder}) has neither a token before a text nor an end token to start from"
         )
-    dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+    if dtype is None and device.type == "cpu" and "quantization_config" not in checkpoint.config:
+        dtype = torch.float32  # quantized weights decide for themselves
+    skeleton(found.folder, name=name)
     return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError
 from lepmerge.training.loader import load_network, skeleton, text_model, translated
+from lepmerge.training.loss import LogitTransform
 from lepmerge.training.transform import measured_scale, measured_transform, require_single_table
 
 CLOSE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -62,15 +63,22 @@ class Body(torch.nn.Module):
 
 
 def load_body(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, isolated: bool, activation_checkpointing: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    isolated: bool,
+    num_rows: int,
+    activation_checkpointing: bool = False,
 ) -> Body:
-    """Return the body of the model in a folder, in one dtype on one device.
+    """Return the body of the model in a folder, in one dtype on one device. num_rows: of the tables to train.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
     """
     network = load_network(folder, name="model", dtype=dtype, device=device)
     body = Body(network, isolated=isolated)
+    _check_bias(body.transform, num_rows)
     if activation_checkpointing:
         # transformers 4 and early 5 know the older name only
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
@@ -79,17 +87,27 @@ def load_body(
     return body
 
 
-def check_architecture(folder: Path, *, isolated: bool) -> None:
+def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
     """Check what can be checked without weights: whether a model of this config can be trained.
 
     Raises:
         CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
     """
     network = skeleton(folder, name="model")
-    measured_transform(network, name="model")
+    _check_bias(measured_transform(network, name="model"), num_rows)
     require_single_table(network, name="model")
     if isolated and not _takes_positions(network):
         raise CheckpointError(_not_isolated(type(network).__name__))
+
+
+def _check_bias(transform: LogitTransform, num_rows: int) -> None:
+    """Raise CheckpointError when the head's bias, which is frozen, has not a value for every row of the table."""
+    if transform.bias_V is not None and len(transform.bias_V) != num_rows:
+        raise CheckpointError(
+            f"model: the output layer has a bias per token ({len(transform.bias_V)}), and `lepmerge train` cannot "
+            f"convert it to the {num_rows} rows of the new vocabulary. Train with the model's own vocabulary, or "
+            f"remove the bias and save the model again"
+        )
 
 
 def _takes_positions(network: Any) -> bool:

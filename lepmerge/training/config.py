@@ -163,8 +163,12 @@ class TrainConfig(Strict):
         return self.resolve(self.output)
 
     def plain(self) -> dict[str, Any]:
-        """Return everything that decides what is learned, as plain values."""
-        return self.model_dump(mode="json", exclude={"output", "checkpoint_every"})
+        """Return everything that decides what is learned, as plain values.
+
+        How many blocks go through the model at once, and whether activations are recomputed, change rounding at most.
+        """
+        how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing"}
+        return self.model_dump(mode="json", exclude=how)
 
 
 def _from_text(sources: Any) -> Any:

@@ -16,6 +16,7 @@ from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import TORCH_DTYPES
 from lepmerge.text_files import COMPRESSIONS
 from lepmerge.training.blocks import blocks_from
+from lepmerge.training.body import check_architecture
 from lepmerge.training.config import TrainConfig, TrainingSource
 from lepmerge.training.learner import num_steps
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
@@ -37,9 +38,13 @@ AUTO_TOKENS = 4096
 def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
     """Return counts for the configuration: tokens and steps, bytes of memory, floating-point operations.
 
-    Small corpora are tokenized as a whole, of large ones the first SAMPLE_BYTES: `tokens_are_exact` tells which.
+    Small corpora are tokenized completely, large ones up to SAMPLE_BYTES: `tokens_are_exact` says which.
+
+    Raises:
+        CheckpointError: the model cannot be trained, as far as its config shows.
     """
     config = setting.config
+    check_architecture(setting.base.folder, isolated=config.packing == "documents", num_rows=setting.start.num_rows)
     sampled = [_sampled(setting, source) for source in config.data]
     counts = [_num_tokens(setting, *pair) for pair in zip(config.data, sampled, strict=True)]
     epoch = sum(count * source.weight for count, source in zip(counts, config.data, strict=True))

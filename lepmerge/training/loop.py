@@ -120,6 +120,9 @@ def run_steps(
     if track.checkpoint.exists():
         position = load_checkpoint(track.checkpoint, learner)
         on_event(Note(f"resuming after step {position.step}"))
+        if micro_batch < position.micro_batch:
+            changed = f"micro_batch is now {micro_batch}, it was {position.micro_batch}"
+            on_event(Note(f"{changed}: losses may differ in the last digits"))
     before = track.lines(position.metrics_bytes)
     losses = [line["loss"] for line in before if "loss" in line]
     num_tokens = before[-1].get("tokens", 0) if before else 0
@@ -129,7 +132,7 @@ def run_steps(
     if position.step == 0 and held_out:
         _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
     began = time.perf_counter()
-    step, micro_batch = position.step, position.micro_batch
+    step, micro_batch = position.step, min(micro_batch, position.micro_batch)
     saved = position.step
     while step < until:
         try:

@@ -106,9 +106,20 @@ def train(
 def open_session(
     setting: Setting, folder: Path, group: Group, stop: StopSignal, on_event: OnEvent, *, compile: bool = False
 ) -> Session:
-    """Tokenize what is not yet tokenized, load the body and the held-out text."""
+    """Load the body, tokenize what is not yet tokenized, read the held-out text.
+
+    The body comes first: a model that cannot be trained is refused before hours of tokenizing.
+    """
     config = setting.config
     tokens = folder / "tokens"
+    body = load_body(
+        setting.base.folder,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        device=group.device,
+        isolated=config.packing == "documents",
+        num_rows=setting.start.num_rows,
+        activation_checkpointing=config.activation_checkpointing,
+    )
 
     def reading(what: str, num_bytes: int, total: int | None = None, /) -> None:
         on_event(TextRead(what, num_bytes))
@@ -120,14 +131,6 @@ def open_session(
     if group.rank == 0:
         group.wait()
     held_out = held_out_texts(setting)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    body = load_body(
-        setting.base.folder,
-        dtype=dtype,
-        device=group.device,
-        isolated=config.packing == "documents",
-        activation_checkpointing=config.activation_checkpointing,
-    )
     for source, read in zip(config.data, blocks.sources, strict=True):
         if read.skipped:
             on_event(Note(f"data: {source.path}: {read.skipped}"))
