@@ -161,13 +161,19 @@ def _keywords(step: Step, models: Mapping[str, Model], folder: Path) -> dict[str
 
 
 def _set(keywords: dict[str, Any], place: tuple[int | str, ...], value: Model | Vocabulary) -> None:
-    """Put a value in place of its name: in a field, or in a list of names. Names deeper in an entry stay names."""
+    """Put a value in place of its name: in a field, in a list of names, or before the value of a key.
+
+    Names deeper in an entry stay names.
+    """
     field, *rest = place
     if not rest:
         keywords[str(field)] = value
     elif len(rest) == 1 and isinstance(rest[0], int):
         items = keywords[str(field)]
         keywords[str(field)] = [*items[: rest[0]], value, *items[rest[0] + 1 :]]
+    elif len(rest) == 1:
+        items = keywords[str(field)]
+        keywords[str(field)] = {**items, rest[0]: (value, items[rest[0]])}
 
 
 def _cast(model: Model, dtype: torch.dtype) -> Model:

@@ -75,7 +75,7 @@ class Recipe(Strict):
             name: model["path"] if model.keys() == {"path"} else model for name, model in plain["models"].items()
         }
         plain["start"] = self.start
-        plain["steps"] = [step.model_dump(exclude_none=True) for step in self.steps]
+        plain["steps"] = [step.model_dump(exclude_none=True, by_alias=True) for step in self.steps]
         ordered = {key: _escaped(plain[key]) for key in Recipe.model_fields if key in plain}
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100)
 

@@ -4,20 +4,19 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 
 from lepmerge.config.entries import Step
-from lepmerge.errors import CheckpointError, RecipeError
-from lepmerge.models.model import INPUT, OUTPUT, Model
-from lepmerge.models.safetensors_io import require_computable
+from lepmerge.errors import RecipeError
+from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
 from lepmerge.operations.expression import Node, parse
+from lepmerge.operations.operands import check_operand, conversion_to, rows_that_stay, select, tensor_of, with_kept_rows
 from lepmerge.operations.registry import operation
-from lepmerge.tensors import ChosenRows, Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
-from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion, converted
+from lepmerge.tensors import Elementwise, LazyTensor, Reduction, Result, Workspace, blocks, bytes_per_row
+from lepmerge.vocabulary.conversion import Conversion, converted
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 FUNCTIONS = {
@@ -62,11 +61,13 @@ def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, m
         near = get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
         raise RecipeError(f"expression {expression!r}: there is no model {unknown[0]!r}{hint}")
-    selected = _select(model, tensors)
+    selected = select(model, tensors)
     in_vocabulary = (
-        {name: _conversion(known[name], model) for name in tree.names()} if selected & _tables(model) else {}
+        {name: conversion_to(known[name], model) for name in tree.names()}
+        if selected & set(model.tables.values())
+        else {}
     )
-    stays_V = _rows_that_stay(model, known, in_vocabulary)
+    stays_V = rows_that_stay(model, known, in_vocabulary)
     num_kept = int(stays_V.sum())
     rows = {"computed": model.num_rows - num_kept, "kept": num_kept}
     operands = {name: conversion.counts for name, conversion in in_vocabulary.items() if conversion is not None}
@@ -88,53 +89,6 @@ def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, m
     return replace(model, tensors={**model.tensors, **computed}, reports=(*model.reports, *reports))
 
 
-def _tables(model: Model) -> set[str]:
-    return set(model.tables.values())
-
-
-def _select(model: Model, tensors: str | Sequence[str]) -> set[str]:
-    """Return the names of the tensors that the selectors name."""
-    selected: set[str] = set()
-    for pattern in [tensors] if isinstance(tensors, str) else tensors:
-        if pattern == "embeddings":
-            found = _tables(model)
-        elif pattern in (INPUT, OUTPUT):
-            found = {model.tables[pattern]} if pattern in model.tables else set()
-        elif pattern == "body":
-            found = set(model.tensors) - _tables(model)
-        else:
-            found = {name for name in model.tensors if fnmatchcase(name, pattern)}
-        if not found:
-            near = get_close_matches(pattern, model.tensors, 1, cutoff=0.3)
-            reason = "the embeddings are tied" if pattern == OUTPUT else f"the nearest is {near[0] if near else 'none'}"
-            raise RecipeError(f"tensors: {pattern!r} selects nothing in {model.name} ({reason})")
-        selected |= found
-    return selected
-
-
-def _conversion(operand: Model, model: Model) -> Conversion | None:
-    """Return T from the operand's vocabulary to the model's, None when it is the same table layout."""
-    same = operand.vocabulary is model.vocabulary or operand.vocabulary.all_ids == model.vocabulary.all_ids
-    if same and operand.num_rows == model.num_rows:
-        return None
-    return build_conversion(
-        operand.vocabulary, model.vocabulary, num_old_rows=operand.num_rows, num_rows=model.num_rows
-    )
-
-
-def _rows_that_stay(
-    model: Model, known: Mapping[str, Model], conversions: Mapping[str, Conversion | None]
-) -> torch.Tensor:
-    """Return for each row of a table whether it stays: an operand has no source for it, or lacks the added token."""
-    stays_V = torch.zeros(model.num_rows, dtype=torch.bool)
-    for name, conversion in conversions.items():
-        if conversion is not None:
-            stays_V[conversion.rows_of(NONE)] = True
-            for token in model.vocabulary.added.values():
-                stays_V[token.id] |= known[name].vocabulary.id_of_added(token) is None
-    return stays_V
-
-
 def _table(
     model: Model,
     role: str,
@@ -149,40 +103,18 @@ def _table(
         table = known[name].table(role)
         operands[name] = table if conversion is None else converted(table, conversion)
     computed = _evaluated(tree, operands, current, f"{role} of ")
-    if not bool(stays_V.any()):
-        return computed
-    row_V = torch.arange(current.num_rows)
-    return ChosenRows(
-        operands=(computed, current),
-        operand_V=stays_V.to(torch.int8),
-        row_V=row_V,
-        shape=current.shape,
-        dtype=current.dtype,
-    )
+    return with_kept_rows(computed, current, stays_V)
 
 
 def _body_tensor(model: Model, tensor_name: str, tree: Node, known: Mapping[str, Model]) -> LazyTensor:
-    operands: dict[str, LazyTensor] = {}
-    for name in tree.names():
-        tensor = known[name].tensors.get(tensor_name)
-        if tensor is None:
-            near = get_close_matches(tensor_name, known[name].tensors, 1)
-            raise CheckpointError(
-                f"{name} ({known[name].folder}) lacks tensor {tensor_name}"
-                f"{f', the nearest is {near[0]}' if near else ''}: the models have different architectures"
-            )
-        operands[name] = tensor
+    operands = {name: tensor_of(known[name], tensor_name) for name in tree.names()}
     return _evaluated(tree, operands, model.tensors[tensor_name], f"tensor {tensor_name} of ")
 
 
 def _evaluated(tree: Node, operands: Mapping[str, LazyTensor], like: LazyTensor, what: str) -> LazyTensor:
     """Return the lazy value of the expression, shaped and typed like the current tensor."""
     for name, operand in operands.items():
-        if operand.shape != like.shape:
-            raise CheckpointError(
-                f"{what}{name} has shape {list(operand.shape)}, expected {list(like.shape)} as in current"
-            )
-        require_computable(operand, f"{what}{name}")
+        check_operand(operand, like, f"{what}{name}")
     norms = {
         node: WholeNorm(operands=tuple(operands.values()), names=tuple(operands), node=node.arguments[0])
         for node in tree.norms()

@@ -8,7 +8,7 @@ class ScaleEmbeddings(Step):
 def scale_embeddings(model: Model, *, factor: float) -> Model: ...
 
 The function receives the fields of the entry as keywords. A field of type ModelName arrives as a Model,
-list[ModelName] as a list of models, TokenizerReference as a Vocabulary, a PerTable as table role → value. A function
+list[ModelName] as a list of models, dict[ModelName, X] as name → (Model, X), TokenizerReference as a Vocabulary, a PerTable as table role → value. A function
 with a keyword `models` that is no field of its entry also receives every model of the recipe, by name.
 """
 
@@ -51,11 +51,13 @@ def operation(entry: type[Step]) -> Callable[[Function], Function]:
     name = entry.operation()
 
     def register(function: Function) -> Function:
-        _, *keywords = inspect.signature(function).parameters
+        _, *parameters = inspect.signature(function).parameters.values()
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        keywords = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         fields = [field for field in entry.model_fields if field != "op"]
         takes_all_models = "models" in keywords and "models" not in fields
         expected = {*fields, "models"} if takes_all_models else set(fields)
-        if set(keywords) != expected:
+        if set(keywords) - expected or (expected - set(keywords) and not takes_any):
             raise TypeError(
                 f"operation {name}: the entry has the fields {fields}, the function the keywords {keywords}"
             )

@@ -1,0 +1,213 @@
+"""merge: a published merge method over several models, vocabulary-aware. The methods are in merge_methods/."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lepmerge.config.entries import Step
+from lepmerge.config.kinds import ModelName
+from lepmerge.config.numbers import Numbers, all_numbers, number_for
+from lepmerge.config.schema import Strict
+from lepmerge.config.yaml_tree import hint
+from lepmerge.errors import RecipeError
+from lepmerge.models.model import Model
+from lepmerge.models.table_report import TableReport
+from lepmerge.operations.merge_methods.registry import Inputs, MergeMethod, merge_methods
+from lepmerge.operations.operands import (
+    check_operand,
+    conversion_to,
+    rows_that_stay,
+    select,
+    tensor_of,
+    with_kept_rows,
+)
+from lepmerge.operations.registry import chosen, operation
+from lepmerge.tensors import LazyTensor
+from lepmerge.vocabulary.conversion import Conversion, converted
+
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+FRACTIONS = {"density": True, "gamma": False, "epsilon": False, "t": False, "select_topk": True}
+"""Parameter between 0 and 1 → whether 0 itself is refused."""
+
+
+class MergeParameters(Strict):
+    """What one model contributes; which parameters apply depends on the method."""
+
+    weight: Numbers | None = None
+    """Weight of the model."""
+    density: Numbers | None = None
+    """Fraction of the task vector's elements that are kept."""
+    gamma: Numbers | None = None
+    """breadcrumbs: fraction of largest elements that are dropped."""
+    epsilon: Numbers | None = None
+    """della: how far probabilities deviate from `density`, up and down."""
+
+
+class Merge(Step):
+    """Combine several models by a published merge method."""
+
+    op: Literal["merge"]
+    method: str
+    """`linear`, `slerp`, `nuslerp`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`,
+    `breadcrumbs`, `breadcrumbs_ties`, `model_stock`, `sce`, `karcher` or `arcee_fusion`."""
+    models: dict[ModelName, MergeParameters]
+    """Model → its parameters."""
+    base: ModelName | None = None
+    """The model that task vectors are differences to, for methods that need one."""
+    tensors: str | list[str] = "*"
+    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`; default: all."""
+    normalize: bool | None = None
+    """Divide by the sum of the weights; the default depends on the method."""
+    scale: Annotated[Numbers | None, Field(alias="lambda")] = None
+    """Factor of the merged task vector; default 1."""
+    t: Numbers | None = None
+    """slerp: 0 gives the first model, 1 the second."""
+    rescale: bool | None = None
+    """dare and della: divide by the probability of staying; default true."""
+    seed: int | None = None
+    """Seed of random masks; default 0."""
+    select_topk: Numbers | None = None
+    """sce: fraction of elements that are selected; default 1."""
+    row_wise: bool | None = None
+    """nuslerp: an angle for each row; default false."""
+    max_iter: int | None = None
+    """karcher: most iterations; default 10."""
+    tol: float | None = None
+    """karcher: length of a step that ends the iteration; default 1e-5."""
+
+
+@operation(Merge)
+def merge(
+    model: Model,
+    *,
+    method: str,
+    models: Mapping[str, tuple[Model, MergeParameters]],
+    base: Model | None,
+    tensors: str | Sequence[str],
+    **settings: Any,
+) -> Model:
+    """Return the model with the selected tensors replaced by the merge of the given models.
+
+    Tables are first converted to the model's vocabulary (T). Rows that a model has no source for, among them added
+    tokens that it lacks, stay the current ones.
+
+    Raises:
+        RecipeError: an unknown method or parameter, a value out of range, too few or too many models, no base.
+        CheckpointError: a tensor is missing in a model, or has another shape there.
+    """
+    chosen_method = chosen(merge_methods(), method, what="merge method")
+    _check(chosen_method, models, base, settings)
+    selected = select(model, tensors)
+    operands = {name: other for name, (other, _) in models.items()} | ({"base": base} if base else {})
+    conversions = {}
+    if selected & set(model.tables.values()):
+        conversions = {name: conversion_to(other, model) for name, other in operands.items()}
+    stays_V = rows_that_stay(model, operands, conversions)
+    num_layers = 1 + max((int(found[1]) for name in model.tensors if (found := LAYER.search(name))), default=0)
+    role_of = {name: role for role, name in model.tables.items()}
+    computed: dict[str, LazyTensor] = {}
+    for name in (name for name in model.tensors if name in selected):
+        current, role = model.tensors[name], role_of.get(name)
+        found = {key: _operand(other, name, role, conversions.get(key)) for key, other in operands.items()}
+        for key, operand in found.items():
+            check_operand(operand, current, f"{role or f'tensor {name}'} of {key}")
+        inputs = _inputs(chosen_method, name, _depth(name, num_layers), found, models, settings)
+        merged = chosen_method.function(inputs)
+        computed[name] = with_kept_rows(merged, current, stays_V) if role else merged
+    num_kept = int(stays_V.sum())
+    counts = {key: conversion.counts for key, conversion in conversions.items() if conversion is not None}
+    reports = [
+        TableReport("merge", role, {"merged": model.num_rows - num_kept, "kept": num_kept}, method, operands=counts)
+        for role, name in model.tables.items()
+        if name in computed
+    ]
+    return replace(model, tensors={**model.tensors, **computed}, reports=(*model.reports, *reports))
+
+
+def _operand(model: Model, name: str, role: str | None, conversion: Conversion | None) -> LazyTensor:
+    if role is None:
+        return tensor_of(model, name)
+    return model.table(role) if conversion is None else converted(model.table(role), conversion)
+
+
+def _depth(name: str, num_layers: int) -> float:
+    """Return where a tensor stands: 0 before and in the first layer, 1 in and after the last one."""
+    found = LAYER.search(name)
+    if found:
+        return int(found[1]) / max(1, num_layers - 1)
+    return 0.0 if "embed" in name or "wte" in name else 1.0
+
+
+def _inputs(
+    method: MergeMethod,
+    name: str,
+    depth: float,
+    operands: Mapping[str, LazyTensor],
+    models: Mapping[str, tuple[Model, MergeParameters]],
+    settings: Mapping[str, Any],
+) -> Inputs:
+    def value(given: Any, default: Any) -> Any:
+        if given is None:
+            return default
+        return given if isinstance(given, bool) else number_for(given, name, depth)
+
+    per_model = tuple(
+        {key: value(getattr(parameters, key), default) for key, default in method.per_model.items()}
+        for _, parameters in models.values()
+    )
+    return Inputs(
+        name=name,
+        base=operands["base"] if method.needs_base else None,
+        models=tuple(operands[key] for key in models),
+        per_model=per_model,
+        settings={key: value(_setting(settings, key), default) for key, default in method.settings.items()},
+    )
+
+
+def _setting(settings: Mapping[str, Any], key: str) -> Any:
+    return settings["scale" if key == "lambda" else key]
+
+
+def _check(
+    method: MergeMethod,
+    models: Mapping[str, tuple[Model, MergeParameters]],
+    base: Model | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Raise RecipeError for parameters that the method does not have, lacks, or cannot take."""
+    fewest, most = method.num_models
+    if len(models) < fewest or (most is not None and len(models) > most):
+        wanted = f"{fewest}" if most == fewest else f"at least {fewest}"
+        raise RecipeError(f"models: {method.name} merges {wanted}, not {len(models)} ({', '.join(models)})")
+    if method.needs_base != (base is not None):
+        raise RecipeError(f"base: {method.name} {'needs a base model' if method.needs_base else 'has none: remove it'}")
+    if "base" in models:
+        raise RecipeError("models: `base` is given by the key `base` of the step: remove it from `models`")
+    given = {"lambda" if key == "scale" else key: value for key, value in settings.items() if value is not None}
+    _check_known(given, method.settings, method, "")
+    for name, (_, parameters) in models.items():
+        mine = {key: getattr(parameters, key) for key in type(parameters).model_fields}
+        _check_known(
+            {key: value for key, value in mine.items() if value is not None},
+            method.per_model,
+            method,
+            f"models.{name}.",
+        )
+
+
+def _check_known(given: Mapping[str, Any], known: Mapping[str, Any], method: MergeMethod, place: str) -> None:
+    for key, value in given.items():
+        if key not in known:
+            raise RecipeError(
+                f"{place}{key}: {method.name} has no such parameter; {hint(get_close_matches(key, known, 1), known)}"
+            )
+        numbers = all_numbers(value) if key in FRACTIONS else []
+        if any(not 0 <= number <= 1 or (number == 0 and FRACTIONS[key]) for number in numbers):
+            raise RecipeError(f"{place}{key}: should be {'above' if FRACTIONS[key] else 'from'} 0 and at most 1")
+    missing = [key for key, default in known.items() if default is None and key not in given]
+    if missing:
+        raise RecipeError(f"{place}{missing[0]}: {method.name} needs this parameter")

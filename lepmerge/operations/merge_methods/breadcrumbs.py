@@ -1,0 +1,45 @@
+"""breadcrumbs, breadcrumbs_ties: drop the largest and the smallest elements (Model Breadcrumbs, arXiv 2312.06795)."""
+
+from math import prod
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import RankThresholds
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.tensors import LazyTensor
+
+PER_MODEL = {"weight": 1.0, "density": 1.0, "gamma": 0.01}
+SETTINGS = {**COMMON, "normalize": False}
+
+
+@merge_method("breadcrumbs", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def breadcrumbs(inputs: Inputs) -> LazyTensor:
+    """Return the base plus the weighted sum of the task vectors' middle elements."""
+    return combined(inputs, middles(inputs), vote=False)
+
+
+@merge_method("breadcrumbs_ties", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def breadcrumbs_ties(inputs: Inputs) -> LazyTensor:
+    """Return TIES' sign vote over the task vectors' middle elements."""
+    return combined(inputs, middles(inputs), vote=True)
+
+
+def middles(inputs: Inputs) -> list[LazyTensor]:
+    """Return the deltas without the fraction `gamma` of largest elements; of the rest the largest `density` stay."""
+    numbers = zip(inputs.deltas(), inputs.of("density"), inputs.of("gamma"), strict=True)
+    return [_middle(delta, density, gamma) for delta, density, gamma in numbers]
+
+
+def _middle(delta: LazyTensor, density: float, gamma: float) -> LazyTensor:
+    count = prod(delta.shape)
+    kept = int(density * count)
+    dropped = min(int(gamma * count), count - kept)
+    ends = RankThresholds(operands=(delta,), ranks=(dropped, dropped + kept))
+    return merged(_between, (delta,), (ends,))
+
+
+def _between(index_N, rows, results) -> torch.Tensor:
+    highest, lowest = results[0]["thresholds"].to(rows[0])
+    size = rows[0].abs()
+    return torch.where((size < highest) & (size >= lowest), rows[0], 0.0)

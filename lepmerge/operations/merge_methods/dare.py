@@ -1,0 +1,48 @@
+"""dare_linear, dare_ties: drop elements of the task vectors at random and rescale the rest (DARE, arXiv 2311.03099)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.random_masks import key_of, uniform
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.tensors import LazyTensor
+
+PER_MODEL = {"weight": 1.0, "density": 1.0}
+SETTINGS = {**COMMON, "normalize": False, "rescale": True, "seed": 0}
+
+
+@merge_method("dare_linear", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def dare_linear(inputs: Inputs) -> LazyTensor:
+    """Return the base plus the weighted sum of randomly thinned task vectors."""
+    return combined(inputs, thinned(inputs), vote=False)
+
+
+@merge_method("dare_ties", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def dare_ties(inputs: Inputs) -> LazyTensor:
+    """Return TIES' sign vote over randomly thinned task vectors."""
+    return combined(inputs, thinned(inputs), vote=True)
+
+
+def thinned(inputs: Inputs) -> list[LazyTensor]:
+    """Return the deltas of which each element stays with probability `density`, then divided by it (`rescale`)."""
+    return [
+        _thinned(
+            delta, density, key_of(int(inputs.settings["seed"]), inputs.name, number), bool(inputs.settings["rescale"])
+        )
+        for number, (delta, density) in enumerate(zip(inputs.deltas(), inputs.of("density"), strict=True))
+    ]
+
+
+def _thinned(delta: LazyTensor, density: float, key: int, rescale: bool) -> LazyTensor:
+    if density >= 1:
+        return delta
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        stays = uniform(index_N, delta.row_width, key) < density
+        return torch.where(stays, rows[0] / density if rescale else rows[0], 0.0)
+
+    return merged(function, (delta,))

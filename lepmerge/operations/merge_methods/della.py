@@ -1,0 +1,59 @@
+"""della, della_linear: drop elements at random, small ones more often (DELLA, arXiv 2406.11617)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.random_masks import key_of, uniform
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.tensors import LazyTensor
+
+PER_MODEL = {"weight": 1.0, "density": 1.0, "epsilon": 0.15}
+SETTINGS = {**COMMON, "normalize": False, "rescale": True, "seed": 0}
+
+
+@merge_method("della", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def della(inputs: Inputs) -> LazyTensor:
+    """Return TIES' sign vote over task vectors pruned by magnitude (MAGPRUNE)."""
+    return combined(inputs, pruned(inputs), vote=True)
+
+
+@merge_method("della_linear", base=True, per_model=PER_MODEL, settings=SETTINGS)
+def della_linear(inputs: Inputs) -> LazyTensor:
+    """Return the base plus the weighted sum of task vectors pruned by magnitude (MAGPRUNE)."""
+    return combined(inputs, pruned(inputs), vote=False)
+
+
+def pruned(inputs: Inputs) -> list[LazyTensor]:
+    """Return the deltas after MAGPRUNE: an element's probability to stay grows with its rank in the row.
+
+    It runs linearly from density − ε for the smallest element to density + ε for the largest.
+    """
+    numbers = zip(inputs.deltas(), inputs.of("density"), inputs.of("epsilon"), strict=True)
+    return [
+        _pruned(
+            delta,
+            density,
+            epsilon,
+            key_of(int(inputs.settings["seed"]), inputs.name, number),
+            bool(inputs.settings["rescale"]),
+        )
+        for number, (delta, density, epsilon) in enumerate(numbers)
+    ]
+
+
+def _pruned(delta: LazyTensor, density: float, epsilon: float, key: int, rescale: bool) -> LazyTensor:
+    if density >= 1:
+        return delta
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        rank = rows[0].abs().argsort(dim=1, stable=True).argsort(dim=1)
+        share = rank / max(1, delta.row_width - 1)
+        probability = (density - epsilon) + share * 2 * epsilon
+        stays = uniform(index_N, delta.row_width, key) < probability
+        return torch.where(stays, rows[0] / probability if rescale else rows[0], 0.0)
+
+    return merged(function, (delta,))

@@ -1,0 +1,56 @@
+"""karcher: the Riemannian center of mass of the tensors on a sphere (Karcher 1977).
+
+Every iterate is a combination of the models' unit vectors, so the iteration runs in those coordinates, on the Gram
+matrix; the tensors are read once for it and once to be combined. Legend: M models.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import Gram
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.tensors import LazyTensor
+
+
+@merge_method(
+    "karcher", base=False, num_models=(2, None), per_model={"weight": 1.0}, settings={"max_iter": 10, "tol": 1e-5}
+)
+def karcher(inputs: Inputs) -> LazyTensor:
+    """Return the Karcher mean of the directions, scaled to the weighted mean of the norms."""
+    weights = torch.tensor(inputs.of("weight"), dtype=torch.float64)
+    steps, tolerance = int(inputs.settings["max_iter"]), float(inputs.settings["tol"])
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        factors = mean_factors(results[0]["gram"].cpu().double(), weights / weights.sum(), steps, tolerance)
+        return torch.stack([row * float(factor) for row, factor in zip(rows, factors, strict=True)]).sum(0)
+
+    return merged(function, inputs.models, (Gram(operands=inputs.models),))
+
+
+def mean_factors(gram_MM: torch.Tensor, weight_M: torch.Tensor, steps: int, tolerance: float) -> torch.Tensor:
+    """Return what each tensor is multiplied by in the Karcher mean, from their inner products."""
+    norm_M = gram_MM.diagonal().sqrt()
+    used = norm_M > 0
+    if not bool(used.any()):
+        return torch.zeros_like(weight_M)
+    inverse_M = torch.where(used, 1 / norm_M.clamp(min=1e-300), torch.zeros_like(norm_M))
+    cosine_MM = (gram_MM * inverse_M[:, None] * inverse_M).clamp(-1, 1)
+    weight_M = weight_M * used / (weight_M * used).sum()
+
+    def unit(factor_M: torch.Tensor) -> torch.Tensor:
+        return factor_M / (factor_M @ cosine_MM @ factor_M).clamp(min=1e-300).sqrt()
+
+    mean_M = unit(weight_M)
+    for _ in range(steps):
+        cosine_M = (cosine_MM @ mean_M).clamp(-1, 1)
+        angle_M = cosine_M.arccos()
+        ratio_M = torch.where(angle_M > 1e-12, angle_M / angle_M.sin().clamp(min=1e-300), torch.ones_like(angle_M))
+        step_M = weight_M * ratio_M - (weight_M * ratio_M * cosine_M).sum() * mean_M
+        length = (step_M @ cosine_MM @ step_M).clamp(min=0).sqrt()
+        if float(length) < tolerance:
+            break
+        mean_M = unit(mean_M * length.cos() + step_M * (length.sin() / length))
+    return mean_M * (weight_M * norm_M).sum() * inverse_M

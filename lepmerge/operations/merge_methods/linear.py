@@ -1,0 +1,27 @@
+"""linear: the weighted mean (model soups, arXiv 2203.05482)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.errors import RecipeError
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import TOO_SMALL
+from lepmerge.tensors import LazyTensor
+
+
+@merge_method("linear", base=False, per_model={"weight": 1.0}, settings={"normalize": True})
+def linear(inputs: Inputs) -> LazyTensor:
+    """Return Σ w x, divided by Σ w with `normalize`."""
+    weights = inputs.of("weight")
+    total = sum(weights)
+    if inputs.settings["normalize"] and abs(total) < TOO_SMALL:
+        raise RecipeError(f"tensor {inputs.name}: the weights add up to {total:g}: set normalize: false or change them")
+    divisor = total if inputs.settings["normalize"] else 1.0
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        return torch.stack([row * weight for row, weight in zip(rows, weights, strict=True)]).sum(0) / divisor
+
+    return merged(function, inputs.models)

@@ -1,0 +1,31 @@
+"""model_stock: between the base and the models' mean, by the angle of the task vectors (arXiv 2403.19522)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import Gram
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged, pairs
+from lepmerge.tensors import LazyTensor
+
+
+@merge_method("model_stock", base=True, num_models=(2, None))
+def model_stock(inputs: Inputs) -> LazyTensor:
+    """Return t · mean + (1 − t) · base with t = N c / (1 + (N − 1) c), c the mean cosine of two task vectors."""
+    assert inputs.base is not None
+    count = len(inputs.models)
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        base, *models = rows
+        gram = results[0]["gram"]
+        norms = gram.diagonal().sqrt()
+        cosines = [
+            float(gram[i, j] / (norms[i] * norms[j])) if norms[i] * norms[j] > 0 else 1.0 for i, j in pairs(count)
+        ]
+        cosine = sum(cosines) / len(cosines)
+        t = count * cosine / (1 + (count - 1) * cosine)
+        return t * torch.stack(models).mean(0) + (1 - t) * base
+
+    return merged(function, (inputs.base, *inputs.models), (Gram(operands=inputs.deltas()),), dtype=inputs.base.dtype)

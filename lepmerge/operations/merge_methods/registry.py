@@ -1,0 +1,134 @@
+"""The registry of merge methods. A file registers its method by decorating the function:
+
+@merge_method("linear", per_model={"weight": 1.0}, normalize=True)
+def linear(inputs: Inputs) -> LazyTensor: ...
+
+The function receives one tensor of each model and returns the merged tensor; it reads no data.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+
+import torch
+
+from lepmerge.operations import merge_methods as package
+from lepmerge.tensors import LazyTensor, Reduction, Rows, Workspace, as_index
+
+Number = float | bool
+REQUIRED = None
+"""Default of a parameter that a recipe must give."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One tensor of every model, with the parameters that hold for it.
+
+    name: of the tensor. base: the base model's tensor, where the method needs it. models: the others, in the recipe's
+    order. per_model: their parameters, such as weight and density. settings: the method's own, such as lambda.
+    """
+
+    name: str
+    base: LazyTensor | None
+    models: tuple[LazyTensor, ...]
+    per_model: tuple[Mapping[str, float], ...]
+    settings: Mapping[str, Number]
+
+    def of(self, parameter: str) -> list[float]:
+        """Return a parameter of every model."""
+        return [values[parameter] for values in self.per_model]
+
+    def deltas(self) -> tuple[LazyTensor, ...]:
+        """Return model − base, for every model."""
+        assert self.base is not None
+        return tuple(merged(_difference, (model, self.base)) for model in self.models)
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A merge method: its function and what a recipe may give it.
+
+    per_model, settings: parameter → default, or REQUIRED. num_models: fewest and most models beside the base.
+    """
+
+    name: str
+    function: Callable[[Inputs], LazyTensor]
+    needs_base: bool
+    num_models: tuple[int, int | None]
+    per_model: Mapping[str, float | None] = field(default_factory=dict)
+    settings: Mapping[str, Number | None] = field(default_factory=dict)
+
+
+_registered: dict[str, MergeMethod] = {}
+
+
+def merge_method(
+    name: str,
+    *,
+    base: bool,
+    num_models: tuple[int, int | None] = (1, None),
+    per_model: Mapping[str, float | None] | None = None,
+    settings: Mapping[str, Number | None] | None = None,
+) -> Callable[[Callable[[Inputs], LazyTensor]], Callable[[Inputs], LazyTensor]]:
+    """Register the decorated function under this name."""
+
+    def register(function: Callable[[Inputs], LazyTensor]) -> Callable[[Inputs], LazyTensor]:
+        assert name not in _registered, name
+        _registered[name] = MergeMethod(name, function, base, num_models, per_model or {}, settings or {})
+        return function
+
+    return register
+
+
+@cache
+def merge_methods() -> Mapping[str, MergeMethod]:
+    """Return every merge method by its name, sorted."""
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_registered.items()))
+
+
+Function = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[Mapping[str, torch.Tensor]]], torch.Tensor]
+"""(row numbers N, rows (N, width) of every operand, results of the reductions) → rows (N, width)."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Merged(LazyTensor):
+    """function(row numbers, operands' rows, reductions' results): row by row, once its reductions have run."""
+
+    function: Function
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        read = [workspace.widen(operand.read(rows, workspace)) for operand in self.operands]
+        results = [workspace.results[reduction] for reduction in self.reductions]
+        return self.function(as_index(rows).to(workspace.device), read, results)
+
+
+def merged(
+    function: Function,
+    operands: Sequence[LazyTensor],
+    reductions: Sequence[Reduction] = (),
+    *,
+    dtype: torch.dtype | None = None,
+) -> Merged:
+    """Return the lazy value of a function of rows, shaped like its first operand."""
+    first = operands[0]
+    return Merged(
+        function=function,
+        operands=tuple(operands),
+        reductions=tuple(reductions),
+        shape=first.shape,
+        dtype=dtype or first.dtype,
+    )
+
+
+def _difference(index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: object) -> torch.Tensor:
+    model, base = rows
+    return model - base
+
+
+def pairs(count: int) -> Iterator[tuple[int, int]]:
+    """Yield (i, j) with i < j < count."""
+    return ((i, j) for j in range(count) for i in range(j))

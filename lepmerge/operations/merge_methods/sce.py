@@ -1,0 +1,53 @@
+"""sce: select, calculate, erase (FuseChat-3.0's SCE, arXiv 2408.07990, section 3.3)."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import Gram, RankThresholds
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.tensors import LazyTensor
+
+
+@merge_method("sce", base=True, settings={"select_topk": 1.0})
+def sce(inputs: Inputs) -> LazyTensor:
+    """Return the base plus the task vectors' weighted mean after selection and erasure.
+
+    Select: of all elements, the fraction `select_topk` whose variance over the models is largest. Calculate: a model's
+    weight is its share of the squares of the selected elements. Erase: elements against the sign of the sum.
+    """
+    assert inputs.base is not None
+    deltas = inputs.deltas()
+    topk = float(inputs.settings["select_topk"])
+    if topk < 1:
+        variance = merged(_variance, deltas, dtype=torch.float32)
+        threshold = RankThresholds(operands=(variance,), ranks=(int(topk * prod(variance.shape)),))
+        deltas = tuple(merged(_selected, (delta, variance), (threshold,)) for delta in deltas)
+    energies = Gram(operands=deltas)
+    return merged(_erased, (inputs.base, *deltas), (energies,), dtype=inputs.base.dtype)
+
+
+def _variance(
+    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+) -> torch.Tensor:
+    return torch.stack(list(rows)).var(0, unbiased=False)
+
+
+def _selected(
+    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+) -> torch.Tensor:
+    delta, variance = rows
+    return torch.where(variance >= results[0]["thresholds"][0].to(variance), delta, 0.0)
+
+
+def _erased(
+    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+) -> torch.Tensor:
+    base, *deltas = rows
+    energy_M = results[0]["gram"].diagonal()
+    weight_M = (energy_M / energy_M.sum().clamp(min=1e-30)).tolist()
+    majority = torch.stack(deltas).sum(0).sign()
+    kept = [weight * (delta.sign() == majority) for weight, delta in zip(weight_M, deltas, strict=True)]
+    total = torch.stack([delta * weight for delta, weight in zip(deltas, kept, strict=True)]).sum(0)
+    return base + total / torch.stack(kept).sum(0).clamp(min=1e-6)

@@ -1,0 +1,62 @@
+"""slerp, nuslerp: along the great circle between two tensors (Shoemake 1985)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import Gram
+from lepmerge.operations.merge_methods.registry import REQUIRED, Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import TOO_SMALL
+from lepmerge.tensors import LazyTensor
+
+NEARLY_PARALLEL = 0.9995
+"""At a larger |cosine| the two are mixed linearly: the angle is too small to divide by its sine."""
+
+
+@merge_method("slerp", base=False, num_models=(2, 2), settings={"t": REQUIRED})
+def slerp(inputs: Inputs) -> LazyTensor:
+    """Return sin((1 − t) θ) / sin θ · A + sin(t θ) / sin θ · B, θ the angle between the whole tensors A and B."""
+    t = float(inputs.settings["t"])
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        gram = results[0]["gram"]
+        first, second = coefficients(gram[0, 1], gram[0, 0], gram[1, 1], t)
+        return float(first) * rows[0] + float(second) * rows[1]
+
+    return merged(function, inputs.models, (Gram(operands=inputs.models),))
+
+
+@merge_method("nuslerp", base=False, num_models=(2, 2), per_model={"weight": REQUIRED}, settings={"row_wise": False})
+def nuslerp(inputs: Inputs) -> LazyTensor:
+    """Return slerp at t = w₂ / (w₁ + w₂), over whole tensors or over each row (`row_wise`)."""
+    weights = inputs.of("weight")
+    total = sum(weights)
+    t = weights[1] / total if abs(total) > TOO_SMALL else 0.5
+    if not inputs.settings["row_wise"]:
+        return slerp(Inputs(inputs.name, None, inputs.models, inputs.per_model, {"t": t}))
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        a, b = (row.double() for row in rows)
+        first, second = coefficients((a * b).sum(1), a.square().sum(1), b.square().sum(1), t)
+        return (first[:, None] * a + second[:, None] * b).to(rows[0].dtype)
+
+    return merged(function, inputs.models)
+
+
+def coefficients(
+    product: torch.Tensor, square_a: torch.Tensor, square_b: torch.Tensor, t: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what A and B are multiplied by, from A·B, ‖A‖² and ‖B‖²."""
+    norms = (square_a * square_b).sqrt()
+    cosine = torch.where(norms > 0, product / norms.clamp(min=1e-30), torch.ones_like(norms)).clamp(-1, 1)
+    angle = cosine.arccos()
+    sine = angle.sin()
+    linear = cosine.abs() > NEARLY_PARALLEL
+    safe = torch.where(linear, torch.ones_like(sine), sine)
+    first = torch.where(linear, torch.full_like(sine, 1 - t), ((1 - t) * angle).sin() / safe)
+    second = torch.where(linear, torch.full_like(sine, t), (t * angle).sin() / safe)
+    return first, second

@@ -1,0 +1,45 @@
+"""What the methods on task vectors share: base + λ · (weighted sum of sparse deltas), with or without a sign vote.
+
+Legend: δ = model − base, w its weight, M models.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lepmerge.operations.merge_methods.registry import Inputs, merged
+from lepmerge.tensors import LazyTensor
+
+TOO_SMALL = 1e-8
+"""A sum of weights below this does not divide."""
+COMMON = {"lambda": 1.0}
+
+
+def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> LazyTensor:
+    """Return base + λ Σ w δ / Σ w, element by element.
+
+    sparse: the deltas with zeros where they were dropped. vote: only deltas with the sign of Σ w δ count, and divide
+    (TIES, arXiv 2306.01708, section 3). Without `normalize` nothing divides.
+    """
+    assert inputs.base is not None
+    weights = inputs.of("weight")
+    scale, normalize = float(inputs.settings["lambda"]), bool(inputs.settings["normalize"])
+
+    def function(
+        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        base, *deltas = rows
+        weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
+        if vote:
+            majority = torch.stack(weighted).sum(0).sign()
+            agrees = [delta.sign() == majority for delta in deltas]
+            weighted = [delta * kept for delta, kept in zip(weighted, agrees, strict=True)]
+            divisor = torch.stack([weight * kept for weight, kept in zip(weights, agrees, strict=True)]).sum(0)
+        else:
+            divisor = torch.full_like(base, sum(weights))
+        total = torch.stack(weighted).sum(0)
+        if normalize:
+            total = total / torch.where(divisor.abs() < TOO_SMALL, torch.ones_like(divisor), divisor)
+        return base + scale * total
+
+    return merged(function, (inputs.base, *sparse), dtype=inputs.base.dtype)

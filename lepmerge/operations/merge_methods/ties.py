@@ -1,0 +1,29 @@
+"""ties: trim each task vector to its largest elements, elect a sign, merge what agrees (arXiv 2306.01708)."""
+
+from math import prod
+
+import torch
+
+from lepmerge.operations.merge_methods.reductions import RankThresholds
+from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.tensors import LazyTensor
+
+
+@merge_method("ties", base=True, per_model={"weight": 1.0, "density": 1.0}, settings={**COMMON, "normalize": True})
+def ties(inputs: Inputs) -> LazyTensor:
+    """Return TIES of the task vectors; `density` is the fraction of elements that each one keeps."""
+    sparse = [largest(delta, density) for delta, density in zip(inputs.deltas(), inputs.of("density"), strict=True)]
+    return combined(inputs, sparse, vote=True)
+
+
+def largest(delta: LazyTensor, density: float) -> LazyTensor:
+    """Return the delta with zeros but for the fraction `density` of largest magnitude; equal magnitudes all stay."""
+    if density >= 1:
+        return delta
+    threshold = RankThresholds(operands=(delta,), ranks=(int(density * prod(delta.shape)),))
+    return merged(_above, (delta,), (threshold,))
+
+
+def _above(index_N, rows, results) -> torch.Tensor:
+    return torch.where(rows[0].abs() >= results[0]["thresholds"][0].to(rows[0]), rows[0], 0.0)
