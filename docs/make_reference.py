@@ -59,7 +59,7 @@ def sections(root: type[BaseModel]) -> Iterator[str]:
 
 def fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     """Return the keys that a user writes; `op` is in the heading."""
-    return [(key, field) for key, field in model.model_fields.items() if key not in ("folder", "op")]
+    return [(field.alias or key, field) for key, field in model.model_fields.items() if key not in ("folder", "op")]
 
 
 def parts(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:

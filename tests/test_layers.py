@@ -54,6 +54,7 @@ operations/arithmetic
 operations/pad_vocabulary
 operations/propagate_embeddings
 operations/swap_vocabulary
+operations/merge_methods/__init__
 operations/merge_methods/registry
 operations/merge_methods/reductions
 operations/merge_methods/random_masks

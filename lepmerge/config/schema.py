@@ -150,7 +150,7 @@ class Schema(Generic[Root]):
         schema: type[BaseModel] = self.root
         for part in place[:-1]:
             schema = {**self.parts, **self.choices}.get(str(part), schema)
-        keys = [key for key in schema.model_fields if key != "folder"]
+        keys = [field.alias or key for key, field in schema.model_fields.items() if key != "folder"]
         return [*keys, EXTENDS, VARIABLES] if schema is self.root else keys
 
 

@@ -8,8 +8,9 @@ class ScaleEmbeddings(Step):
 def scale_embeddings(model: Model, *, factor: float) -> Model: ...
 
 The function receives the fields of the entry as keywords. A field of type ModelName arrives as a Model,
-list[ModelName] as a list of models, dict[ModelName, X] as name → (Model, X), TokenizerReference as a Vocabulary, a PerTable as table role → value. A function
-with a keyword `models` that is no field of its entry also receives every model of the recipe, by name.
+list[ModelName] as a list of models, dict[ModelName, X] as name → (Model, X), TokenizerReference as a Vocabulary, a
+PerTable as table role → value. A function with a keyword `models` that is no field of its entry also receives every
+model of the recipe, by name.
 """
 
 import inspect
