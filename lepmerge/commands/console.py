@@ -13,13 +13,14 @@ from lepmerge.progress import Progress
 
 
 class CommandGroup(click.Group):
-    """A click group that shows lepmerge's errors in one line and keeps the order in which commands are added."""
+    """A click group that shows each fault in one line and keeps the order in which commands are added."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except LepmergeError as error:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+            for line in str(error).splitlines():
+                click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
             sys.exit(error.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -16,7 +16,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 recipe_arguments = _options(
-    click.argument("recipe", type=click.Path(exists=True, dir_okay=False)),
+    click.argument("recipe", type=click.Path(exists=True, dir_okay=False, allow_dash=True)),
     click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. models.base=PATH."
     ),

@@ -11,7 +11,7 @@ from lepmerge.commands.training_progress import training_progress
 
 
 @click.command()
-@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. model=PATH.")
 @click.option("--dry-run", is_flag=True, help="Print tokens, steps, memory and FLOP, and stop.")
 @click.option("--probe", metavar="STEPS", type=click.IntRange(min=1),

@@ -1,8 +1,8 @@
-"""Strict YAML: a file becomes a frozen pydantic model; a fault is one line: file, line, key, nearest valid key."""
+"""Strict YAML: a file becomes a frozen pydantic model. Each fault is one line: file, line, key, nearest valid key."""
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from lepmerge.config.yaml_tree import (
     Place,
     Tree,
     dotted,
+    entries,
     find,
     folder_of,
     hint,
@@ -29,6 +30,13 @@ from lepmerge.config.yaml_tree import (
 from lepmerge.errors import RecipeError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MOST_FAULTS = 20
+"""Faults of a file that are shown."""
+KINDS = {
+    "recipe": ({"models"}, "lepmerge run"),
+    "training configuration": ({"model", "data"}, "lepmerge train"),
+}
+"""What a file is → keys that show it, and the command that reads it."""
 Where = Callable[[Place], str]
 """Place → file:line."""
 
@@ -70,9 +78,10 @@ class Schema(Generic[Root]):
         """Return the validated contents of a file with its overrides, and where each of them stands.
 
         Raises:
-            RecipeError: naming file, line, key and the nearest valid key.
+            RecipeError: a line for each fault, with file, line, key and the nearest valid key.
         """
         tree = Tree.of_file(path, short_form=self.short_form)
+        _check_kind(tree.root, self.what, path)
         for override in overrides:
             tree = tree.with_value(override, what=self.what)
         folder = path.resolve().parent
@@ -89,6 +98,9 @@ class Schema(Generic[Root]):
         values = plain_values(root)
 
         def seen_from_folder(node: yaml.ScalarNode, place: Place) -> yaml.Node:
+            if "$" in node.value and self.names_a_path(dotted(place), node.value, folder, values):
+                text = _with_environment(node, place)
+                node = yaml.ScalarNode(node.tag, text, node.start_mark, node.end_mark)
             origin, given = folder_of(node.start_mark), os.path.expanduser(node.value)
             is_set = node.start_mark.name.startswith(SET)
             key = dotted(place)
@@ -106,18 +118,41 @@ class Schema(Generic[Root]):
         return with_texts(root, seen_from_folder)
 
     def _explained(self, root: yaml.Node, error: ValidationError) -> str:
-        """Return one line for the first fault: file:line, key, what is wrong, the nearest valid key."""
-        faults = error.errors(include_url=False)
+        """Return a line for each fault, in the order of the files."""
+        chosen = list(self._chosen(error.errors(include_url=False)))
+        unknown = {self._place(fault)[:-1] for fault in chosen if fault["type"] == "extra_forbidden"}
+        # a missing key beside an unknown one is most likely that key, mistyped
+        kept = [fault for fault in chosen if fault["type"] != "missing" or self._place(fault)[:-1] not in unknown]
+        lines = {self._line(root, fault) for fault in kept}
+        return "\n".join(sorted(sorted(lines), key=_file_and_line)[:MOST_FAULTS])
 
-        def place_of(fault: Any) -> tuple[int | str, ...]:
-            return tuple(part for part in fault["loc"] if part not in self.choices and not _TYPE.match(str(part)))
+    def _place(self, fault: Any) -> tuple[int | str, ...]:
+        return tuple(part for part in fault["loc"] if not self._is_member(part))
 
-        def rank(fault: Any) -> tuple[bool, int]:
-            """Of a union's members, the one that understood most says what is wrong."""
-            return fault["type"] not in ("extra_forbidden", "union_tag_invalid"), -len(place_of(fault))
+    def _is_member(self, part: int | str) -> bool:
+        return part in self.choices or _TYPE.match(str(part)) is not None
 
-        fault = min(faults, key=rank)
-        place = place_of(fault)
+    def _chosen(self, faults: list[Any], start: int = 0) -> Iterator[Any]:
+        """Yield the faults; of a union only those of the member that understood most."""
+        unions: dict[tuple[int | str, ...], list[Any]] = {}
+        for fault in faults:
+            below = fault["loc"][start:]
+            length = next((number for number, part in enumerate(below) if self._is_member(part)), None)
+            if length is None:
+                yield fault
+            else:
+                unions.setdefault(below[:length], []).append(fault)
+        for below, members in unions.items():
+            place = start + len(below)
+            best = min(members, key=self._rank)["loc"][place]
+            yield from self._chosen([fault for fault in members if fault["loc"][place] == best], place + 1)
+
+    def _rank(self, fault: Any) -> tuple[bool, int]:
+        return fault["type"] not in ("extra_forbidden", "union_tag_invalid"), -len(self._place(fault))
+
+    def _line(self, root: yaml.Node, fault: Any) -> str:
+        """Return file:line, key, what is wrong, the nearest valid key."""
+        place = self._place(fault)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             known = self._known_keys(fault["loc"])
@@ -152,6 +187,33 @@ class Schema(Generic[Root]):
             schema = {**self.parts, **self.choices}.get(str(part), schema)
         keys = [field.alias or key for key, field in schema.model_fields.items() if key != "folder"]
         return [*keys, EXTENDS, VARIABLES] if schema is self.root else keys
+
+
+def _file_and_line(fault: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in fault.split(":")[:2]]
+
+
+def _check_kind(root: yaml.MappingNode, what: str, path: Path) -> None:
+    """Raise RecipeError for a file that another command reads."""
+    keys = entries(root).keys()
+    for other, (signs, command) in KINDS.items():
+        if other != what and signs <= keys and not keys & KINDS[what][0]:
+            raise RecipeError(f"{path}: this is a {other}, not a {what}: use `{command} {path}`")
+
+
+def _with_environment(node: yaml.ScalarNode, place: Place) -> str:
+    """Return a path with the environment variables `$NAME` in it replaced; `${name}` is a variable of the file."""
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise RecipeError(
+                f"{where(node.start_mark)}: {dotted(place)}: there is no environment variable {name}: set it, or write "
+                f"the path without ${name}"
+            )
+        return os.environ[name]
+
+    return re.sub(r"\$([A-Za-z_]\w*)", value_of, node.value)
 
 
 _TYPE = re.compile(r"(literal|list|function[\w-]*|constrained-\w+)\[|(str|int|float|bool)$")

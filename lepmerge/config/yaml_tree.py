@@ -5,6 +5,7 @@ the folder of the file in which it begins.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from yaml.constructor import ConstructorError, SafeConstructor
 from lepmerge.errors import RecipeError
 
 EXTENDS, VARIABLES = "extends", "variables"
+STANDARD_INPUT = "-"
+"""In place of a file's name. Its relative paths are taken from the current folder."""
 SET = "--set "
 """Begins the name of the mark of what was set on the command line."""
 Place = Iterable[int | str]
@@ -192,7 +195,10 @@ def dotted(place: Place) -> str:
 def _root_of(path: Path) -> yaml.MappingNode:
     """Return the tree of one file; a key that stands twice is an error."""
     try:
-        root = _composed(path.read_text(encoding="utf-8"), name=str(path))
+        if str(path) == STANDARD_INPUT:
+            root = _composed(sys.stdin.buffer.read().decode(), name="standard input")
+        else:
+            root = _composed(path.read_text(encoding="utf-8"), name=str(path))
         root = root and _checked(root, {})
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

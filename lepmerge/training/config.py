@@ -199,7 +199,7 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
 
 _SCHEMA = Schema(
     TrainConfig,
-    what="configuration",
+    what="training configuration",
     parts={"model": ModelEntry, "data": TrainingSource, "train": Trained, "evaluate": Evaluation},
     choices={"InitPerTable": InitPerTable},
     names_a_path=_names_a_path,
