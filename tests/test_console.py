@@ -1,10 +1,14 @@
 """Progress and tables as they reach the terminal or a log."""
 
 import time
+from pathlib import Path
 
+import pico
 import pytest
+from click.testing import CliRunner
 
-from lepmerge.commands.console import human_seconds
+from lepmerge.commands.console import human_seconds, table
+from lepmerge.commands.main import main
 from lepmerge.commands.training_progress import training_progress
 from lepmerge.training.events import Note, StepDone, TextRead
 
@@ -57,6 +61,34 @@ def test_quiet_shows_no_events(capsys: pytest.CaptureFixture[str]) -> None:
         on_event(Note("resuming"))
         on_event(step(1, 1.0, ru=2.0))
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: str, overrides: tuple[str, ...]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lepmerge.merge.recipe.load_recipe", interrupted)
+    (tmp_path / "recipe.yaml").touch()
+    result = pico.command("run", tmp_path / "recipe.yaml")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "stopped by Ctrl-C: run the same command again to continue\n"
+
+
+@pytest.mark.parametrize(("value", "is_coloured"), [("1", False), ("", True)])
+def test_no_color(tmp_path: Path, value: str, is_coloured: bool) -> None:
+    command = ["inspect", str(tmp_path / "nowhere")]
+    result = CliRunner().invoke(main, command, color=True, env={"NO_COLOR": value})
+    assert ("\x1b[" in result.stderr) == is_coloured and "no such folder" in result.stderr
+
+
+def test_a_wide_table_continues_below_itself() -> None:
+    header = ["tokenizer", *(f"column number {number}" for number in range(9))]
+    rows = [["old", *range(9)], ["new", *range(10, 19)]]
+    parts = table(rows, header=header).split("\n\n")
+    assert len(parts) == 2 and max(len(line) for part in parts for line in part.splitlines()) <= 100
+    words = [line.split() for part in parts for line in part.splitlines() if line.startswith("new")]
+    assert words == [["new", "10", "11", "12", "13", "14"], ["new", "15", "16", "17", "18"]]
+    assert table([["a", 1.5]], header=["name", "value"]) == "name  value\na       1.5"
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0s"), (59.4, "59s"), (200, "3m20s"), (18_420, "5h07m")])

@@ -1,5 +1,6 @@
 """The terminal: errors in one line, progress, tables."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,20 @@ import click
 from lepmerge.errors import LepmergeError
 from lepmerge.progress import Progress
 
+TABLE_WIDTH = 100
+
 
 class CommandGroup(click.Group):
     """A click group that shows each fault in one line and keeps the order in which commands are added."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("stopped by Ctrl-C: run the same command again to continue", err=True)
+            sys.exit(130)
         except LepmergeError as error:
             for line in str(error).splitlines():
                 click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
@@ -82,7 +90,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
-    """Return aligned columns; numbers stand to the right."""
+    """Return aligned columns, numbers to the right. A table that is too wide continues below itself."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     right = [
@@ -90,11 +98,23 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
         for column in range(len(header))
     ]
 
-    def line(values: Sequence[str]) -> str:
-        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+    def line(values: Sequence[str], columns: Sequence[int]) -> str:
+        padded = (values[c].rjust(widths[c]) if right[c] else values[c].ljust(widths[c]) for c in columns)
         return "  ".join(padded).rstrip()
 
-    return "\n".join([line(header), *map(line, cells)])
+    parts = _parts(widths)
+    return "\n\n".join("\n".join(line(row, part) for row in [list(header), *cells]) for part in parts)
+
+
+def _parts(widths: Sequence[int]) -> list[list[int]]:
+    """Return the columns of the parts of a table, each at most TABLE_WIDTH wide and beginning with the first column."""
+    parts = [[0]]
+    for column in range(1, len(widths)):
+        width = sum(widths[each] + 2 for each in parts[-1]) + widths[column]
+        if width > TABLE_WIDTH and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
 
 
 def _cell(value: Any) -> str:

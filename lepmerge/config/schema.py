@@ -216,5 +216,5 @@ def _with_environment(node: yaml.ScalarNode, place: Place) -> str:
     return re.sub(r"\$([A-Za-z_]\w*)", value_of, node.value)
 
 
-_TYPE = re.compile(r"(literal|list|function[\w-]*|constrained-\w+)\[|(str|int|float|bool)$")
+_TYPE = re.compile(r"(literal|list|function[\w-]*|constrained-\w+)\[|constrained-\w+$|(str|int|float|bool)$")
 """What pydantic puts into a fault's place for the members of a union."""
