@@ -36,13 +36,15 @@ def completion(text: str, *, finish: str = "stop", log_probability: float | None
 
 
 @contextmanager
-def server(answer: Callable[[dict[str, Any]], Reply | None]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Serve on loopback; yield the URL and the requests that came, each with its headers and body."""
+def server(
+    answer: Callable[[dict[str, Any]], Reply | None], *, models: int = 200
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Serve on loopback; yield the URL and the requests that came. models: status of the list of models."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"data": []})
+            self._send(models, {"data": []})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -133,12 +133,18 @@ class _Pace:
 
 
 def _show(report: dict[str, Any]) -> None:
+    """Print the counts on stdout, what is missing on stderr."""
+    from lepmerge.generation.copies import num_copies
+
     dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
-    click.echo(
-        f"{report['prompts']} prompts, {report['kept']} answers kept" + (f" (dropped: {dropped})" if dropped else "")
-    )
-    if report["copies"]:
+    dropped = f" (dropped: {dropped})" if dropped else ""
+    click.echo(f"{report['prompts']} prompts, {report['kept']} answers kept{dropped}")
+    if report["settings"]["copies"]:
         click.echo(f"{report['copies']} copies added, {report['records']} records in all")
+        wanted = num_copies(report["kept"], report["settings"]["copy_share"])
+        if report["copies"] < wanted:
+            found = report["copies"]
+            show_note(f"the text of --copies has passages for {found} of {wanted} copies: give more text")
     if too_long := report["examples"].get("prompt too long"):
         number = report["dropped"]["prompt too long"]
         are, were = ("s are", "were") if number > 1 else (" is", "was")

@@ -108,11 +108,11 @@ def make_job(options: Options) -> Job:
     wordings = read_wordings(options.wordings)
     prompts = _prompts(options, wordings)
     copied = _copies(options, wordings, num_copies(len(prompts), options.copy_share))
+    template = read_grader_prompt(options.grader_prompt)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.candidates, options.seed)
     engine = _engine(options.model, options.server, sampling, options)
     grading = None
     if options.grader is not None:
-        template = read_grader_prompt(options.grader_prompt)
         grading = Grading(_engine(options.grader, options.grader_server, Sampling(MAX_NEW_TOKENS), options), template)
     read = [Path(path) for path in (*options.prompts, *options.texts, *options.copies)]
     return Job(

@@ -69,7 +69,6 @@ class ServerEngine:
                         found = future.result()
                     except GenerationError as error:
                         fault = fault or error
-                        stopped.set()
                     else:
                         if found is not None:
                             yield {waiting[future]: found}
@@ -91,13 +90,17 @@ class ServerEngine:
         Each candidate is a request with a seed of its own: not every server knows the protocol's `n`.
         """
         found = []
-        for number in range(self.sampling.candidates):
-            if stopped.is_set():
-                return None
-            answer = self._answer(client, prompt, self.sampling.seed_of(place, number), stopped)
-            if answer is None:
-                return []
-            found.append(answer)
+        try:
+            for number in range(self.sampling.candidates):
+                if stopped.is_set():
+                    return None
+                answer = self._answer(client, prompt, self.sampling.seed_of(place, number), stopped)
+                if answer is None:
+                    return []
+                found.append(answer)
+        except GenerationError:
+            stopped.set()  # at once, or this thread takes the next prompt
+            raise
         return found
 
     def _answer(self, client: Any, prompt: Chat, seed: int, stopped: Event) -> Answer | None:
