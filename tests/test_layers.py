@@ -44,6 +44,7 @@ models/inspection
 output/provenance
 output/plots
 output/staging
+output/run
 output/carried_files
 operations/__init__
 operations/registry

@@ -28,7 +28,7 @@ from lepmerge.training.events import Note, StepDone, TrainingEvent
 from lepmerge.training.loop import OutOfMemory
 from lepmerge.training.run import train
 
-SPEED = {"speed.jsonl"}
+SPEED = {"speed.jsonl", "lepmerge_run.json"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -51,7 +51,8 @@ def test_output(tmp_path: Path, english) -> None:
     assert pico.tree(tmp_path / "base", tmp_path / "vocabulary") == before
     assert sorted(os.listdir(folder)) == [
         "README.md", "config.json", "curves.png", "embeddings.safetensors", "generation_config.json",
-        "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "tokenizer.json", "tokenizer_config.json",
+        "lepmerge_run.json", "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
     model = lepmerge.open_model(folder)
     base = load_file(tmp_path / "base" / "model.safetensors")

@@ -1,9 +1,6 @@
 """A plan is carried out: reductions first, then shard by shard, row block by row block, into the staged output."""
 
 import hashlib
-import json
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,11 @@ from lepmerge.models.safetensors_io import (
     write_all,
 )
 from lepmerge.output.carried_files import to_json
-from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.output.run import Run, digest, identities
+from lepmerge.output.staging import Staging
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks
 from lepmerge.version import __version__
-
-RUN_FILE = "lepmerge_run.json"
 
 
 def run_plan(
@@ -55,18 +51,12 @@ def run_plan(
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
-    staging = Staging(plan.target)
-    staging.repair()
-    if _is_complete(plan.target, fingerprint):
-        staging.tidy(fingerprint)
+    run = Run(target=plan.target, fingerprint=fingerprint, inputs=plan.input_folders, overwrite=overwrite)
+    if run.begin():
         return plan.target
-    check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)
     sizes = {shard.name: shard.num_bytes for shard in plan.shards if not (link and shard.copied_from)}
-    check_space(plan.target, sum(sizes.values()) + SMALL_FILES if not staging.folder.exists() else 0)
-    began = time.time()
-    with staging.opened(fingerprint):
-        check_target(plan.target, inputs=_input_folders(plan), overwrite=overwrite)  # the lock is ours only now
-        check_space(plan.target, staging.remaining(sizes) + SMALL_FILES)
+    run.check(sizes)
+    with run.opened(sizes) as staging:
         results = _reduce(plan, staging, workspace)
         for shard in plan.shards:
             if not staging.finished(shard.name, shard.num_bytes):
@@ -75,12 +65,6 @@ def run_plan(
         _write_small_files(plan, staging, workspace, results, hash=hash)
         if plan.final.vocabulary is not plan.start.vocabulary:
             check_tokenizer(staging.output, plan)
-        run = {"fingerprint": fingerprint, "seconds": round(time.time() - began, 3), "threads": torch.get_num_threads()}
-        run["files"] = {
-            path.name: path.stat().st_size for path in sorted(staging.output.iterdir()) if path.name != RUN_FILE
-        }
-        staging.write_bytes(RUN_FILE, to_json(run))
-        staging.publish(overwrite=overwrite)
     return plan.target
 
 
@@ -91,36 +75,14 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
         "torch": torch.__version__,
         "recipe": plan.recipe.model_dump(mode="json", exclude={"output": {"path"}}),
         "shards": {shard.name: hashlib.sha256(shard.header.encoded).hexdigest() for shard in plan.shards},
-        "inputs": [_identity(path) for path in _input_files(plan)],
+        "inputs": identities(_input_files(plan)),
         **options,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _input_folders(plan: Plan) -> list[Path]:
-    folders = {reference.folder for reference in plan.references.values()}
-    tokenizers = {folder for name in plan.recipe.tokenizers() if (folder := plan.recipe.resolve(name)).is_dir()}
-    return sorted(folders | tokenizers)
+    return digest(described)
 
 
 def _input_files(plan: Plan) -> list[Path]:
-    return [path for folder in _input_folders(plan) for path in sorted(folder.iterdir()) if path.is_file()]
-
-
-def _identity(path: Path) -> tuple[str, int, int, int]:
-    status = path.stat()
-    return (os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _is_complete(target: Path, fingerprint: str) -> bool:
-    """Tell whether the target holds the whole result of a run with this fingerprint."""
-    try:
-        run = json.loads((target / RUN_FILE).read_text())
-        return run["fingerprint"] == fingerprint and all(
-            (target / name).stat().st_size == size for name, size in run["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        return False
+    return [path for folder in plan.input_folders for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:

@@ -61,6 +61,12 @@ class Plan:
     def target(self) -> Path:
         return self.recipe.resolve(self.recipe.output.path)
 
+    @property
+    def input_folders(self) -> tuple[Path, ...]:
+        """The folders that the run reads, which the output must not touch."""
+        tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
+        return tuple(sorted({reference.folder for reference in self.references.values()} | tokenizers))
+
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
         return {name: tensor for name, tensor in self.final.tensors.items() if not isinstance(tensor, StoredTensor)}

@@ -1,8 +1,8 @@
-"""The staged output: written beside the target, resumable after a kill, moved into place when complete.
+"""The staged output: written next to the target, resumable after a kill, moved into place when complete.
 
-.NAME.lepmerge/manifest.json    what the run is, and which parts of it are finished
-.NAME.lepmerge/output/          the finished files; this folder becomes the target
-.NAME.lepmerge-old/             the target that --overwrite replaces, for the moment of the swap
+.NAME.lepmerge/manifest.json    the run's fingerprint, and which parts of it are finished
+.NAME.lepmerge/output/          the finished files; this folder, or the one file in it, becomes the target
+.NAME.lepmerge-old/             the folder that --overwrite replaces, for the moment of the swap
 """
 
 import errno
@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,24 @@ from lepmerge.models.safetensors_io import write_all
 
 MANIFEST = "manifest.json"
 SMALL_FILES = 8 << 20
-"""Bytes that are kept free for configs, tokenizer and reports."""
+"""Margin in bytes that is kept free for configs, tokenizer and reports."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Staging:
-    """The staging folder of one target, locked for this process while it is open."""
+    """The staging folder of one target, locked for this process while it is open.
 
-    def __init__(self, target: Path) -> None:
+    is_file: the target is a single file, the one that is written under the target's name.
+    """
+
+    def __init__(self, target: Path, *, is_file: bool = False) -> None:
         self.target = Path(os.path.realpath(target))
         self.folder = self.target.parent / f".{self.target.name}.lepmerge"
         self.old = self.target.parent / f".{self.target.name}.lepmerge-old"
         self.output = self.folder / "output"
         self._partial = self.folder / "partial"
         self.manifest: dict[str, Any] = {}
+        self.is_file = is_file
 
     @contextmanager
     def opened(self, fingerprint: str) -> Iterator["Staging"]:
@@ -89,14 +93,14 @@ class Staging:
         with self.translated():
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
-                figures = write(descriptor)
+                details = write(descriptor)
                 os.fsync(descriptor)
                 size = os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
             self._partial.replace(self.output / name)
             _sync(self.output)
-            self._record("files", name, {"size": size, **figures})
+            self._record("files", name, {"size": size, **details})
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a small file."""
@@ -118,6 +122,14 @@ class Staging:
                               f"run without --link hard to copy it") from error  # fmt: skip
         self._record("files", name, {"size": path.stat().st_size})
 
+    def write_record(self, path: Path, data: bytes) -> None:
+        """Write the run's record: the last file of an output folder, or next to an output file."""
+        if self.is_file:
+            with self.translated():
+                write_durably(path, data)
+        else:
+            self.write_bytes(path.name, data)
+
     def save_result(self, name: str, data: bytes, report: dict[str, Any]) -> None:
         """Keep the result of a reduction, so that a resumed run need not compute it again."""
         with self.translated():
@@ -129,7 +141,12 @@ class Staging:
         return (path, self.manifest["results"][name]) if name in self.manifest["results"] and path.exists() else None
 
     def publish(self, *, overwrite: bool) -> None:
-        """Move the finished folder into place."""
+        """Move the finished folder or file into place."""
+        if self.is_file:
+            (self.output / self.target.name).replace(self.target)
+            _sync(self.target.parent)
+            shutil.rmtree(self.folder)
+            return
         expected = set(self.manifest["files"])
         for path in self.output.iterdir():
             if path.name not in expected:
@@ -144,7 +161,7 @@ class Staging:
             shutil.rmtree(self.old)
         shutil.rmtree(self.folder)
 
-    def remaining(self, sizes: dict[str, int]) -> int:
+    def remaining(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes still to be written, of name → size."""
         return sum(size for name, size in sizes.items() if not self.finished(name, size))
 
@@ -210,22 +227,27 @@ def check_target(
     overwrite: bool,
     key: str = "output.path",
     marker: str = "config.json",
+    is_file: bool = False,
 ) -> None:
     """Raise OutputError when writing the target could cost the user anything.
 
-    Refused: a target that is, holds or lies in an input; a file; a non-empty folder without `overwrite`; with it, a
-    folder that does not look like such an output. key: where the target is named. marker: a file that every such output
-    has.
+    Refused: a target that is, holds or lies in an input; a non-empty folder, or a file, without `overwrite`; with it, a
+    folder that does not look like such an output; a folder where a file is written and the other way round. key: where
+    the target is named. marker: a file that every such output folder has.
     """
     real = Path(os.path.realpath(target))
     for path in inputs:
         other = Path(os.path.realpath(path))
         if real == other or real in other.parents or other in real.parents:
             raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
-    if real.exists() and not real.is_dir():
-        raise OutputError(f"the output {target} is a file: choose another {key}")
-    if not real.exists() or not any(real.iterdir()):
+    if real.exists() and real.is_dir() == is_file:
+        raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
+    if not real.exists() or (not is_file and not any(real.iterdir())):
         return
+    if is_file:
+        if overwrite:
+            return
+        raise OutputError(f"the output {target} exists: choose another {key}, or replace it with --overwrite")
     if not overwrite:
         raise OutputError(
             f"the output {target} is not empty, and not what this command would write with these inputs: choose "
@@ -240,12 +262,13 @@ def check_target(
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise OutputError when the disk of the target has less free space than needed."""
+    """Raise OutputError when the disk of the target has less free space than needed, with a margin of SMALL_FILES."""
     folder = next(parent for parent in Path(os.path.realpath(target)).parents if parent.exists())
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < needed + SMALL_FILES:
         raise OutputError(
-            f"the disk of {folder} has {free:,} bytes free, the run still writes {needed:,}: free some space"
+            f"the disk of {folder} has {free:,} bytes free, but the run still writes {needed:,} and keeps a margin of "
+            f"{SMALL_FILES:,} for configs, tokenizer and reports: free some space"
         )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lepmerge.errors import OutputError
-from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
+from lepmerge.output.run import Run
+from lepmerge.output.staging import Staging
 from lepmerge.training.blocks import Blocks, blocks_of
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig
@@ -20,7 +21,7 @@ from lepmerge.training.events import Note, OnEvent, TextRead, ignore
 from lepmerge.training.held_out import HeldOut, held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal, Track, run_steps
-from lepmerge.training.output import finished_report, write_output
+from lepmerge.training.output import write_output
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
 
@@ -77,29 +78,27 @@ def train(
     """
     group = group or Group(torch.device("cpu"))
     setting = prepare(config)
-    staging = Staging(config.target)
+    inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
+    run = Run(
+        target=config.target, fingerprint=setting.fingerprint, inputs=tuple(inputs), key="output", overwrite=overwrite
+    )
     if group.rank == 0:
-        staging.repair()
+        run.begin()
     group.wait()
-    if _is_complete(config, setting):
+    if run.is_complete():
         if group.rank == 0:
-            staging.tidy(setting.fingerprint)
             on_event(Note(f"{config.target} is complete already: nothing was done"))
         return config.target
-    inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
-    check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")
     if not restart:
-        _refuse_another(staging, setting)
-    check_space(config.target, _bytes_to_write(setting))
-    with _opened(staging, setting, group), staging.translated():
-        check_target(config.target, inputs=inputs, overwrite=overwrite, key="output")  # the lock is ours only now
+        _refuse_another(run.staging, setting)
+    run.check({}, working=_bytes_to_write(setting))
+    with _opened(run, setting, group):
         with StopSignal().listening() as stop:
-            session = open_session(setting, staging.folder, group, stop, on_event, compile=compile)
-            learner, track, sweep = _trained(session, staging.folder)
+            session = open_session(setting, run.staging.folder, group, stop, on_event, compile=compile)
+            learner, track, sweep = _trained(session, run.staging.folder)
         if group.rank == 0:
-            write_output(setting, learner, staging, track, sweep)
-            staging.publish(overwrite=overwrite)
-        group.wait()
+            write_output(setting, learner, run.staging, track, sweep)
+    group.wait()
     return config.target
 
 
@@ -190,18 +189,13 @@ def _copy_track(source: Track, target: Track) -> None:
 
 
 @contextmanager
-def _opened(staging: Staging, setting: Setting, group: Group) -> Iterator[None]:
-    """Open the staging folder in the first process, while the others wait for it."""
-    with staging.opened(setting.fingerprint) if group.rank == 0 else nullcontext():
+def _opened(run: Run, setting: Setting, group: Group) -> Iterator[None]:
+    """Open the run in the first process, while the others wait for it; the first one publishes the output."""
+    with run.opened({}, working=_bytes_to_write(setting)) if group.rank == 0 else nullcontext():
         if group.rank == 0:
-            (staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
+            (run.staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
         group.wait()
         yield
-
-
-def _is_complete(config: TrainConfig, setting: Setting) -> bool:
-    report = finished_report(config.target)
-    return report is not None and report.get("fingerprint") == setting.fingerprint
 
 
 def _refuse_another(staging: Staging, setting: Setting) -> None:
@@ -233,4 +227,4 @@ def _bytes_to_write(setting: Setting) -> int:
     """Return the bytes of the tables, and of the checkpoint that stands and the one that is being written."""
     tables = sum(setting.start.table(role).num_bytes for role in setting.rows)
     trained = sum(len(rows) for rows in setting.rows.values()) * setting.start.table("input_embeddings").row_width
-    return tables + 2 * 12 * trained + SMALL_FILES
+    return tables + 2 * 12 * trained
