@@ -1,48 +1,11 @@
-"""A tokenizer.json as parsed: read from a folder, how it writes bytes, and how it treats the middle of a text."""
+"""A parsed tokenizer.json: how it writes bytes, and how it treats the middle of a text."""
 
 import copy
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from lepmerge.errors import VocabularyError
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
-
-
-def read_spec(folder: Path) -> dict[str, Any]:
-    """Return the parsed tokenizer.json of a folder.
-
-    Raises:
-        VocabularyError: no tokenizer, or one that cannot be expressed as a tokenizer.json.
-    """
-    path = folder / "tokenizer.json"
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else _converted_by_transformers(folder)
-        spec = json.loads(text)
-        if spec["model"]["type"] not in ("BPE", "Unigram", "WordPiece", "WordLevel"):
-            raise VocabularyError(f"{path}: tokenizer model {spec['model']['type']!r} is not known to lepmerge")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise VocabularyError(f"{path} is not a readable tokenizer: {error}") from error
-    return spec
-
-
-def _converted_by_transformers(folder: Path) -> str:
-    """Return a tokenizer.json for a folder that has only the files of a slow tokenizer."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VocabularyError(f"{folder} has no tokenizer.json, and no other tokenizer that loads: {reason}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise VocabularyError(
-            f"{folder} has only a slow tokenizer ({type(tokenizer).__name__}) without a tokenizer.json"
-        )
-    return tokenizer.backend_tokenizer.to_str()
 
 
 def family_of(spec: Mapping[str, Any]) -> str:
