@@ -111,12 +111,3 @@ def test_quantized_tables_are_refused(folder: Path) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
     save_file(tensors, folder / "model.safetensors")
     refused(folder, "lm_head.weight", "dequantize")
-
-
-def test_tokens_beyond_the_table(tmp_path: Path, setting, english) -> None:
-    folder = pico.save_model(tmp_path / "short", english, num_rows=english.get_vocab_size())
-    pico.save_tokenizer(english, folder, extra=["<|one|>", "<|two|>"])
-    models = {"instruct": folder, **{name: setting[name] for name in ("base", "adapted")}}
-    step = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "swap"}
-    with pytest.raises(CheckpointError, match="2 tokens beyond .*<|one|>.*resize_token_embeddings"):
-        pico.run_recipe(tmp_path / "run", models, [step])

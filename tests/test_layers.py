@@ -25,7 +25,11 @@ config/schema
 config/kinds
 config/entries
 config/numbers
+vocabulary/valid_json
+vocabulary/token_names
+vocabulary/autotokenizer
 vocabulary/tokenizer_json
+vocabulary/token_bytes
 vocabulary/vocabulary
 vocabulary/conversion
 models/references

@@ -303,9 +303,9 @@ def test_a_special_token_that_is_ordinary_here_keeps_its_id() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a readable tokenizer"),
-        ("[]", "is not a readable tokenizer"),
-        ('{"model": {"type": "Magic", "vocab": {}}}', "'Magic' is not known"),
+        ("{", "is not readable JSON"),
+        ("[]", "should be an object with a `model`"),
+        ('{"model": {"type": "Magic", "vocab": {}}}', "model.type 'Magic' is not one of BPE"),
     ],
 )
 def test_unreadable_tokenizers(tmp_path: Path, text: str, message: str) -> None:
@@ -316,13 +316,19 @@ def test_unreadable_tokenizers(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match="has no tokenizer.json"):
+    with pytest.raises(VocabularyError, match="has no tokenizer: expected tokenizer.json, tokenizer.model"):
         _ = Vocabulary.in_folder(tmp_path).spec
 
 
 def test_a_tokenizer_that_the_library_refuses(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}})
+        json.dumps(
+            {
+                "version": "1.0",
+                "normalizer": {"type": "Magic"},
+                "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            }
+        )
     )
     with pytest.raises(VocabularyError, match="the tokenizers library refuses it"):
         _ = Vocabulary.in_folder(tmp_path).tokenizer

@@ -253,9 +253,9 @@ def _show(output: str, report: dict[str, Any]) -> None:
     click.echo(f"corpus: {corpus['documents']:,} documents, {corpus['texts']:,} texts{_skipped(corpus['skipped'])}")
     click.echo(f"{report['old_size']} tokens → {report['size']}, {gates['new_tokens']} of them new")
     click.echo(f"symbols per token {symbols['old']:.2f} → {symbols['new']:.2f} on a sample of the corpus")
-    exact, count = gates["round_trip"]["exact"], gates["round_trip"]["texts"]
+    sampled, drawn = gates["round_trip"]["sampled"], gates["round_trip"]["random"]
     click.echo(
-        f"{exact} of {count} texts of a sample come back exactly; new tokens that are never reached: "
-        f"{gates['unreachable']}"
+        f"come back exactly: {sampled['exact']} of {sampled['texts']} sampled texts, {drawn['exact']} of "
+        f"{drawn['texts']} random strings; new tokens that are never reached: {gates['unreachable']}"
     )
     click.echo(output)

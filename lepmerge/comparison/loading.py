@@ -22,6 +22,7 @@ from lepmerge.models.model import Model
 from lepmerge.models.references import resolve
 from lepmerge.progress import Progress, no_progress
 from lepmerge.training.loader import load_network, skeleton
+from lepmerge.vocabulary.autotokenizer import load_tokenizer
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 UNLIMITED = 1 << 30
@@ -95,7 +96,12 @@ class LanguageModel:
         """Return the ids of each text, without the tokenizer's prefix."""
         if not texts:
             return []
-        return self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+        for text, ids in zip(texts, encoded, strict=True):
+            if max(ids, default=0) >= self.checkpoint.num_rows:
+                beyond = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise ComparisonError(f"{text[:60]!r} holds {beyond!r}, a token that {self.name} has no row for")
+        return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
@@ -130,8 +136,6 @@ def load_model(
         ReferenceNotFound: no such model.
         CheckpointError: it is damaged, or no whole model.
     """
-    from transformers import AutoTokenizer
-
     device = torch.device(device)
     found = resolve(str(reference))
     name = name or found.folder.name
@@ -141,15 +145,7 @@ def load_model(
             f"{name} ({found.folder}) holds embeddings only: `lepmerge train CONFIG --full FOLDER` writes the whole "
             f"model, and a recipe carries them into another"
         )
-    checkpoint.require_row_of_every_token()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise CheckpointError(
-            f"{name}: transformers cannot load the tokenizer of {found.folder}: {_reason(error)}"
-        ) from error
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{name} ({found.folder}) has only a slow tokenizer, without tokenizer.json")
+    tokenizer = load_tokenizer(found.folder)
     tokenizer.model_max_length = UNLIMITED
     settings = [checkpoint.generation_config or {}, checkpoint.config, *text_configs(checkpoint.config)]
     ends = next((ids for part in settings if (ids := part.get("eos_token_id")) is not None), [])

@@ -48,7 +48,7 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         tables=found.names,
         config=config,
         generation_config=generation_config or None,
-        vocabulary=Vocabulary.in_folder(folder),
+        vocabulary=Vocabulary.in_folder(folder, num_rows=tensors[found.names["input_embeddings"]].num_rows),
         notes=_notes_on_ties(found),
         tie_reason=found.reason,
     )

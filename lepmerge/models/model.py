@@ -57,17 +57,6 @@ class Model:
         """The names of the tensors that have a row per token and are no table."""
         return other_rows_per_token(self.tensors, self.tables, self.config)
 
-    def require_row_of_every_token(self) -> None:
-        """Raise CheckpointError when the tokenizer has an id that the table has no row for."""
-        beyond = {token: id for token, id in self.vocabulary.all_ids.items() if id >= self.num_rows}
-        if beyond:
-            token, id = min(beyond.items(), key=lambda item: item[1])
-            raise CheckpointError(
-                f"{self.name} ({self.folder}): the tokenizer has {len(beyond)} tokens beyond the {self.num_rows} rows "
-                f"of {self.tables[INPUT]}, the first is {token!r} with id {id}: remove them from the tokenizer, or "
-                f"give them rows with model.resize_token_embeddings() and save the model again"
-            )
-
     def with_tables(
         self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, reports: tuple[TableReport, ...] = ()
     ) -> "Model":

@@ -32,7 +32,6 @@ def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[
     for both tables or for each; rows without old tokens get the mean row of the old table.
     Special tokens, chat template and generation config stay the model's, with their ids renamed.
     """
-    model.require_row_of_every_token()
     vocabulary = tokenizer.with_added_of(model.vocabulary)
     conversion = build_conversion(model.vocabulary, vocabulary, num_old_rows=model.num_rows)
     tables, reports = {}, []

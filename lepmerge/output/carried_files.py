@@ -8,6 +8,8 @@ from typing import Any
 
 from lepmerge.models.checkpoint import read_json
 from lepmerge.models.model import Model
+from lepmerge.vocabulary.autotokenizer import check_loads
+from lepmerge.vocabulary.token_names import generic_config
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 WEIGHTS = re.compile(
@@ -18,10 +20,7 @@ OLD_TOKENIZER = re.compile(
     r"^(tokenizer\.model.*|.*\.tiktoken|tekken\.json|vocab\.(json|txt)|merges\.txt|added_tokens\.json|spiece\.model|"
     r"sentencepiece.*\.model|special_tokens_map\.json)$"
 )
-SLOW_ONLY = ("auto_map", "sp_model_kwargs", "legacy", "spaces_between_special_tokens", "vocab_file", "tokenizer_file",
-             "merges_file", "from_slow", "backend", "is_local", "local_files_only")  # fmt: skip
 OURS = {"README.md", "lepmerge_report.json", "lepmerge_run.json"}
-GENERIC_CLASS = "PreTrainedTokenizerFast"
 
 
 def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str, bytes | Path]:
@@ -41,25 +40,24 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
         files["generation_config.json"] = to_json(final.generation_config)
     if new_vocabulary:
         files["tokenizer.json"] = to_json(final.vocabulary.spec)
-        files["tokenizer_config.json"] = to_json(tokenizer_config(start.folder, final.vocabulary))
+        files["tokenizer_config.json"] = to_json(tokenizer_config(start.vocabulary, final.vocabulary))
     return dict(sorted(files.items()))
 
 
-def tokenizer_config(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return a folder's tokenizer_config.json for another vocabulary and the generic fast class.
+def check_tokenizer(like: Vocabulary, vocabulary: Vocabulary) -> None:
+    """Raise VocabularyError unless AutoTokenizer gives the ids of a vocabulary in a folder that follows `like`'s.
 
-    Named classes replace the pre-tokenizer of a tokenizer.json by their own, silently; the generic one does not.
+    The vocabulary of a GGUF file has no such folder.
     """
-    config = read_json(folder / "tokenizer_config.json")
-    named = {key: value for key, value in read_json(folder / "special_tokens_map.json").items()}
-    kept = {key: value for key, value in {**named, **config}.items() if key not in SLOW_ONLY}
-    for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):  # tokenizer.json says these itself
-        kept.pop(key, None)
-    decoder = {
-        str(token.id): {k: v for k, v in token.entry.items() if k != "id"} for token in vocabulary.added.values()
-    }
-    kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # not token types
-    return {**kept, "added_tokens_decoder": decoder, "tokenizer_class": GENERIC_CLASS}
+    if vocabulary is not like and like.folder is not None:
+        config = read_json(like.folder / "config.json")
+        check_loads(vocabulary.spec, tokenizer_config(like, vocabulary), config, like=str(like.folder))
+
+
+def tokenizer_config(start: Vocabulary, final: Vocabulary) -> dict[str, Any]:
+    """Return the tokenizer_config.json of a folder for another vocabulary and the generic fast class."""
+    config = {} if start.folder is None else read_json(start.folder / "tokenizer_config.json")
+    return generic_config(config, start.names, final.spec)
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

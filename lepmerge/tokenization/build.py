@@ -8,6 +8,7 @@ from typing import Any
 from lepmerge.corpus import texts
 from lepmerge.errors import VocabularyError
 from lepmerge.models.references import resolve
+from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.progress import Progress
 from lepmerge.text_files import Counts
 from lepmerge.tokenization.extend import extended_spec, learn
@@ -16,20 +17,21 @@ from lepmerge.tokenization.gates import (
     check_digits,
     check_extension,
     check_reachable,
-    check_round_trip,
+    check_round_trips,
     num_lost,
-    random_texts,
 )
 from lepmerge.tokenization.optimize import shrunk_spec, token_counts
-from lepmerge.tokenization.report import differing_texts, measure
+from lepmerge.tokenization.report import differing_texts, measure, num_lost_in
 from lepmerge.tokenization.save import check_free, save_tokenizer
 from lepmerge.tokenization.script import allowed_tokens
-from lepmerge.tokenization.train import train_bpe, train_unigram
+from lepmerge.tokenization.train import BYTE_TOKENS, train_bpe, train_unigram, unigram_spec
 from lepmerge.tokenization.words import count_words
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SAMPLE_TEXTS = 2000
 SAMPLE_EVERY = 97
+SMALLEST = [["<unk>", 0.0], *([token, -9.0] for token in BYTE_TOKENS), ["▁", -1.0]]
+"""Pieces of a Unigram that spells every text: shows before a training whether transformers would load the result."""
 
 
 def extend_tokenizer(
@@ -59,6 +61,7 @@ def extend_tokenizer(
     check_free(output)
     folder = resolve(model).folder
     old = Vocabulary.in_folder(folder)
+    check_tokenizer(old, Vocabulary(old.spec))
     num_tokens = num_tokens if num_tokens is not None else (vocab_size or 0) - old.size
     if num_tokens < 1:
         raise VocabularyError(f"--vocab-size {vocab_size}: the tokenizer of {model} has {old.size} tokens already")
@@ -70,7 +73,8 @@ def extend_tokenizer(
     words = count_words(
         _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample), old
     )
-    new = _extended(old, words, num_tokens, scripts, among, layout)
+    option = "--add" if vocab_size is None else "--vocab-size"
+    new = _extended(old, words, num_tokens, scripts, among, layout, option)
     report = {
         "operation": "extend",
         "model": model,
@@ -80,7 +84,7 @@ def extend_tokenizer(
         **_described(old, new, words, sample, counts),
         "gates": check_extension(old, new, sample, added_move=layout == "before"),
     }
-    save_tokenizer(output, new, like=folder, report=report)
+    save_tokenizer(output, new, like=old, report=report)
     return report
 
 
@@ -106,6 +110,7 @@ def optimize_tokenizer(
     check_free(output)
     folder = resolve(model).folder
     old = Vocabulary.in_folder(folder)
+    check_tokenizer(old, Vocabulary(old.spec))
     sample: list[str] = []
     counts = Counts()
     words = count_words(
@@ -116,7 +121,9 @@ def optimize_tokenizer(
     small = Vocabulary(spec)
     if vocab_size < small.size:
         raise VocabularyError(f"--vocab-size {vocab_size} is less than the {small.size} tokens that --keep leaves")
-    new = _extended(small, words, vocab_size - small.size, scripts) if vocab_size > small.size else small
+    new = small
+    if vocab_size > small.size:
+        new = _extended(small, words, vocab_size - small.size, scripts, option="--vocab-size")
     check_added(old, new)
     report = {
         "operation": "optimize",
@@ -128,12 +135,12 @@ def optimize_tokenizer(
             "new_tokens": new.size - small.size,
             "unreachable": check_reachable(new, range(small.size, new.size)),
             "unreachable_kept": num_lost(old, new, id_map),
-            "round_trip": check_round_trip(new, [*sample, *random_texts()], old=old),
+            "round_trip": check_round_trips(new, sample, old=old),
             "digits": check_digits(old, new),
         },
     }
     files = {"id_map.json": {str(old_id): new_id for old_id, new_id in sorted(id_map.items())}}
-    save_tokenizer(output, new, like=folder, report=report, files=files)
+    save_tokenizer(output, new, like=old, report=report, files=files)
     return report
 
 
@@ -158,26 +165,25 @@ def train_tokenizer(
     check_free(output)
     folder = resolve(like).folder
     old = Vocabulary.in_folder(folder)
+    check_tokenizer(old, Vocabulary(old.spec if kind == "bpe" else unigram_spec(SMALLEST, like=old)))
     sample: list[str] = []
     counts = Counts()
     stream = _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample)
     train = {"bpe": train_bpe, "unigram": train_unigram}[kind]
     new = Vocabulary(train(stream, like=old, vocab_size=vocab_size))
     check_added(old, new)
-    round_trip = [text for text in [*sample, *random_texts()] if kind == "bpe" or "▁" not in text]
-    strict = None if kind == "unigram" or old.family == "byte_level" else old
     report = {
         "operation": "train",
         "kind": kind,
         "like": like,
         **_described(old, new, None, sample, counts),
         "gates": {
-            "new_tokens": new.size,
-            "unreachable": num_lost(new, new, {id: id for id in new.bytes_of}) if kind == "unigram" else 0,
-            "round_trip": check_round_trip(new, round_trip, old=strict),
+            "new_tokens": len(new.all_ids.keys() - old.all_ids.keys()),
+            "unreachable": num_lost_in(new),
+            "round_trip": check_round_trips(new, sample, old=old if kind == "bpe" else None),
         },
     }
-    save_tokenizer(output, new, like=folder, report=report)
+    save_tokenizer(output, new, like=old, report=report)
     return report
 
 
@@ -208,11 +214,12 @@ def _extended(
     scripts: Sequence[str],
     among: frozenset[bytes] | None = None,
     layout: str = "after",
+    option: str = "--add",
 ) -> Vocabulary:
     allowed = allowed_tokens(scripts, among=among)
     extension = learn(words.items(), old, num_tokens=num_tokens, allowed=allowed)
     if len(extension.tokens) < num_tokens:
-        raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts))
+        raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts, option))
     return Vocabulary(extended_spec(old, extension, layout=layout))
 
 
@@ -226,16 +233,16 @@ def _described(
 
 
 def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:
-    """Yield the texts and keep some of them: the first ones of every hundred or so."""
+    """Yield the texts and keep every 97th of them, at most 2000."""
     for number, text in enumerate(stream):
         if number % SAMPLE_EVERY == 0 and len(sample) < SAMPLE_TEXTS:
             sample.append(text)
         yield text
 
 
-def _too_few(found: int, wanted: int, words: Counter[str], scripts: Sequence[str]) -> str:
+def _too_few(found: int, wanted: int, words: Counter[str], scripts: Sequence[str], option: str) -> str:
     of = f" of the script{'s' if len(scripts) > 1 else ''} {', '.join(scripts)}" if scripts else ""
     return (
         f"the corpus gives only {found} new tokens{of} ({len(words)} different words), {wanted} were asked for: "
-        f"give more text, or a smaller --add"
+        f"give more text, or a smaller {option}"
     )

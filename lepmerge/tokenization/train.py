@@ -102,6 +102,12 @@ def train_unigram(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) ->
         raise CorpusError(f"sentencepiece cannot make {vocab_size} tokens of this corpus: {reason}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     pieces = [[processor.id_to_piece(id), processor.get_score(id)] for id in range(processor.get_piece_size())]
+    return unigram_spec(pieces, like=like)
+
+
+def unigram_spec(pieces: list[list[Any]], *, like: Vocabulary) -> dict[str, Any]:
+    """Return the tokenizer.json of a Unigram: pieces (token, score) with <unk> first, the added tokens of `like`."""
+    special = [content for content in like.added if content != "<unk>"]
     lowest = min(score for _, score in pieces)
     vocab = [pieces[0], *([content, lowest] for content in special), *pieces[1:]]
     model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": True}

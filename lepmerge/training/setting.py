@@ -15,6 +15,7 @@ from lepmerge.models.checkpoint import files_of, is_embeddings_only, open_checkp
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
+from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.tables import new_rows
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -86,8 +87,8 @@ def prepare(config: TrainConfig) -> Setting:
     if config.tokenizer is not None:
         vocabulary = Vocabulary.in_folder(resolve(config.tokenizer, relative_to=config.folder).folder)
     init = config.init if isinstance(config.init, str) else {INPUT: config.init.input, OUTPUT: config.init.output}
-    base.require_row_of_every_token()
     start = base if config.tokenizer is None else swap_vocabulary(base, tokenizer=vocabulary, init=init)
+    check_tokenizer(base.vocabulary, start.vocabulary)
     return Setting(config, reference, base, start, _trained_rows(config, base, start))
 
 

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from lepmerge.errors import VocabularyError
+
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
 
@@ -33,6 +35,44 @@ def of_the_middle(spec: Mapping[str, Any]) -> dict[str, Any]:
         if "add_prefix_space" in item:
             item["add_prefix_space"] = False
     return middle
+
+
+def without_tokens_beyond(spec: dict[str, Any], num_rows: int, *, where: str) -> dict[str, Any]:
+    """Return the tokenizer.json without the added tokens whose ids are at or above num_rows.
+
+    Gemma-3-1B and CodeLlama-Python are published with such tokens; the models fail on texts that hold them.
+
+    Raises:
+        VocabularyError: tokens beyond the rows are ordinary ones, which any text may fall into.
+    """
+    added = spec.get("added_tokens") or []
+    beyond = {entry["content"] for entry in added if entry["id"] >= num_rows}
+    vocab, model = spec["model"]["vocab"], spec["model"]
+    ids = vocab if isinstance(vocab, dict) else {token: id for id, (token, _) in enumerate(vocab)}
+    ordinary = {token: id for token, id in ids.items() if id >= num_rows and token not in beyond}
+    reached = {token: id for token, id in ordinary.items() if _is_reached(token, model)}
+    if reached:
+        token, id = min(reached.items(), key=lambda item: item[1])
+        raise VocabularyError(
+            f"{where}: the tokenizer has {len(reached)} tokens beyond the {num_rows} rows of the tables, the first is "
+            f"{token!r} with id {id}: this is not the tokenizer of the model. Take the right one, or give the tokens "
+            f"rows with model.resize_token_embeddings() and save the model again"
+        )
+    if not beyond and not ordinary:
+        return spec
+    if isinstance(vocab, dict):
+        model = {**model, "vocab": {token: id for token, id in vocab.items() if id < num_rows}}
+    else:
+        model = {**model, "vocab": vocab[:num_rows]}
+    return {**spec, "model": model, "added_tokens": [entry for entry in added if entry["id"] < num_rows]}
+
+
+def _is_reached(token: str, model: Mapping[str, Any]) -> bool:
+    """Tell whether text can fall into an ordinary token: in a BPE, only a character or the result of a merge."""
+    if model["type"] != "BPE" or model.get("ignore_merges") or len(token) == 1:
+        return True
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    return any(len(left) + len(right) == len(token) and left + right == token for left, right in pairs)
 
 
 def _flattened(item: dict[str, Any] | None) -> list[dict[str, Any]]:

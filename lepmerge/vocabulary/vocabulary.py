@@ -17,7 +17,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
-from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, read_spec
+from lepmerge.vocabulary.autotokenizer import FolderTokenizer, read_tokenizer
+from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, valid_parts
+from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, without_tokens_beyond
 
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the tables of bytes, the library's own copy (measured: 1.1 kB)."""
@@ -38,21 +40,51 @@ class AddedToken:
 class Vocabulary:
     """The vocabulary of a tokenizer.json, given as its parsed `spec` or read from a folder when first asked for."""
 
-    def __init__(self, spec: dict[str, Any] | None = None, *, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, spec: dict[str, Any] | None = None, *, folder: Path | None = None, num_rows: int | None = None
+    ) -> None:
+        self.folder, self.num_rows = folder, num_rows
         if spec is not None:
             self.spec = spec
 
     @classmethod
-    def in_folder(cls, folder: Path) -> "Vocabulary":
-        """Return the vocabulary of a model or tokenizer folder; nothing is read yet."""
-        return cls(folder=folder)
+    def in_folder(cls, folder: Path, *, num_rows: int | None = None) -> "Vocabulary":
+        """Return the vocabulary of a model or tokenizer folder; nothing is read yet.
+
+        num_rows: rows of the model's tables. Added tokens beyond them, which the model cannot compute, are left out.
+        """
+        return cls(folder=folder, num_rows=num_rows)
+
+    @cached_property
+    def loaded(self) -> FolderTokenizer:
+        """What AutoTokenizer makes of the folder; raises what `read_tokenizer` raises."""
+        assert self.folder is not None
+        return read_tokenizer(self.folder)
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The parsed tokenizer.json; raises what `read_spec` raises."""
-        assert self.folder is not None
-        return read_spec(self.folder)
+        """The parsed tokenizer.json.
+
+        Raises:
+            VocabularyError: it cannot be read, or text falls into tokens that the model has no rows for.
+        """
+        if self.num_rows is None:
+            return self.loaded.spec
+        return without_tokens_beyond(self.loaded.spec, self.num_rows, where=str(self.folder))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the folder was read; nothing before it was."""
+        if "loaded" not in vars(self):
+            return ()
+        beyond = len(self.loaded.spec.get("added_tokens") or []) - len(self.added)
+        left_out = f"{self.folder}: {beyond} added tokens beyond the {self.num_rows} rows of the tables are left out"
+        return tuple(note for note in (self.loaded.note, left_out if beyond else None) if note is not None)
+
+    @property
+    def names(self) -> Mapping[str, Any]:
+        """The special tokens that the folder names, such as bos_token → "<s>"."""
+        return {} if self.folder is None else self.loaded.names
 
     @cached_property
     def family(self) -> str:
@@ -103,13 +135,13 @@ class Vocabulary:
 
     def is_byte_token(self, token: str) -> bool:
         """Tell whether the token string is a byte-fallback token such as <0x0A>."""
-        return self.byte_fallback and token in _BYTE_TOKENS
+        return self.byte_fallback and token in BYTE_TOKENS
 
     def token_bytes(self, token: str) -> bytes:
         """Return the bytes that an ordinary token stands for."""
         if self.family == "byte_level":
             try:
-                return token.translate(_TO_LATIN_1).encode("latin-1")
+                return token.translate(TO_LATIN_1).encode("latin-1")
             except UnicodeEncodeError:  # characters outside the alphabet: decoders take the token as text
                 return token.encode("utf-8", "surrogatepass")
         if self.family == "wordpiece":
@@ -117,7 +149,7 @@ class Vocabulary:
             return (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
         if self.family == "sentencepiece":
             if self.is_byte_token(token):
-                return bytes((_BYTE_TOKENS[token],))
+                return bytes((BYTE_TOKENS[token],))
             return token.replace("▁", " ").encode("utf-8", "surrogatepass")
         return token.encode("utf-8", "surrogatepass")
 
@@ -251,9 +283,9 @@ class Vocabulary:
 
     def _encode_bare(self, data: bytes) -> list[int]:
         if self.family == "byte_level":
-            return self._tokenize("".join(map(_CHARACTER_OF.__getitem__, data)))
+            return self._tokenize("".join(map(CHARACTER_OF.__getitem__, data)))
         ids: list[int] = []
-        for text, undecodable in _valid_parts(data):
+        for text, undecodable in valid_parts(data):
             if text:
                 ids += self._tokenize(text.replace(" ", "▁") if self.family == "sentencepiece" else text)
             ids += [self.ordinary[token] for byte in undecodable if (token := f"<0x{byte:02X}>") in self.ordinary]
@@ -269,31 +301,3 @@ class Vocabulary:
             raise VocabularyError(
                 f"{self.folder or 'the tokenizer'}: the tokenizers library refuses it: {error}"
             ) from error
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for characters from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(0x100 + n) for n, byte in enumerate(others)}}
-
-
-_CHARACTER_OF = _byte_alphabet()
-_TO_LATIN_1 = {  # the byte's own character; one that Latin-1 lacks where a character is outside the alphabet
-    **{byte: "\uffff" for byte in range(256)},
-    **{ord(character): chr(byte) for byte, character in _CHARACTER_OF.items()},
-}
-_BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
-
-
-def _valid_parts(data: bytes) -> list[tuple[str, bytes]]:
-    """Return the longest valid UTF-8 stretches, each with the undecodable bytes that follow it."""
-    parts: list[tuple[str, bytes]] = []
-    while data:
-        try:
-            parts.append((data.decode(), b""))
-            break
-        except UnicodeDecodeError as error:
-            parts.append((data[: error.start].decode(), data[error.start : error.end]))
-            data = data[error.end :]
-    return parts

@@ -1,0 +1,252 @@
+"""The tokenizer that transformers' AutoTokenizer makes of a folder.
+
+tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json and the model type decide together
+which ids a text gets. Classes such as Qwen2Tokenizer replace the normalizer and the pre-tokenizer of tokenizer.json;
+added_tokens.json and names of special tokens add tokens to it. transformers takes seconds to import, so it is asked
+only where one of these files could change something.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lepmerge.errors import VocabularyError
+from lepmerge.vocabulary.token_names import GENERIC, IN_TOKENIZER_JSON, as_text, names_in, names_of, read_object
+from lepmerge.vocabulary.valid_json import FLAGS, check_spec, read_spec
+
+MODEL_TYPES = (None, "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3")
+"""Model types for which transformers 4 and 5 respect a generic class. Version 5 ignores it for some others (qwen2)."""
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+CHANGES = ("auto_map", *IN_TOKENIZER_JSON)
+"""Settings with which even a generic class may change tokenizer.json, or is not loaded at all."""
+SAMPLES = ("Hello, world! 123", "Привет, мир!\n\n  x", "a  b\tc", "don't ½ 2024-12-31")
+
+
+@dataclass(frozen=True)
+class FolderTokenizer:
+    """A tokenizer as loaded: its tokenizer.json, the names of its special tokens, and a note on what differs.
+
+    names: key of tokenizer_config.json → token (bos_token → "<s>"), or tokens for `additional_special_tokens`.
+    """
+
+    spec: dict[str, Any]
+    names: Mapping[str, Any]
+    note: str | None = None
+
+
+def read_tokenizer(folder: Path) -> FolderTokenizer:
+    """Return the tokenizer of a folder as AutoTokenizer loads it.
+
+    Raises:
+        VocabularyError: no tokenizer, a damaged one, or one that AutoTokenizer does not load.
+    """
+    path = folder / "tokenizer.json"
+    stored = read_spec(path) if path.exists() else None
+    settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
+    named = names_in(settings.get("tokenizer_config.json", {}), settings.get("special_tokens_map.json", {}))
+    if stored is not None:
+        stored = {**stored, "truncation": None, "padding": None}  # transformers sets both anew for every text
+        if not (folder / "tekken.json").exists() and _is_loaded_as_stored(stored, settings):
+            return FolderTokenizer(stored, named)
+    try:
+        loaded = load_tokenizer(folder)
+    except VocabularyError:
+        if stored is None or not any("auto_map" in value for value in settings.values()):
+            raise
+        note = f"{folder} brings Python code for its tokenizer, which is not run; its tokenizer.json is read as it is"
+        return FolderTokenizer(stored, named, note)
+    spec = {**json.loads(loaded.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+    check_spec(spec, f"what AutoTokenizer makes of {folder}")
+    changed = [] if stored is None else _changed_parts(stored, dict(spec), folder)
+    if stored is not None and not changed:
+        return FolderTokenizer(stored, names_of(loaded))
+    note = (
+        f"{folder}: transformers {_version()} loads {type(loaded).__name__}, which changes {', '.join(changed)} of "
+        f"tokenizer.json; lepmerge reads the tokenizer as it is loaded"
+    )
+    return FolderTokenizer(spec, names_of(loaded), note if changed else None)
+
+
+def check_loads(
+    spec: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], *, like: str
+) -> None:
+    """Raise VocabularyError unless AutoTokenizer gives texts the ids of a tokenizer.json that is to be written.
+
+    tokenizer_config and config: contents of the files beside it. like: the model that the tokenizer is made for.
+    """
+    settings = {"tokenizer_config.json": tokenizer_config, "config.json": config}
+    if _is_loaded_as_stored(spec, settings):
+        return
+    text = json.dumps(spec, ensure_ascii=False)
+    own = Tokenizer.from_str(text)
+    name = None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
+            for file_name, value in settings.items():
+                (Path(folder) / file_name).write_text(json.dumps(value))
+            loaded = load_tokenizer(Path(folder))
+        name = type(loaded).__name__
+        samples = [*SAMPLES, *(entry["content"] for entry in spec.get("added_tokens") or [])]
+        different = next((text for text in samples if loaded.encode(text) != own.encode(text).ids), None)
+        if different is None and len(loaded) == own.get_vocab_size():
+            return
+        problem = f"gives other ids than tokenizer.json, for example for {different!r}"
+        if different is None:
+            problem = f"has {len(loaded)} tokens instead of {own.get_vocab_size()}"
+    except VocabularyError as error:
+        problem = f"cannot load it ({str(error).rpartition('tokenizer: ')[2]})"
+    raise VocabularyError(_refusal(config.get("model_type"), problem, name, like))
+
+
+def _refusal(model_type: str | None, problem: str, name: str | None, like: str) -> str:
+    name = name or class_of_model_type(model_type)
+    if name in GENERIC:
+        return f"the new tokenizer for {like}: AutoTokenizer (transformers {_version()}) {problem}"
+    return (
+        f"the new tokenizer for {like}: transformers {_version()} loads {name} for the model type {model_type!r}, "
+        f"whatever tokenizer_config.json says, and {name} brings its own normalizer and pre-tokenizer, so it {problem}"
+        f". Take a vocabulary that splits text as the model's own does: made by `lepmerge tokenizer extend`, or by "
+        f"`lepmerge tokenizer train --type bpe --like` this model"
+    )
+
+
+def class_of_model_type(model_type: str | None) -> str:
+    """Return the class that AutoTokenizer takes for a model type when tokenizer_config.json names the generic one."""
+    vocab = {chr(code): code - 33 for code in range(33, 127)}
+    spec = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+    files = {"tokenizer.json": spec, "tokenizer_config.json": {"tokenizer_class": GENERIC[0]}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in {**files, "config.json": {"model_type": model_type}}.items():
+            (Path(folder) / name).write_text(json.dumps(value))
+        return type(load_tokenizer(Path(folder))).__name__
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return what AutoTokenizer makes of a local folder, a fast tokenizer; no code of the folder is run.
+
+    Raises:
+        VocabularyError: with the reason of transformers, or the package that is missing.
+    """
+    _require_what_converts(folder)
+    with _quiet():
+        from transformers import AutoTokenizer
+
+        options = as_text(read_object(folder / "tokenizer_config.json"))
+        if (folder / "tekken.json").exists() and int(_version().partition(".")[0]) >= 5:
+            options["mistral_format"] = False  # else mistral-common, where it is installed, gives a slow tokenizer
+        try:
+            loaded: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **options
+            )
+        except Exception as error:  # transformers and tokenizers raise every kind for what is wrong in the files
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise VocabularyError(f"{folder}: transformers cannot load the tokenizer: {reason}") from error
+    if not loaded.is_fast:
+        raise VocabularyError(
+            f"{folder} has only a slow tokenizer ({type(loaded).__name__}), which transformers cannot convert: "
+            f"add a tokenizer.json"
+        )
+    return loaded
+
+
+def _require_what_converts(folder: Path) -> None:
+    """Raise VocabularyError when a folder without tokenizer.json has nothing that this environment can convert."""
+    if (folder / "tokenizer.json").exists():
+        return
+    models = sorted(folder.glob("*.model"))
+    if (folder / "tekken.json").exists():
+        if int(_version().partition(".")[0]) < 5:
+            raise VocabularyError(
+                f"{folder} has tekken.json but no tokenizer.json: transformers converts tekken.json from version 5 on; "
+                f"pip install 'transformers>=5', or add the tokenizer.json of the model"
+            )
+    elif models:
+        is_sentencepiece = models[0].read_bytes()[:1] == b"\n"  # the tag of a piece; tiktoken files are base64 text
+        needed = ("sentencepiece", "google.protobuf") if is_sentencepiece else ("tiktoken",)
+        if any(_is_missing(package) for package in needed):
+            packages = "lepmerge[sentencepiece]" if is_sentencepiece else "tiktoken"
+            what = "sentencepiece and protobuf" if is_sentencepiece else "tiktoken"
+            raise VocabularyError(
+                f"{folder} has {models[0].name} but no tokenizer.json. Converting it needs {what}: "
+                f"pip install '{packages}'"
+            )
+    elif not any((folder / name).exists() for name in ("vocab.json", "vocab.txt", "merges.txt")):
+        raise VocabularyError(f"{folder} has no tokenizer: expected tokenizer.json, tokenizer.model or tekken.json")
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except ModuleNotFoundError:  # the parent, `google`, is missing too
+        return True
+
+
+def _version() -> str:
+    return importlib.metadata.version("transformers")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' advice on how to load a tokenizer away from the user, who cannot follow it."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _is_loaded_as_stored(spec: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether AutoTokenizer takes tokenizer.json as it is: a generic class, and no file that adds a token."""
+    if not settings:
+        return True
+    config, model = settings.get("tokenizer_config.json", {}), settings.get("config.json", {})
+    if config.get("tokenizer_class") not in GENERIC or model.get("model_type") not in MODEL_TYPES:
+        return False
+    if "added_tokens.json" in settings or any(key in config for key in CHANGES):
+        return False
+    added = {entry["content"]: entry for entry in spec.get("added_tokens") or []}
+    by_id = {str(entry["id"]): entry for entry in added.values()}
+    decoder = config.get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict):
+        return False
+    same = all(id in by_id and isinstance(item, dict) and _same_token(by_id[id], item) for id, item in decoder.items())
+    names = names_in(config, settings.get("special_tokens_map.json", {}))
+    tokens = [token for value in names.values() for token in (value if isinstance(value, list) else [value])]
+    return same and all(token in added and added[token].get("special") is True for token in tokens)
+
+
+def _same_token(entry: Mapping[str, Any], token: Mapping[str, Any]) -> bool:
+    return all(entry.get(key, False) == token.get(key, False) for key in ("content", *FLAGS))
+
+
+def _changed_parts(stored: Mapping[str, Any], loaded: dict[str, Any], folder: Path) -> list[str]:
+    """Return the keys of tokenizer.json that a loaded tokenizer changed."""
+    try:
+        canonical = json.loads(Tokenizer.from_str(json.dumps(stored, ensure_ascii=False)).to_str())
+    except Exception as error:  # the tokenizers library raises plain Exception for every fault of a tokenizer.json
+        raise VocabularyError(f"{folder / 'tokenizer.json'}: the tokenizers library refuses it: {error}") from error
+    keys = ("normalizer", "pre_tokenizer", "decoder", "model", "added_tokens")
+    for spec in (canonical, loaded):  # a prefix or an unknown token may be null or empty
+        spec["model"] = {key: value for key, value in spec["model"].items() if value not in (None, "", False)}
+    changed = [key for key in keys if canonical.get(key) != loaded.get(key)]
+    before, after = (_template(spec.get("post_processor")) for spec in (canonical, loaded))
+    return changed if before == after else [*changed, "post_processor"]
+
+
+def _template(post_processor: Any) -> Any:
+    """Return a post-processor, None for one that adds nothing."""
+    if not isinstance(post_processor, dict) or post_processor.get("type") != "TemplateProcessing":
+        return post_processor
+    return None if [next(iter(piece)) for piece in post_processor["single"]] == ["Sequence"] else post_processor
