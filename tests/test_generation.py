@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -159,7 +162,7 @@ def test_killed_by_the_system(tmp_path: Path, prompts: Path) -> None:
     child = os.fork()
     if child == 0:  # an engine without torch: its threads do not survive a fork
         slow = generation.Echo(lambda place: time.sleep(0.05 if place else 60))
-        generate(Job(job.target, job.prompts, slow), on_event=lambda event: None)
+        generate(Job(job.target, job.prompts, slow))
         os._exit(0)
     journal = tmp_path / ".out.lepmerge"
     while not any(path.read_bytes().count(b"\n") >= 3 for path in journal.glob("answers-*")):
@@ -167,7 +170,7 @@ def test_killed_by_the_system(tmp_path: Path, prompts: Path) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     asked: list[int] = []
-    generate(Job(job.target, job.prompts, generation.Echo(asked.append)), on_event=lambda event: None)
+    generate(Job(job.target, job.prompts, generation.Echo(asked.append)))
     assert [messages[1]["content"] for messages in generation.chats(tmp_path / "out")] == expected
     assert len(asked) <= 3 and asked[-1] == 0
 
@@ -221,3 +224,37 @@ def test_faults_of_prompts_name_file_and_line(tmp_path: Path, setting) -> None:
 def test_a_model_without_chat_template(tmp_path: Path, setting, prompts: Path) -> None:
     done = run(setting["base"], prompts, tmp_path / "out", code=1)
     pico.assert_one_line_error(done, 1, f"{prompts}:1", "has no chat template")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path, setting) -> None:
+    """kill -9 of the real command, four times: what it writes at last is what an undisturbed run writes."""
+    prompts = generation.write_prompts(
+        tmp_path / "prompts.jsonl", *(f"{text} {n}" for n in range(40) for text in PROMPTS)
+    )
+    options = ("--device", "cpu", "--max-new-tokens", "40", "--batch-size", "4", "--keep", "cut",
+               "--keep", "repetitive", "--temperature", "1", "--candidates", "2", "-q")  # fmt: skip
+
+    def start(output: str) -> subprocess.Popen[bytes]:
+        command = ["lepmerge", "generate", setting["instruct"], prompts, "-o", tmp_path / output, *options]
+        return subprocess.Popen([sys.executable, "-m", *command])
+
+    assert start("undisturbed").wait() == 0
+    generator, kills, finished = random.Random(0), 0, [0]
+    while kills < 4:
+        process = start("out")
+        journal = tmp_path / ".out.lepmerge"
+        wanted = finished[-1] + generator.randrange(4, 20)
+        while process.poll() is None and _lines(journal) < wanted:
+            time.sleep(0.01)
+        time.sleep(generator.random() / 20)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        finished.append(_lines(journal))
+        assert finished[-1] > finished[-2], "every run continues where the last one was"
+    assert start("out").wait() == 0
+    assert pico.contents(tmp_path / "out") == pico.contents(tmp_path / "undisturbed")
+
+
+def _lines(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("answers-*"))

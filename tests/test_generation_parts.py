@@ -211,6 +211,7 @@ MISUSES = {
     "greedy candidates": (["PROMPTS", "--candidates", 2], 2, "--candidates: greedy answers are all the same"),
     "server of no grader": (["PROMPTS", "--grader-server", "http://a"], 2, "need --grader MODEL"),
     "key without server": (["PROMPTS", "--api-key-env", "HOME"], 2, "it needs --server"),
+    "key of no grader": (["PROMPTS", "--grader-api-key-env", "HOME"], 2, "it needs --grader-server"),
     "no such key": (["PROMPTS", "--server", "http://a", "--api-key-env", "NO_KEY"], 2, "has no variable NO_KEY"),
     "no URL": (["PROMPTS", "--server", "127.0.0.1"], 2, "--server 127.0.0.1: expected a URL such as http://"),
     "no script": (["PROMPTS", "--script", "Klingon"], 1, "Unicode has no script 'Klingon'"),

@@ -177,10 +177,12 @@ def test_candidates_are_ranked(tmp_path: Path, prompts: Path) -> None:
     pico.assert_one_line_error(done, 1, "does not give log-probabilities")
 
 
-def test_a_grader_on_a_server(tmp_path: Path, prompts: Path) -> None:
+def test_a_grader_on_a_server(tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its prompt comes from a file; a low score and none are counted; only answers that pass the filters are graded."""
     template = tmp_path / "grader.txt"
     template.write_text("Q: {prompt} A: {answer}")
+    monkeypatch.setenv("KEY", "own")
+    monkeypatch.setenv("GRADER_KEY", "other")
     scores = {"one": "Score: 4.5/5", "two": "3", "three": "no idea"}
 
     def answer(body):
@@ -190,9 +192,11 @@ def test_a_grader_on_a_server(tmp_path: Path, prompts: Path) -> None:
         return completion("" if content == "four" else f"{{prompt}} {content}")
 
     with server(answer) as (url, requests):
-        done = run(url, prompts, "--grader", "judge", "--grader-server", url, "--grader-prompt", template)
+        graded = ("--grader", "judge", "--grader-server", url, "--grader-prompt", template)
+        done = run(url, prompts, *graded, "--api-key-env", "KEY", "--grader-api-key-env", "GRADER_KEY")
     assert done.exit_code == 0, done.stderr
     asked = sorted(request["messages"][0]["content"] for request in requests if request["model"] == "judge")
+    assert {(r["model"], r["key"]) for r in requests} == {("served", "Bearer own"), ("judge", "Bearer other")}
     assert asked == ["Q: one A: {prompt} one", "Q: three A: {prompt} three", "Q: two A: {prompt} two"]
     report = generation.report(tmp_path / "out")
     assert report["dropped"] == {"empty": 1, "no score": 1, "low score": 1} and report["kept"] == 1

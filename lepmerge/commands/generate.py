@@ -49,13 +49,14 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--server", metavar="URL", help="Ask this OpenAI-compatible server; MODEL is the model's name there.")
 @click.option("--concurrency", default=8, show_default=True, type=click.IntRange(min=1),
               help="Requests that a server gets at once.")  # fmt: skip
-@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the key of the server.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the key of --server.")
 @click.option("--script", "scripts", multiple=True, metavar="NAME",
               help="Drop answers with under half of their letters in this script, e.g. Cyrillic.")  # fmt: skip
 @click.option("--keep", "kept", multiple=True, type=click.Choice(["cut", "repetitive"]),
               help="Do not drop answers that are cut at the limit, or repetitive.")  # fmt: skip
 @click.option("--grader", metavar="MODEL", help="Model that gives each answer a score from 1 to 5.")
 @click.option("--grader-server", metavar="URL", help="The grader is on this server.")
+@click.option("--grader-api-key-env", metavar="NAME", help="Environment variable with the key of --grader-server.")
 @click.option("--grader-prompt", type=existing_file,
               help="File with the grader's prompt, which contains {prompt} and {answer}.")  # fmt: skip
 @click.option("--min-score", default=4.0, show_default=True, type=click.FloatRange(min=1, max=5),

@@ -47,6 +47,7 @@ class Options:
     kept: Sequence[str] = ()
     grader: str | None = None
     grader_server: str | None = None
+    grader_api_key_env: str | None = None
     grader_prompt: Path | None = None
     min_score: float = 4.0
     copies: Sequence[str] = ()
@@ -60,10 +61,14 @@ class Options:
             raise OptionError("--candidates: greedy answers are all the same; give a --temperature, for example 0.7")
         if self.grader is None and (self.grader_server or self.grader_prompt):
             raise OptionError("--grader-server and --grader-prompt need --grader MODEL")
-        if self.api_key_env and not (self.server or self.grader_server):
-            raise OptionError("--api-key-env is the key of a server: it needs --server or --grader-server")
-        if self.api_key_env and not os.environ.get(self.api_key_env):
-            raise OptionError(f"--api-key-env: the environment has no variable {self.api_key_env}")
+        for option, variable, server in (
+            ("api-key-env", self.api_key_env, self.server),
+            ("grader-api-key-env", self.grader_api_key_env, self.grader_server),
+        ):
+            if variable and not server:
+                raise OptionError(f"--{option} names the key of a server: it needs --{option[:-11]}server")
+            if variable and not os.environ.get(variable):
+                raise OptionError(f"--{option}: the environment has no variable {variable}")
 
     def draw(self, sources: Sequence[str], number: int) -> list[str]:
         """Return passages of plain text.
@@ -81,7 +86,7 @@ class Options:
     def described(self) -> dict[str, Any]:
         """Return the options that decide the output, for the report: models and files by name, without folders."""
         paths = ("model", "prompts", "texts", "wordings", "grader", "grader_prompt", "copies")
-        servers = ("server", "grader_server", "concurrency", "api_key_env")
+        servers = ("server", "grader_server", "concurrency", "api_key_env", "grader_api_key_env")
         found = {key: value for key, value in asdict(self).items() if key not in ("output", *servers)}
         return {
             **{key: _name(value) if key in paths else value for key, value in found.items()},
@@ -110,10 +115,11 @@ def make_job(options: Options) -> Job:
     copied = _copies(options, wordings, num_copies(len(prompts), options.copy_share))
     template = read_grader_prompt(options.grader_prompt)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.candidates, options.seed)
-    engine = _engine(options.model, options.server, sampling, options)
+    engine = _engine(options.model, options.server, options.api_key_env, sampling, options)
     grading = None
     if options.grader is not None:
-        grading = Grading(_engine(options.grader, options.grader_server, Sampling(MAX_NEW_TOKENS), options), template)
+        server, key = options.grader_server, options.grader_api_key_env
+        grading = Grading(_engine(options.grader, server, key, Sampling(MAX_NEW_TOKENS), options), template)
     read = [Path(path) for path in (*options.prompts, *options.texts, *options.copies)]
     return Job(
         options.output,
@@ -143,10 +149,10 @@ def _copies(options: Options, wordings: Wordings, number: int) -> list[tuple[Mes
     return copies(options.draw(options.copies, number), wordings) if number else []
 
 
-def _engine(model: str, server: str | None, sampling: Sampling, options: Options) -> Engine:
-    """Return the engine of a model; a server must be reachable."""
+def _engine(model: str, server: str | None, key_variable: str | None, sampling: Sampling, options: Options) -> Engine:
+    """Return the engine of a model; a server must be reachable. key_variable: where the environment has its key."""
     if server is not None:
-        key = os.environ[options.api_key_env] if options.api_key_env else None
+        key = os.environ[key_variable] if key_variable else None
         engine = ServerEngine(base_url(server), model, sampling, options.concurrency, key)
         engine.check()
         return engine

@@ -81,7 +81,11 @@ class Job:
         )
 
 
-def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent) -> dict[str, Any]:
+def no_event(event: Progressed) -> None:
+    """No-op callback."""
+
+
+def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event) -> dict[str, Any]:
     """Write chats.jsonl and report.json into the target folder and return the report.
 
     A run that was stopped continues; a complete one is left alone.
