@@ -81,6 +81,7 @@ merge/gguf_shard
 merge/plan
 merge/card
 merge/execute
+merge/convert
 tokenization/words
 tokenization/gates
 tokenization/script
@@ -149,6 +150,7 @@ commands/compare
 commands/darumeru
 commands/inspect
 commands/diff
+commands/convert
 commands/main
 __main__
 """.split()

@@ -4,6 +4,7 @@ import click
 
 from lepmerge.commands.compare import compare
 from lepmerge.commands.console import CommandGroup
+from lepmerge.commands.convert import convert
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.diff import diff
 from lepmerge.commands.generate import generate
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff):
+for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff, convert):
     main.add_command(command)

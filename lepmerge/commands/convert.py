@@ -1,0 +1,32 @@
+"""lepmerge convert: a GGUF file becomes a model folder."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("gguf", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the weights.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the model in FOLDER, once the new one is complete.")
+def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool) -> None:
+    """Write the model of a GGUF file as a FOLDER with safetensors, tokenizer and chat template.
+
+    Quantized weights are dequantized. Use it where only a GGUF file is at hand.
+
+    \b
+    Example:
+      lepmerge convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
+    """
+    import torch
+
+    from lepmerge.merge.convert import convert_gguf
+
+    click.echo(convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite))

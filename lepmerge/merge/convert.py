@@ -1,0 +1,85 @@
+"""A GGUF file becomes a safetensors folder: weights by transformers' own GGUF reader, the tokenizer by lepmerge's.
+
+transformers ignores the name of a GGUF file's pre-tokenizer, so SmolLM2's digits would fall into other tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from lepmerge.errors import CheckpointError
+from lepmerge.models.gguf_file import GgufFile, split_paths
+from lepmerge.models.gguf_tokenizer import tokenizer_spec
+from lepmerge.models.gguf_vocabulary import PREFIX
+from lepmerge.output.run import Run, digest, identities
+from lepmerge.version import __version__
+
+FAULTS = (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError)
+"""What transformers raises for a GGUF file that it cannot read."""
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Key of tokenizer_config.json → GGUF's word for the token."""
+
+
+def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat16, overwrite: bool = False) -> Path:
+    """Write the model of a GGUF file as a folder with safetensors, tokenizer and chat template; return the folder.
+
+    Raises:
+        CheckpointError: transformers cannot read this architecture or quantization, the file is damaged.
+        VocabularyError: lepmerge does not know the kind of vocabulary or its pre-tokenizer.
+    """
+    parts = split_paths(path)
+    if len(parts) > 1:
+        raise CheckpointError(
+            f"{path} is split, and transformers reads one file: join it with llama-gguf-split --merge"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}: name a GGUF file")
+    file = GgufFile(path)
+    tokenizer = _tokenizer(file)
+    fingerprint = digest([__version__, identities([path]), str(dtype)])
+    run = Run(target=target, fingerprint=fingerprint, inputs=(path,), key="folder", overwrite=overwrite)
+    if run.begin():
+        return target
+    size = 2 * sum(entry.num_bytes for entry in file.entries.values()) * dtype.itemsize
+    run.check({}, working=size)
+    with run.opened({}, working=size) as staging:
+        made = staging.folder / "made"
+        made.mkdir(exist_ok=True)
+        _model(path, dtype).save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        for written in sorted(made.iterdir()):
+            staging.link_file(written.name, written)
+    return target
+
+
+def _model(path: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+        )
+    except FAULTS as error:
+        lines = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"transformers cannot read {path}: {lines[0] if lines else type(error).__name__}"
+        ) from error
+
+
+def _tokenizer(file: GgufFile) -> Any:
+    """Return the fast tokenizer of the file, with its special tokens, chat template and context length."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = file.value(f"{PREFIX}tokens")
+    ids = {key: file.value(f"{PREFIX}{word}_token_id") for key, word in SPECIAL.items()}
+    special = {key: tokens[id] for key, id in ids.items() if id is not None and id < len(tokens)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer_spec(file))),
+        chat_template=file.value("tokenizer.chat_template"),
+        model_max_length=file.value(f"{file.architecture}.context_length"),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
