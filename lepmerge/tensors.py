@@ -166,6 +166,12 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield made.pop()
 
 
+def num_not_finite(rows: torch.Tensor) -> int:
+    """Return how many values are NaN or infinite; they are counted only where the sum, which is quicker, shows some."""
+    finite = bool(torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))))
+    return 0 if finite else int((~torch.isfinite(rows)).sum())
+
+
 def bytes_per_row(tensors: Iterable[LazyTensor]) -> int:
     return sum(tensor.row_width * tensor.dtype.itemsize for tensor in tensors)
 

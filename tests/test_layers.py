@@ -41,9 +41,9 @@ models/configs
 models/tables
 models/table_report
 models/model
-models/checkpoint
 models/gguf_tokenizer
 models/gguf_model
+models/checkpoint
 models/inspection
 output/provenance
 output/plots

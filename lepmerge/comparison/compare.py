@@ -16,7 +16,7 @@ from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt, read_prompts
-from lepmerge.comparison.task import measure_task, task_figures
+from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, task_figures
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
 from lepmerge.output.provenance import versions
@@ -86,16 +86,7 @@ def compare(
         read_text(name, files, column=settings.column, max_bytes=settings.max_bytes, piece_bytes=piece_bytes)
         for name, files in texts.items()
     ]
-    prompts = {
-        "chat": read_prompts(chat, with_answer=False) if chat is not None else [],
-        "task": read_prompts(task, with_answer=True) if task is not None else [],
-    }
-    for option, wanted in prompts.items():
-        if wanted and not first.has_chat:
-            raise ComparisonError(
-                f"--{option}: the reference {first.name} ({first.folder}) has no chat template: name another with "
-                f"--reference, or leave out --{option}"
-            )
+    prompts = _read_prompts(models, first, chat, task)
     copies = {
         text.name: copy_items(text, models, number=settings.copies, most_bytes=text.num_bytes // COPIED_SHARE)
         for text in read
@@ -119,18 +110,52 @@ def compare(
             "chat": str(chat) if chat is not None else None,
             "task": str(task) if task is not None else None,
         },
-        "texts": {
-            text.name: {
-                "files": list(map(str, texts[text.name])),
-                "bytes": text.num_bytes,
-                "characters": text.num_characters,
-                "words": text.num_words,
-                "pieces": len(text.pieces),
-            }
-            for text in read
-        },
+        "texts": {text.name: _text_facts(text, texts[text.name]) for text in read},
         "models": {model.name: measured[model.name] for model in models},
         "warnings": [warning for model in models for warning in measured[model.name]["warnings"]],
+    }
+
+
+def _read_prompts(
+    models: Sequence[LanguageModel], first: LanguageModel, chat: str | Path | None, task: str | Path | None
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of chat and task, after a check that every model with a chat template can read them."""
+    prompts = {
+        "chat": read_prompts(chat, with_answer=False) if chat is not None else [],
+        "task": read_prompts(task, with_answer=True) if task is not None else [],
+    }
+    for option, wanted in prompts.items():
+        if wanted and not first.has_chat:
+            raise ComparisonError(
+                f"--{option}: the reference {first.name} ({first.folder}) has no chat template: name another with "
+                f"--reference, or leave out --{option}"
+            )
+        for model in models:
+            if model.has_chat:
+                _check_context(model, option, wanted)
+    return prompts
+
+
+def _check_context(model: LanguageModel, option: str, prompts: Sequence[Prompt]) -> None:
+    """Raise ComparisonError when a prompt leaves no room for an answer in the model's context."""
+    lengths = [len(ids) for ids in model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])]
+    answers = [len(ids) for ids in model.encode([prompt.answer for prompt in prompts])]
+    room = max(answers, default=0) + ANSWER_MARGIN if option == "task" else 1
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if length + room > model.context:
+            raise ComparisonError(
+                f"--{option}: {prompt.where}: {length} tokens and an answer of {room} do not fit the context of "
+                f"{model.name} ({model.context} tokens): shorten the prompt, or remove it"
+            )
+
+
+def _text_facts(text: Text, files: Sequence[str]) -> dict[str, Any]:
+    return {
+        "files": list(map(str, files)),
+        "bytes": text.num_bytes,
+        "characters": text.num_characters,
+        "words": text.num_words,
+        "pieces": len(text.pieces),
     }
 
 

@@ -96,7 +96,12 @@ def measure_copying(
             prompts = [[*model.prefix_ids, *ids] for ids in prompts]
         limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in of_kind])]
         written = generate(
-            model, prompts, limits, batch_size=batch_size, progress=progress, what=f"{what} {kind}".strip()
+            model,
+            prompts,
+            limits,
+            batch_size=batch_size,
+            progress=progress,
+            what=f"{what} {kind}".strip(),
         )
         pairs = [(item.text, reply_of(model, ids)) for item, ids in zip(of_kind, written, strict=True)]
         found[kind] = {

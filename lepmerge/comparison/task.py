@@ -9,6 +9,9 @@ from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt
 from lepmerge.progress import Progress, no_progress
 
+ANSWER_MARGIN = 4
+"""Tokens that a reply may have beyond those of the longest answer."""
+
 
 def measure_task(
     model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
@@ -27,7 +30,9 @@ def replies_of(
     """Return the greedy replies, stripped; one is cut some tokens after the length of the longest answer."""
     ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
     longest = max(map(len, model.encode(list({prompt.answer for prompt in prompts}))))
-    written = generate(model, ids, longest + 4, batch_size=batch_size, progress=progress, what=f"{model.name}: task")
+    written = generate(
+        model, ids, longest + ANSWER_MARGIN, batch_size=batch_size, progress=progress, what=f"{model.name}: task"
+    )
     return [model.decode(reply).strip() for reply in written]
 
 

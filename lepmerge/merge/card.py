@@ -39,7 +39,7 @@ def report_of(
         else {"rows": plan.final.num_rows, "tied": plan.final.tied},
         "bytes": {key: value for key, value in plan.sizes.items() if key != "memory"},
         "not_finite": dict(not_finite),
-        "notes": [*plan.final.notes, *warnings],
+        "notes": [*plan.notes, *warnings],
     }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lepmerge.device import choose_device
 from lepmerge.merge.card import model_card, report_of
+from lepmerge.merge.gguf_shard import GgufShard
 from lepmerge.merge.plan import Plan, Shard, index_of
 from lepmerge.models.checkpoint import INDEX
 from lepmerge.models.safetensors_io import (
@@ -24,7 +25,7 @@ from lepmerge.output.carried_files import to_json
 from lepmerge.output.run import Run, digest, identities
 from lepmerge.output.staging import Staging
 from lepmerge.progress import Progress, no_progress
-from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks
+from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks, num_not_finite
 from lepmerge.version import __version__
 
 
@@ -50,7 +51,9 @@ def run_plan(
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
-    run = Run(target=plan.target, fingerprint=fingerprint, inputs=plan.input_folders, overwrite=overwrite)
+    run = Run(
+        target=plan.target, fingerprint=fingerprint, inputs=plan.inputs, overwrite=overwrite, is_file=plan.is_file
+    )
     if run.begin():
         return plan.target
     sizes = {shard.name: shard.num_bytes for shard in plan.shards if not (link and shard.copied_from)}
@@ -71,7 +74,7 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
         "lepmerge": __version__,
         "torch": torch.__version__,
         "recipe": plan.recipe.model_dump(mode="json", exclude={"output": {"path"}}),
-        "shards": {shard.name: hashlib.sha256(shard.header.encoded).hexdigest() for shard in plan.shards},
+        "shards": {shard.name: hashlib.sha256(shard.layout).hexdigest() for shard in plan.shards},
         "inputs": identities(_input_files(plan)),
         **options,
     }
@@ -79,7 +82,8 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
 
 
 def _input_files(plan: Plan) -> list[Path]:
-    return [path for folder in plan.input_folders for path in sorted(folder.iterdir()) if path.is_file()]
+    found = ([path] if path.is_file() else sorted(path.iterdir()) for path in plan.inputs)
+    return [path for paths in found for path in paths if path.is_file()]
 
 
 def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:
@@ -106,7 +110,9 @@ def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reductio
     return results
 
 
-def _write_shard(shard: Shard, staging: Staging, workspace: Workspace, *, link: str | None, check: bool) -> None:
+def _write_shard(
+    shard: Shard | GgufShard, staging: Staging, workspace: Workspace, *, link: str | None, check: bool
+) -> None:
     if shard.copied_from is not None and link == "hard":
         staging.link_file(shard.name, shard.copied_from)
         workspace.progress(shard.name, shard.num_bytes)
@@ -114,6 +120,8 @@ def _write_shard(shard: Shard, staging: Staging, workspace: Workspace, *, link: 
 
     def write(descriptor: int) -> dict[str, Any]:
         not_finite: dict[str, int] = {}
+        if isinstance(shard, GgufShard):
+            return shard.write(descriptor, workspace)
         if shard.copied_from is not None:
             (file, *_) = {tensor.file for tensor in shard.tensors.values() if isinstance(tensor, StoredTensor)}
             for count in copy_range(file.descriptor, 0, file.size, descriptor):
@@ -145,12 +153,6 @@ def _write_tensor(tensor: LazyTensor, descriptor: int, workspace: Workspace, wha
     return not_finite
 
 
-def num_not_finite(rows: torch.Tensor) -> int:
-    """Return how many values are NaN or infinite; they are counted only where the sum, which is quicker, shows some."""
-    finite = bool(torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))))
-    return 0 if finite else int((~torch.isfinite(rows)).sum())
-
-
 def _check_copied(shard: Shard, workspace: Workspace) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, tensor in shard.tensors.items():
@@ -173,7 +175,7 @@ def _write_small_files(
         for tensor, count in file.get("not_finite", {}).items()
     }
     report = report_of(plan, results, not_finite, device=str(workspace.device), hash=hash)
-    files["lepmerge_report.json"] = to_json(report)
-    files["README.md"] = model_card(plan, report).encode()
+    files[plan.small_file("lepmerge_report.json")] = to_json(report)
+    files[plan.small_file("README.md")] = model_card(plan, report).encode()
     for name, content in sorted(files.items()):
         staging.write_bytes(name, content if isinstance(content, bytes) else content.read_bytes())

@@ -15,7 +15,7 @@ from lepmerge.models.gguf_tensor import EXACT_DTYPES, TABLE_TYPES, GgufTensor, q
 from lepmerge.models.gguf_vocabulary import check_old_vocabulary, vocabulary_fields
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import copy_range, write_all
-from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks
+from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks, num_not_finite
 
 INPUT_TENSOR, OUTPUT_TENSOR = "token_embd.weight", "output.weight"
 SPLIT_FIELDS = ("split.no", "split.count", "split.tensors.count")
@@ -50,7 +50,12 @@ class GgufShard:
     notes: tuple[str, ...]
     copied_from: None = None
 
-    def pieces(self, workspace: Workspace) -> Iterator[bytes | tuple[GgufFile, int, int]]:
+    @property
+    def layout(self) -> bytes:
+        """What decides names, types, shapes and places of its tensors."""
+        return self.header
+
+    def _pieces(self, workspace: Workspace, not_finite: dict[str, int]) -> Iterator[bytes | tuple[GgufFile, int, int]]:
         """Yield the file front to back: bytes, or (file, start, number of bytes) to copy."""
         yield self.header
         at = len(self.header)
@@ -58,7 +63,10 @@ class GgufShard:
             yield bytes(start - at)
             if file is None:
                 tensor, type = self.tables[name]
-                yield from ahead(quantized(tensor.read(block, workspace).cpu(), type) for block in blocks(tensor))
+                for rows in ahead(tensor.read(block, workspace).cpu() for block in blocks(tensor)):
+                    bad = num_not_finite(rows)
+                    not_finite.update({name: not_finite.get(name, 0) + bad} if bad else {})
+                    yield quantized(rows, type)
                 at = start + _size(tensor.shape, type)
             else:
                 entry = file.entries[name]
@@ -66,9 +74,10 @@ class GgufShard:
                 at = start + entry.num_bytes
         yield bytes(self.num_bytes - at)
 
-    def write(self, descriptor: int, workspace: Workspace) -> None:
-        """Write the file through its descriptor."""
-        for piece in self.pieces(workspace):
+    def write(self, descriptor: int, workspace: Workspace) -> dict[str, Any]:
+        """Write the file through its descriptor; return how many values of its tables are NaN or infinite."""
+        not_finite: dict[str, int] = {}
+        for piece in self._pieces(workspace, not_finite):
             if isinstance(piece, bytes):
                 write_all(descriptor, piece)
                 workspace.progress(self.name, len(piece))
@@ -76,6 +85,7 @@ class GgufShard:
                 file, start, size = piece
                 for count in copy_range(file.descriptor, start, size, descriptor):
                     workspace.progress(self.name, count)
+        return {"not_finite": not_finite} if not_finite else {}
 
 
 def open_body(path: Path) -> tuple[GgufFile, ...]:
@@ -89,9 +99,7 @@ def open_body(path: Path) -> tuple[GgufFile, ...]:
     return tuple(GgufFile(part) for part in split_paths(path))
 
 
-def gguf_shard(
-    start: Model, final: Model, *, name: str, body: Path, tables: str | None, template: str | None
-) -> GgufShard:
+def gguf_shard(start: Model, final: Model, *, name: str, body: Path, tables: str | None) -> GgufShard:
     """Return the GGUF file that `final` becomes on the body of `body`, a GGUF file of the model `start`.
 
     tables: GGUF type of the tables; default: the file's own type, q8_0 where the `gguf` package cannot quantize it.
@@ -113,9 +121,7 @@ def gguf_shard(
         elif tensor_name == INPUT_TENSOR:
             raise CheckpointError(f"{body} has no tensor {INPUT_TENSOR}: name a GGUF file of the whole model")
     written = _tables(final, stored, tables)
-    changed = vocabulary_fields(
-        main, start.vocabulary, final.vocabulary, num_rows=final.num_rows, chat_template=template
-    )
+    changed = vocabulary_fields(main, start.vocabulary, final.vocabulary, num_rows=final.num_rows)
     fields = _merged(main.fields, changed.fields)
     shapes = {n: (part.entries[n].type, part.entries[n].shape) for n, part in stored.items()}
     order = [INPUT_TENSOR, *(n for n in (OUTPUT_TENSOR,) if n in written and n not in stored)]
@@ -136,9 +142,9 @@ def gguf_shard(
     )
 
 
-def modelfile(name: str) -> str:
-    """Return an Ollama Modelfile; the chat template is in the GGUF file, where Ollama finds it."""
-    return f"# ollama create my-model -f Modelfile\nFROM ./{name}\n"
+def modelfile(name: str) -> bytes:
+    """Return an Ollama Modelfile; Ollama finds the chat template in the GGUF file."""
+    return f"# ollama create NAME -f this-file\nFROM ./{name}\n".encode()
 
 
 def _size(shape: tuple[int, ...], type: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from lepmerge.config.entries import PerTable, Step, TrainedEntry
 from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
+from lepmerge.merge.gguf_shard import GgufShard, gguf_shard, modelfile
 from lepmerge.merge.recipe import OPERATIONS, Recipe
 from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
 from lepmerge.models.model import Model
@@ -44,6 +45,11 @@ class Shard:
     def num_bytes(self) -> int:
         return self.copied_from.stat().st_size if self.copied_from else self.header.file_size
 
+    @property
+    def layout(self) -> bytes:
+        """What decides names, types, shapes and places of its tensors."""
+        return self.header.encoded
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,7 +60,7 @@ class Plan:
     models: Mapping[str, Model]
     start: Model
     final: Model
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard | GgufShard, ...]
     files: Mapping[str, bytes | Path]
 
     @property
@@ -62,10 +68,27 @@ class Plan:
         return self.recipe.resolve(self.recipe.output.path)
 
     @property
-    def input_folders(self) -> tuple[Path, ...]:
-        """The folders that the run reads, which the output must not touch."""
+    def is_file(self) -> bool:
+        """Whether the output is a single file, with its small files next to it."""
+        return self.recipe.output.body is not None
+
+    def small_file(self, name: str) -> str:
+        """Return the name of a small file: `README.md`, or `NAME.README.md` next to `NAME.gguf`."""
+        return f"{self.target.stem}.{name}" if self.is_file else name
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files that the run reads, which the output must not touch."""
         tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
-        return tuple(sorted({reference.folder for reference in self.references.values()} | tokenizers))
+        read = {reference.file or reference.folder for reference in self.references.values()}
+        bodies = {part.path for shard in self.shards if isinstance(shard, GgufShard) for part in shard.parts}
+        return tuple(sorted(read | tokenizers | bodies))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before the run."""
+        of_shards = (note for shard in self.shards if isinstance(shard, GgufShard) for note in shard.notes)
+        return [*self.final.notes, *of_shards]
 
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
@@ -130,14 +153,33 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
         model = pad_vocabulary(model, multiple=recipe.output.pad_to_multiple_of)
     if recipe.output.dtype is not None:
         model = _cast(model, getattr(torch, recipe.output.dtype))
-    check_tokenizer(start.vocabulary, model.vocabulary)
     notes = [note for each in models.values() for note in each.vocabulary.notes]
     model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes])))
+    if recipe.output.body is not None:
+        return _gguf_plan(recipe, references, models, start, model)
+    if references[recipe.start].file is not None:
+        raise RecipeError(
+            f"output: {recipe.start} is a GGUF file, so the result is one too: name a GGUF file as output.body (it may "
+            f"be the same one), or convert it first with `lepmerge convert`"
+        )
+    check_tokenizer(start.vocabulary, model.vocabulary)
     files = carried_files(start, model, dtype=recipe.output.dtype)
     shards = _shards(model, recipe.output.shard_size)
     clashes = sorted({shard.name for shard in shards} & files.keys())
     assert not clashes, clashes
     return Plan(recipe, references, models, start, model, shards, files)
+
+
+def _gguf_plan(
+    recipe: Recipe, references: Mapping[str, Reference], models: Mapping[str, Model], start: Model, final: Model
+) -> Plan:
+    """Return the plan of a GGUF output."""
+    output = recipe.output
+    assert output.body is not None
+    name = recipe.resolve(output.path).name
+    shard = gguf_shard(start, final, name=name, body=recipe.resolve(output.body), tables=output.tables)
+    plan = Plan(recipe, references, models, start, final, (shard,), {})
+    return replace(plan, files={plan.small_file("Modelfile"): modelfile(name)})
 
 
 def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Reference:
@@ -241,7 +283,7 @@ def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
 
 def index_of(plan: Plan) -> dict[str, Any] | None:
     """Return the contents of model.safetensors.index.json, None when one file holds the model."""
-    if [shard.name for shard in plan.shards] in ([SINGLE], [EMBEDDINGS]):
+    if plan.is_file or [shard.name for shard in plan.shards] in ([SINGLE], [EMBEDDINGS]):
         return None
     total_size = sum(tensor.num_bytes for tensor in plan.final.tensors.values())
     weight_map = {tensor_name: shard.name for shard in plan.shards for tensor_name in shard.tensors}
@@ -280,5 +322,5 @@ def describe(plan: Plan) -> dict[str, Any]:
         "vocabulary_rows": {"before": plan.start.num_rows, "after": plan.final.num_rows},
         "bytes": plan.sizes,
         "free_disk": shutil.disk_usage(folder).free,
-        "notes": list(plan.final.notes),
+        "notes": plan.notes,
     }

@@ -38,6 +38,24 @@ class Output(Strict):
     """Largest file, such as 5GB; default: the files of the start model."""
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
     """Rows of the tables; default: as many as the step that made them gives."""
+    body: FilePath | None = None
+    """A GGUF file of the start model: the result is a GGUF file, and everything but vocabulary and tables is copied
+    from this one. `path` then ends in `.gguf`."""
+    tables: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
+    """GGUF type of the tables; default: the type in `body`, q8_0 where that cannot be written."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_output(self) -> "Output":
+        if self.body is None:
+            if self.tables is not None:
+                raise ValueError("tables belongs to a GGUF output: name a GGUF file as `body`")
+            return self
+        if not self.path.endswith(".gguf"):
+            raise ValueError("with `body` the result is a GGUF file: let `path` end in .gguf")
+        others = [key for key in ("dtype", "shard_size") if getattr(self, key) is not None]
+        if others:
+            raise ValueError(f"{others[0]} belongs to a safetensors output: remove it, or `body`")
+        return self
 
 
 class Recipe(Strict):

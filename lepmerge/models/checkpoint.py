@@ -7,6 +7,7 @@ from typing import Any
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import TIES, set_untied, vocab_size
+from lepmerge.models.gguf_model import open_gguf
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
@@ -24,6 +25,8 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         CheckpointError: files are missing, damaged, contradict one another, lie outside the folder, or are pickled.
     """
     folder, name = reference.folder, name or reference.text
+    if reference.file is not None:
+        return open_gguf(reference.file, name=name)
     config = read_json(folder / "config.json", required=True)
     generation_config = read_json(folder / "generation_config.json")
     files = _weight_files(folder)

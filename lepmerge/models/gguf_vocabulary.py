@@ -50,9 +50,7 @@ def check_old_vocabulary(file: GgufFile, vocabulary: Vocabulary, name: str) -> N
             )
 
 
-def vocabulary_fields(
-    file: GgufFile, old: Vocabulary, new: Vocabulary, *, num_rows: int, chat_template: str | None
-) -> VocabularyFields:
+def vocabulary_fields(file: GgufFile, old: Vocabulary, new: Vocabulary, *, num_rows: int) -> VocabularyFields:
     """Return the fields of a file that change when its vocabulary `old` is replaced by `new`.
 
     num_rows: rows of the new tables; ids without a token become unused ones.
@@ -75,8 +73,6 @@ def vocabulary_fields(
     size = f"{file.architecture}.vocab_size"
     if size in file.fields:
         fields[size] = field_of(UINT32, num_rows)
-    if chat_template is not None and chat_template != file.value("tokenizer.chat_template"):
-        fields["tokenizer.chat_template"] = field_of(STRING, chat_template)
     fields |= {key: None for key in COPIES if key in file.fields}
     return VocabularyFields(fields, tuple(notes))
 

@@ -17,6 +17,8 @@ class Reference:
     text: str
     folder: Path
     hub_id: str | None = None
+    file: Path | None = None
+    """A GGUF file, in `folder`."""
     commit: str | None = None
 
 
@@ -37,6 +39,8 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
                 f"{reference} is a local folder, so `revision: {revision}` means nothing: remove it"
             )
         return Reference(reference, folder)
+    if folder.exists() and folder.suffix == ".gguf":
+        return Reference(reference, folder.parent, file=folder)
     if folder.exists():
         raise ReferenceNotFound(f"{folder} is a file; a model is a folder with config.json, tokenizer and safetensors")
     match = HUB_ID.fullmatch(reference)

@@ -143,7 +143,8 @@ class Staging:
     def publish(self, *, overwrite: bool) -> None:
         """Move the finished folder or file into place."""
         if self.is_file:
-            (self.output / self.target.name).replace(self.target)
+            for path in sorted(self.output.iterdir(), key=lambda path: (path.name == self.target.name, path.name)):
+                path.replace(self.target.parent / path.name)  # the main file last
             _sync(self.target.parent)
             shutil.rmtree(self.folder)
             return
