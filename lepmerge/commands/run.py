@@ -76,7 +76,7 @@ def run(
         )
     if is_done and not quiet:
         show_note(f"{folder} is complete already: nothing was done")
-    report = json.loads((folder / "lepmerge_report.json").read_text())
+    report = json.loads(plan.report_path.read_text())
     if as_json:
         click.echo(json.dumps({"output": str(folder), **report}, indent=2, ensure_ascii=False))
     elif not quiet:

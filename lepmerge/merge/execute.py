@@ -10,7 +10,7 @@ import torch
 from lepmerge.device import choose_device
 from lepmerge.merge.card import model_card, report_of
 from lepmerge.merge.gguf_shard import GgufShard
-from lepmerge.merge.plan import Plan, Shard, index_of
+from lepmerge.merge.plan import REPORT, Plan, Shard, index_of
 from lepmerge.models.checkpoint import INDEX
 from lepmerge.models.safetensors_io import (
     SafetensorsFile,
@@ -175,7 +175,7 @@ def _write_small_files(
         for tensor, count in file.get("not_finite", {}).items()
     }
     report = report_of(plan, results, not_finite, device=str(workspace.device), hash=hash)
-    files[plan.small_file("lepmerge_report.json")] = to_json(report)
+    files[plan.small_file(REPORT)] = to_json(report)
     files[plan.small_file("README.md")] = model_card(plan, report).encode()
     for name, content in sorted(files.items()):
         staging.write_bytes(name, content if isinstance(content, bytes) else content.read_bytes())

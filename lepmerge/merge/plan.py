@@ -31,6 +31,8 @@ from lepmerge.tensors import (
 )
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
+REPORT = "lepmerge_report.json"
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -75,6 +77,11 @@ class Plan:
     def small_file(self, name: str) -> str:
         """Return the name of a small file: `README.md`, or `NAME.README.md` next to `NAME.gguf`."""
         return f"{self.target.stem}.{name}" if self.is_file else name
+
+    @property
+    def report_path(self) -> Path:
+        """Where the run writes its report."""
+        return (self.target.parent if self.is_file else self.target) / self.small_file(REPORT)
 
     @property
     def inputs(self) -> tuple[Path, ...]:

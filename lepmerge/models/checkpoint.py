@@ -7,7 +7,9 @@ from typing import Any
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import TIES, set_untied, vocab_size
+from lepmerge.models.gguf_file import GgufFile
 from lepmerge.models.gguf_model import open_gguf
+from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
@@ -70,9 +72,10 @@ def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
     return open_checkpoint(resolve(str(reference), revision=revision))
 
 
-def files_of(model: Model) -> list[SafetensorsFile]:
-    """Return the safetensors files of an opened model, in name order."""
-    files = {tensor.file.path: tensor.file for tensor in model.tensors.values() if isinstance(tensor, StoredTensor)}
+def files_of(model: Model) -> list[SafetensorsFile | GgufFile]:
+    """Return the files with the tensors of an opened model, in name order."""
+    stored = (tensor for tensor in model.tensors.values() if isinstance(tensor, StoredTensor | GgufTensor))
+    files: dict[Path, SafetensorsFile | GgufFile] = {tensor.file.path: tensor.file for tensor in stored}
     return [files[path] for path in sorted(files)]
 
 

@@ -91,6 +91,12 @@ class GgufFile:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
+    @property
+    def header(self) -> bytes:
+        """The bytes before the tensors."""
+        with self.path.open("rb") as file:
+            return file.read(self.data_start)
+
     def value(self, key: str) -> Any:
         """Return the value of a field, None when the file lacks it."""
         field = self.fields.get(key)
@@ -214,6 +220,8 @@ class _Parser:
             if name in infos or num_dimensions > MAX_DIMENSIONS:
                 self.fail(f"tensor {name!r} occurs twice" if name in infos else f"{name!r} has too many dimensions")
             dimensions = tuple(self.number("Q") for _ in range(num_dimensions))
+            if 0 in dimensions:
+                self.fail(f"tensor {name!r} has no elements")
             infos[name] = (dimensions, self.number("I"), self.number("Q"))
         return version, fields, infos, self.at
 

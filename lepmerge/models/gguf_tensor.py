@@ -30,6 +30,13 @@ class GgufTensor(LazyTensor):
         dtype = EXACT_DTYPES.get(entry.type, torch.float32)
         return cls(name=name, file=file, entry=entry, shape=entry.shape, dtype=dtype)
 
+    @property
+    def type_name(self) -> str:
+        """The type as GGUF names it, such as Q4_K."""
+        from gguf.constants import GGMLQuantizationType
+
+        return GGMLQuantizationType(self.entry.type).name
+
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
         data = self._bytes(rows)
         if self.entry.type in EXACT_DTYPES:

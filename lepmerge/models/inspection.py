@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lepmerge.models.checkpoint import files_of, is_embeddings_only
+from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.tensors import LazyTensor, Workspace, blocks
@@ -38,9 +39,9 @@ def inspect(model: Model) -> dict[str, Any]:
             "id_holes": holes,
         },
         "tensors": {
-            name: {"dtype": tensor.entry.dtype, "shape": list(tensor.shape), "file": tensor.file.path.name}
+            name: {"dtype": tensor.type_name, "shape": list(tensor.shape), "file": tensor.file.path.name}
             for name, tensor in model.tensors.items()
-            if isinstance(tensor, StoredTensor)
+            if isinstance(tensor, StoredTensor | GgufTensor)
         },
         "notes": list(model.notes),
     }

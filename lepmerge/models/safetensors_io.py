@@ -104,6 +104,11 @@ class StoredTensor(LazyTensor):
         entry = file.entries[name]
         return cls(name=name, file=file, entry=entry, shape=entry.shape, dtype=TORCH_DTYPES[entry.dtype])
 
+    @property
+    def type_name(self) -> str:
+        """The type as the file names it, such as BF16."""
+        return self.entry.dtype
+
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
         return self._read(rows).to(workspace.device)
 
