@@ -54,6 +54,8 @@ def save_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    rope = config.get("rope_parameters") or config  # transformers 4 has the key at the top
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     _add_vocabulary(writer, folder, spec, config, is_bytes=is_bytes, pre=pre)
