@@ -17,6 +17,14 @@ def is_path(reference: str, folder: Path) -> bool:
     )
 
 
+def split_adapters(reference: str, folder: Path) -> tuple[str, list[str]]:
+    """Return model and adapters of `model+adapter`, seen from a folder; a path that exists is a model alone."""
+    if (folder / Path(reference).expanduser()).exists():
+        return reference, []
+    model, *adapters = reference.split("+")
+    return (model, adapters) if all((model, *adapters)) else (reference, [])
+
+
 def did_you_mean(path: Path) -> str:
     """Return a question that names what lies beside a missing path and is called much the same; else nothing."""
     try:

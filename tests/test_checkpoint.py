@@ -53,7 +53,7 @@ def test_no_weights_and_adapters(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "no weights", "model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
-    refused(folder, "PEFT adapter", "merge_and_unload")
+    refused(folder, "PEFT adapter", "name its base")
 
 
 def test_two_layouts_at_once(folder: Path) -> None:

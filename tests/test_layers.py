@@ -44,6 +44,12 @@ models/model
 models/checkpoint
 models/gguf_tokenizer
 models/gguf_model
+models/lora_tensor
+models/adapter_config
+models/adapter_file
+models/adapter_placement
+models/adapter_tables
+models/adapters
 models/inspection
 output/provenance
 output/plots

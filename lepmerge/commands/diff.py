@@ -24,7 +24,7 @@ def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.adapters import open_model
     from lepmerge.models.inspection import diff as diff_models
 
     first, second = open_model(a), open_model(b)

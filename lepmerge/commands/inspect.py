@@ -18,7 +18,7 @@ def inspect(model: str, as_json: bool) -> None:
     Example:
       lepmerge inspect runs/mistral-7b-ru
     """
-    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.adapters import open_model
     from lepmerge.models.inspection import inspect as inspect_model
 
     found = inspect_model(open_model(model))

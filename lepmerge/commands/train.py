@@ -116,7 +116,7 @@ def run_training(
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
     """Write the base model with the trained embeddings, by the recipe that says so."""
     from lepmerge.commands.console import progress_bar
-    from lepmerge.config.entries import ModelEntry
+    from lepmerge.config.entries import AdaptedEntry
     from lepmerge.merge.execute import run_plan
     from lepmerge.merge.plan import make_plan
     from lepmerge.merge.recipe import Output, Recipe
@@ -128,9 +128,10 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         Arithmetic(op="arithmetic", tensors="embeddings", expression="adapted"),
     ]
     model = config.resolve(config.model.path)
-    base = config.model.model_copy(update={"path": str(model)}) if model.exists() else config.model
+    path = str(model) if model.exists() else config.model.path
+    base = AdaptedEntry(path=path, revision=config.model.revision)
     recipe = Recipe(
-        models={"base": base, "adapted": ModelEntry(path=str(config.target.absolute()))},
+        models={"base": base, "adapted": AdaptedEntry(path=str(config.target.absolute()))},
         start="base",
         steps=steps,
         output=Output(path=str(folder.absolute())),

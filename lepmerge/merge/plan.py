@@ -13,9 +13,10 @@ from lepmerge.config.entries import PerTable, Step, TrainedEntry
 from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
 from lepmerge.merge.recipe import OPERATIONS, Recipe
-from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
+from lepmerge.models.adapters import open_reference
+from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE
 from lepmerge.models.model import Model
-from lepmerge.models.references import Reference, resolve
+from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files, check_tokenizer
@@ -65,7 +66,9 @@ class Plan:
     def input_folders(self) -> tuple[Path, ...]:
         """The folders that the run reads, which the output must not touch."""
         tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
-        return tuple(sorted({reference.folder for reference in self.references.values()} | tokenizers))
+        return tuple(
+            sorted({folder for reference in self.references.values() for folder in reference.folders} | tokenizers)
+        )
 
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
@@ -119,7 +122,7 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
         LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
     """
     references = {name: _reference(recipe, name, trained or {}) for name in recipe.models}
-    models = {name: open_checkpoint(reference, name=name) for name, reference in references.items()}
+    models = {name: open_reference(reference, name=name) for name, reference in references.items()}
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
         try:
@@ -150,7 +153,7 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
             )
         return Reference(entry.train, trained[name])
     try:
-        return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+        return resolve_adapted(entry.path, entry.adapters, revision=entry.revision, relative_to=recipe.folder)
     except ReferenceNotFound as error:
         raise ReferenceNotFound(f"models.{name}: {error}") from error
 

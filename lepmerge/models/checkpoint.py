@@ -8,9 +8,10 @@ from typing import Any
 from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import TIES, set_untied, vocab_size
 from lepmerge.models.model import Model
-from lepmerge.models.references import Reference, resolve
+from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
 from lepmerge.models.tables import FoundTables, find_tables
+from lepmerge.tensors import leaves_of
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
@@ -62,14 +63,10 @@ def _notes_on_ties(found: FoundTables) -> tuple[str, ...]:
     return (f"{found.reason}. The output says {TIES}: false.",) if found.contradicted else ()
 
 
-def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
-    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
-    return open_checkpoint(resolve(str(reference), revision=revision))
-
-
 def files_of(model: Model) -> list[SafetensorsFile]:
-    """Return the safetensors files of an opened model, in name order."""
-    files = {tensor.file.path: tensor.file for tensor in model.tensors.values() if isinstance(tensor, StoredTensor)}
+    """Return the safetensors files that a model's tensors are read from, in name order."""
+    leaves = (leaf for tensor in model.tensors.values() for leaf in leaves_of(tensor))
+    files = {leaf.file.path: leaf.file for leaf in leaves if isinstance(leaf, StoredTensor)}
     return [files[path] for path in sorted(files)]
 
 
@@ -112,7 +109,7 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
         )
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder} is a PEFT adapter: merge it into its base first (merge_and_unload, save_pretrained)"
+            f"{folder} is a PEFT adapter: name its base, too, as in {{path: BASE, adapter: {folder}}} or BASE+{folder}"
         )
     raise CheckpointError(f"{folder} holds no weights: expected {SINGLE}, {INDEX} or {EMBEDDINGS}")
 

@@ -1,7 +1,8 @@
 """A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lepmerge.errors import ReferenceNotFound
@@ -18,6 +19,13 @@ class Reference:
     folder: Path
     hub_id: str | None = None
     commit: str | None = None
+    adapters: tuple[tuple["Reference", float], ...] = ()
+    """PEFT adapters that are merged into the model, each with its scale."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Return the model's folder and those of its adapters."""
+        return (self.folder, *(adapter.folder for adapter, _ in self.adapters))
 
 
 def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
@@ -43,6 +51,19 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
     if match is None or reference.startswith((".", "/", "~")):
         raise ReferenceNotFound(f"no such folder: {folder}{did_you_mean(folder)}")
     return _download(reference, match["id"], revision or match["revision"], folder)
+
+
+def resolve_adapted(
+    reference: str,
+    adapters: Sequence[tuple[str, float]],
+    *,
+    revision: str | None = None,
+    relative_to: Path | None = None,
+) -> Reference:
+    """Return the reference of a model with PEFT adapters, each a folder or Hub id with its scale."""
+    found = tuple((resolve(adapter, relative_to=relative_to), scale) for adapter, scale in adapters)
+    model = resolve(reference, revision=revision, relative_to=relative_to)
+    return replace(model, adapters=found)
 
 
 def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:

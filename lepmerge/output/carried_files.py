@@ -30,13 +30,13 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
     """
     files: dict[str, bytes | Path] = {}
     new_vocabulary = final.vocabulary is not start.vocabulary
-    for path in _small_files(start.folder):
+    for path in _small_files(start):
         if not (new_vocabulary and (path.name in TOKENIZER_FILES or OLD_TOKENIZER.match(path.name))):
             files[path.name] = path
     config = {**final.config, **({key: dtype for key in _dtype_keys(final.config)} if dtype else {})}
-    if config != read_json(start.folder / "config.json"):  # opening corrects a tie that the weights contradict
+    if config != read_json(start.folder / "config.json"):  # opening corrects ties, an adapter may untie or grow
         files["config.json"] = to_json(config)
-    if final.generation_config and final.generation_config != start.generation_config:
+    if final.generation_config and final.generation_config != read_json(start.folder / "generation_config.json"):
         files["generation_config.json"] = to_json(final.generation_config)
     if new_vocabulary:
         files["tokenizer.json"] = to_json(final.vocabulary.spec)
@@ -64,10 +64,30 @@ def to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _small_files(folder: Path) -> Iterator[Path]:
+def _small_files(model: Model) -> Iterator[Path]:
+    """Yield the files of a model but its weights; those of the tokenizer from the folder where they lie."""
+    own, folder = list(_small_files_in(model.folder)), model.vocabulary.folder
+    if folder is None or folder == model.folder:
+        yield from own
+        return
+    of_tokenizer = [path for path in _small_files_in(folder) if _is_of_tokenizer(path.name)]
+    has_template = "chat_template" in read_json(folder / "tokenizer_config.json") or any(
+        path.name.startswith("chat_template") for path in of_tokenizer
+    )
+    for path in own:
+        if not _is_of_tokenizer(path.name) or (path.name.startswith("chat_template") and not has_template):
+            yield path
+    yield from of_tokenizer
+
+
+def _small_files_in(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith(".") and path.name not in OURS and not WEIGHTS.search(path.name):
             yield path
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    return name in TOKENIZER_FILES or name.startswith("chat_template") or OLD_TOKENIZER.match(name) is not None
 
 
 def _dtype_keys(config: Mapping[str, Any]) -> list[str]:

@@ -203,5 +203,5 @@ _SCHEMA = Schema(
     parts={"model": ModelEntry, "data": TrainingSource, "train": Trained, "evaluate": Evaluation},
     choices={"InitPerTable": InitPerTable},
     names_a_path=_names_a_path,
-    short_form={"data": "path"},
+    short_form={"data": lambda text, folder: {"path": text}},
 )
