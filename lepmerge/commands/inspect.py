@@ -12,7 +12,7 @@ from lepmerge.commands.options import json_option
 @click.argument("model")
 @json_option
 def inspect(model: str, as_json: bool) -> None:
-    """Print the tensors, vocabulary, ties and padding of a model; only headers are read.
+    """Print the tensors, vocabulary, ties, padding, chat templates and quantization of a model; only headers are read.
 
     \b
     Example:
@@ -29,7 +29,7 @@ def inspect(model: str, as_json: bool) -> None:
     for key, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items())
-        click.echo(f"{key.replace('_', ' '):16}{value if not isinstance(value, list) else '; '.join(value)}")
+        click.echo(f"{key.replace('_', ' '):24}{('; '.join(value) or 'none') if isinstance(value, list) else value}")
     click.echo()
     rows = [[name, entry["dtype"], entry["shape"], entry["file"]] for name, entry in tensors.items()]
     click.echo(table(rows, header=["tensor", "dtype", "shape", "file"]))

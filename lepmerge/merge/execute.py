@@ -22,7 +22,7 @@ from lepmerge.models.safetensors_io import (
 )
 from lepmerge.output.carried_files import to_json
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.staging import Staging
+from lepmerge.output.staging import TEMPLATES, Staging
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks
 from lepmerge.version import __version__
@@ -79,7 +79,8 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
 
 
 def _input_files(plan: Plan) -> list[Path]:
-    return [path for folder in plan.input_folders for path in sorted(folder.iterdir()) if path.is_file()]
+    folders = [part for folder in plan.input_folders for part in (folder, folder / TEMPLATES) if part.is_dir()]
+    return [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:

@@ -19,7 +19,7 @@ from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
-from lepmerge.output.carried_files import carried_files, check_tokenizer
+from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,
@@ -135,7 +135,7 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
         model = _cast(model, getattr(torch, recipe.output.dtype))
     check_tokenizer(start.vocabulary, model.vocabulary)
     notes = [note for each in models.values() for note in each.vocabulary.notes]
-    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes])))
+    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes, *left_out(start)])))
     files = carried_files(start, model, dtype=recipe.output.dtype)
     shards = _shards(model, recipe.output.shard_size)
     clashes = sorted({shard.name for shard in shards} & files.keys())

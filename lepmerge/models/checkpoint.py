@@ -15,6 +15,7 @@ from lepmerge.tensors import leaves_of
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
+ONLY_SHARD = "model-00001-of-00001.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -101,6 +102,19 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
         return [SafetensorsFile(single)]
     if (folder / EMBEDDINGS).exists():
         return [SafetensorsFile(folder / EMBEDDINGS)]
+    numbered = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+    if numbered == [ONLY_SHARD]:
+        return [SafetensorsFile(folder / ONLY_SHARD)]
+    if numbered:
+        raise CheckpointError(
+            f"{folder / INDEX} is missing: it names the shard of each tensor, such as {numbered[0]}; download it again"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others and not (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds {others[0]}, which is not a file that transformers loads: expected {SINGLE} or {INDEX}; "
+            f"download the model in the format of transformers"
+        )
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(

@@ -9,6 +9,16 @@ from lepmerge.errors import ReferenceNotFound
 from lepmerge.paths import HUB_ID, did_you_mean
 
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+NOT_DOWNLOADED = [
+    "*/*",
+    "consolidated*",
+    "params.json",
+    "model.*.safetensors",
+    "model.*-of-*.safetensors",
+    "*.index.*.json",
+]
+"""Folders, other formats, and variants such as model.fp16.safetensors: nothing is read from them."""
+TEMPLATES = ["additional_chat_templates/*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,10 @@ def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED))
+        snapshot = snapshot_download(
+            hub_id, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED
+        )
+        snapshot = Path(snapshot_download(hub_id, revision=Path(snapshot).name, allow_patterns=TEMPLATES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReferenceNotFound(

@@ -114,12 +114,16 @@ class Run:
         )
 
     def _write_record(self, *, seconds: float) -> None:
-        written = [path for path in sorted(self.staging.output.iterdir()) if path.name != RUN_FILE]
+        output = self.staging.output
+        written = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != RUN_FILE]
         record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "seconds": round(seconds, 3),
             "threads": torch.get_num_threads(),
-            "files": {path.name: _identity(path) if self.is_file else path.stat().st_size for path in written},
+            "files": {
+                path.relative_to(output).as_posix(): _identity(path) if self.is_file else path.stat().st_size
+                for path in written
+            },
         }
         self.staging.write_record(self.record, (json.dumps(record, indent=2) + "\n").encode())
 
