@@ -91,6 +91,21 @@ def no_text(where: str, counts: Counts) -> str:
     return f"{where}: the corpus is empty: no text in it{f' ({skipped})' if skipped else ''}"
 
 
+def cut(text: str, num_bytes: int) -> Iterator[str]:
+    """Yield the text in pieces of at most `num_bytes` bytes of UTF-8, cut before spaces where there are any."""
+    data = text.encode()
+    start = 0
+    while start < len(data):
+        stop = start + num_bytes
+        if stop < len(data):
+            space = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
+            stop = space if space > start else stop
+            while data[stop] & 0xC0 == 0x80:  # not within a character
+                stop -= 1
+        yield data[start:stop].decode()
+        start = stop
+
+
 def is_dataset(source: str) -> bool:
     """Tell whether a source may be a data set on the Hub: `owner/name`, not ending as a text file does."""
     return HUB_ID.fullmatch(source) is not None and kind_of(Path(source)) is None

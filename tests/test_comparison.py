@@ -23,7 +23,7 @@ from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.prompts import read_prompts
 from lepmerge.comparison.task import mcnemar, measure_task
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
-from lepmerge.training.held_out import cut
+from lepmerge.corpus import cut
 
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
 RUSSIAN = QUICKSTART / "heldout_ru.txt"

@@ -156,10 +156,12 @@ def show_estimate(config: Any, device: str, as_json: bool) -> None:
     memory = {part: size for part, size in found["memory"].items() if size and part != "total"}
     click.echo(f"output    {config.target}")
     click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained']}")
-    for path, source in found["sources"].items():
-        click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
+    if "teacher" in found:
+        click.echo(f"teacher   {found['teacher']['model']}: {about}{found['teacher']['tokens']:,} tokens")
+    for source in found["sources"]:
+        click.echo(f"data      {source['path']}: {about}{source['tokens']:,} tokens")
     click.echo(
-        f"training  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
+        f"{found['objective']:8}  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
         f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
     )
     click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "
