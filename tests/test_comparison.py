@@ -12,11 +12,12 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepmerge.comparison.broken_tokens import check_tokens
-from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
+from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import copy_items, measure_copying, prompt_of
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
@@ -92,7 +93,7 @@ def test_pieces_hold_the_whole_text_whatever_the_vocabulary() -> None:
 
 def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: Path) -> None:
     other = changed(tmp_path / "noised", QUICKSTART / "instruct", noised)
-    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:24]
+    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:10]
     answers = answers_of(instruct, prompts, max_new_tokens=8)
     bits = bits_of_answers(other, prompts, answers)
     network, tokenizer = other.network, other.tokenizer
@@ -107,6 +108,8 @@ def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: 
         )
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
     own = answers_of(other, prompts, max_new_tokens=8)
+    both = answers_and_bits(other, prompts, answers, max_new_tokens=8)
+    assert both[0] == own and both[1] == pytest.approx(bits, rel=1e-5, abs=1e-5)  # one forward pass for both
     figures = agreement(own, answers, bits)
     assert figures["equal_answers"] == sum(a == b for a, b in zip(own, answers, strict=True)) / len(prompts)
     assert 0 < figures["equal_answers"] < 1
@@ -132,9 +135,10 @@ def test_copies_are_string_equality(tmp_path: Path) -> None:
         ids = [*model.prefix_ids, *model.encode([f"{prompt_of(model, item)} {item.text}\n\n"])[0]]
         rows.append(torch.tensor([ids]))
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    longest = max(row.shape[1] for row in rows)
+    batch = torch.cat([F.pad(row, (0, longest - row.shape[1]), value=-100) for row in rows])
     for _ in range(80):
-        for row in rows:
-            network(input_ids=row, labels=row).loss.backward()
+        network(input_ids=batch.clamp(min=0), labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     network.requires_grad_(False).eval()
@@ -233,6 +237,26 @@ def test_permuted_rows_are_found(instruct: LanguageModel, tmp_path: Path, tables
         elif tables:  # a wrong row harms more than the next token, so the other side may have some too
             (other,) = {"read", "written"} - {side}
             assert len(suspects[side]) < len(suspects[other]) / 2
+
+
+def test_a_short_context_limits_all_lengths(tmp_path: Path, english) -> None:
+    """Pieces, beginnings and continuations fit 64 tokens; 16 are refused in one line, a long prompt too."""
+    folder = pico.save_model(tmp_path / "model", english, chat=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = ("--text", f"ru={RUSSIAN}", "--max-bytes", "2kB", "--device", "cpu", "--json")
+    path.write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    result = pico.command("compare", folder, *text)
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads(result.stdout)["models"]["model"]["texts"]["ru"]
+    assert 0 < measured["generation"]["tokens"] < 8 * 64 and measured["bits_per_byte"] > 0
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"messages": [{"role": "user", "content": "x " * 80}], "answer": "y"}))
+    pico.assert_one_line_error(
+        pico.command("compare", folder, *text, "--task", task), 1, "task.jsonl:1", "context of model (64 tokens)"
+    )
+    path.write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    pico.assert_one_line_error(pico.command("compare", folder, *text), 1, "context of 16 tokens is too short")
 
 
 def test_faults_are_one_line(tmp_path: Path) -> None:

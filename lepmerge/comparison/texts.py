@@ -20,6 +20,8 @@ from lepmerge.text_files import texts_of
 PIECE_BYTES = 1024
 WRAPPED = 120
 """Characters: a text with a longer line is not wrapped, so that its lines are its paragraphs."""
+LEAST_CONTEXT = 32
+"""Shortest context, in tokens, that leaves room for a text and its continuation."""
 LEAST_BYTES = 1000
 """A text of fewer bytes says nothing."""
 
@@ -120,6 +122,12 @@ def _paragraphs(text: str) -> list[str]:
 
 def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) -> int:
     """Return the bytes of a piece that fits the context of every model even at a token a byte."""
+    for model in models:
+        if model.context < LEAST_CONTEXT:
+            raise ComparisonError(
+                f"{model.name} ({model.folder}): a context of {model.context} tokens is too short to measure on, "
+                f"{LEAST_CONTEXT} or more are needed"
+            )
     return min([most, *(model.context - len(model.prefix_ids) for model in models)])
 
 
