@@ -84,7 +84,9 @@ operations/merge_methods/arcee_fusion
 operations/merge
 merge/recipe
 merge/gguf_shard
+merge/shards
 merge/plan
+merge/description
 merge/card
 merge/execute
 tokenization/words

@@ -272,11 +272,17 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     models = {"base": "base", "instruct": "instruct", "adapted": "{train: config.yaml}"}
     recipe = pico.write_recipe(tmp_path / "recipe.yaml", **models)
     planned = pico.command("plan", recipe)
-    assert planned.exit_code == 0 and "adapted: to be trained first" in planned.stdout and "steps of" in planned.stdout
+    assert planned.exit_code == 0 and "adapted is not trained yet" in planned.stdout and "steps of" in planned.stdout
+    before = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert list(before["trainings"]) == ["adapted"] and before["trainings"]["adapted"]["steps"] > 0
     pico.assert_one_line_error(pico.command("run", recipe), 2, "models.adapted", "lepmerge train", "--train")
     result = pico.command("run", recipe, "--train", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert "propagate_embeddings" in pico.command("plan", recipe).stdout
+    after = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert after.keys() == before.keys() and after["trainings"] == {}
+    same = ("files", "steps", "vocabulary_rows", "reductions")  # the untrained tables have the same shapes
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
     models["adapted"] = "adapted"
     named = pico.write_recipe(tmp_path / "named.yaml", **models)
     named = lepmerge.load_recipe(named, [f"output.path={tmp_path / 'named'}"])
@@ -284,7 +290,7 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     tables = [load_file(folder / "model.safetensors") for folder in folders]
     assert all(torch.equal(table, tables[1][name]) for name, table in tables[0].items())
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
-    pico.assert_one_line_error(pico.command("run", recipe), 2, "config.yaml is not trained yet")
+    pico.assert_one_line_error(pico.command("run", recipe), 2, "config.yaml is not finished")
 
 
 def test_nan_stops_and_names_the_last_checkpoint(tmp_path: Path, english) -> None:

@@ -141,15 +141,20 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
 
 
-def show_estimate(config: Any, device: str, as_json: bool) -> None:
-    """Print what a training will take."""
+def estimated(config: Any, device: str) -> dict[str, Any]:
+    """Return what a training will take."""
     from lepmerge.device import choose_device
     from lepmerge.training.estimate import estimate
     from lepmerge.training.setting import prepare
 
-    found = estimate(prepare(config), choose_device(device))
+    return {"output": str(config.target), **estimate(prepare(config), choose_device(device))}
+
+
+def show_estimate(config: Any, device: str, as_json: bool) -> None:
+    """Print what a training will take."""
+    found = estimated(config, device)
     if as_json:
-        click.echo(json.dumps({"output": str(config.target), **found}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     rows = found["rows"]
     about = "" if found["tokens_are_exact"] else "about "

@@ -1,7 +1,9 @@
 """Entries that recipes and training configurations share."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
+import yaml
 from pydantic import Field, model_validator
 
 from lepmerge.config.kinds import FilePath, Reference
@@ -52,6 +54,15 @@ class TrainedEntry(Strict):
 
     train: FilePath
     """The configuration's file; `lepmerge run --train` trains what is not trained yet."""
+
+
+def other_command(path: Path, *, key: str, instead_of: str) -> bool:
+    """Return whether a YAML file has a key of the other kind of configuration, and not the one that is expected."""
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(keys, dict) and key in keys and instead_of not in keys
 
 
 class PerTable(Strict):

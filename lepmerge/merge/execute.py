@@ -9,7 +9,8 @@ import torch
 
 from lepmerge.device import choose_device
 from lepmerge.merge.card import model_card, report_of
-from lepmerge.merge.plan import Plan, Shard, index_of
+from lepmerge.merge.plan import Plan
+from lepmerge.merge.shards import Shard, index_of
 from lepmerge.models.checkpoint import INDEX
 from lepmerge.models.safetensors_io import (
     SafetensorsFile,
@@ -47,6 +48,7 @@ def run_plan(
     Raises:
         LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
     """
+    assert not plan.untrained, plan.untrained
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
@@ -165,7 +167,7 @@ def _write_small_files(
     plan: Plan, staging: Staging, workspace: Workspace, results: Mapping[Reduction, Result], *, hash: bool
 ) -> None:
     files: dict[str, bytes | Path] = dict(plan.files)
-    index = index_of(plan)
+    index = index_of(plan.shards)
     if index is not None:
         files[INDEX] = to_json(index)
     not_finite = {

@@ -1,6 +1,5 @@
 """A recipe and the headers of its models become a plan: the final model, its files, what is read and computed."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,13 +12,14 @@ from lepmerge.config.entries import PerTable, Step, TrainedEntry
 from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
 from lepmerge.merge.recipe import OPERATIONS, Recipe
+from lepmerge.merge.shards import Shard, shards_of
 from lepmerge.models.adapters import open_reference
-from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve, resolve_adapted
-from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
+from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
+from lepmerge.output.staging import Staging, check_place
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,
@@ -33,20 +33,6 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of the output: a whole input file that is copied, or a header with the tensors to write."""
-
-    name: str
-    header: Header
-    tensors: Mapping[str, LazyTensor]
-    copied_from: Path | None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.copied_from.stat().st_size if self.copied_from else self.header.file_size
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a run will do; nothing but headers and small files was read for it."""
 
@@ -57,6 +43,8 @@ class Plan:
     final: Model
     shards: tuple[Shard, ...]
     files: Mapping[str, bytes | Path]
+    untrained: tuple[str, ...] = ()
+    """Names of the models whose training is not finished; such a plan can be shown, not run."""
 
     @property
     def target(self) -> Path:
@@ -112,17 +100,25 @@ def _block_bytes(tensor: LazyTensor) -> int:
     return max(8 * BLOCK_BYTES, num_rows_alive * 4 * tensor.row_width)
 
 
-def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, *, trained: Mapping[str, Path] | None = None, untrained: Mapping[str, Model] | None = None
+) -> Plan:
     """Return the plan of a recipe.
 
     trained: model name → folder of its finished training, for the entries `{train: …}`; see
-    lepmerge.training.trained.trained_folders.
+    lepmerge.training.trained.trained_folders. untrained: model name → the model before its training, which has the same
+    shapes; see lepmerge.training.trained.untrained_models.
 
     Raises:
         LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
     """
-    references = {name: _reference(recipe, name, trained or {}) for name in recipe.models}
-    models = {name: open_reference(reference, name=name) for name, reference in references.items()}
+    untrained = untrained or {}
+    folders = {**(trained or {}), **{name: model.folder for name, model in untrained.items()}}
+    references = {name: _reference(recipe, name, folders) for name in recipe.models}
+    models = {
+        name: replace(untrained[name], name=name) if name in untrained else open_reference(reference, name=name)
+        for name, reference in references.items()
+    }
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
         try:
@@ -137,10 +133,12 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
     notes = [note for each in models.values() for note in each.vocabulary.notes]
     model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes, *left_out(start)])))
     files = carried_files(start, model, dtype=recipe.output.dtype)
-    shards = _shards(model, recipe.output.shard_size)
+    shards = shards_of(model, recipe.output.shard_size)
     clashes = sorted({shard.name for shard in shards} & files.keys())
     assert not clashes, clashes
-    return Plan(recipe, references, models, start, model, shards, files)
+    plan = Plan(recipe, references, models, start, model, shards, files, tuple(untrained))
+    check_place(plan.target, inputs=plan.input_folders)
+    return plan
 
 
 def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Reference:
@@ -148,13 +146,19 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
     if isinstance(entry, TrainedEntry):
         if name not in trained:
             raise RecipeError(
-                f"models.{name}: {entry.train} is not trained yet: run `lepmerge train {recipe.resolve(entry.train)}` "
-                f"first, or give `lepmerge run` --train"
+                f"models.{name}: the training {entry.train} is not finished: run `lepmerge train "
+                f"{recipe.resolve(entry.train)}` first (an interrupted one continues), or give `lepmerge run` --train"
             )
         return Reference(entry.train, trained[name])
     try:
         return resolve_adapted(entry.path, entry.adapters, revision=entry.revision, relative_to=recipe.folder)
     except ReferenceNotFound as error:
+        staging = Staging(recipe.resolve(entry.path)).folder
+        if staging.is_dir():
+            raise ReferenceNotFound(
+                f"models.{name}: {entry.path} is not finished: {staging} holds an interrupted run; run the command "
+                f"that began it again (`lepmerge train` with its configuration, for a training), and it continues"
+            ) from error
         raise ReferenceNotFound(f"models.{name}: {error}") from error
 
 
@@ -202,86 +206,3 @@ def _cast(model: Model, dtype: torch.dtype) -> Model:
 
 def _same(rows: torch.Tensor) -> torch.Tensor:
     return rows
-
-
-def _shards(model: Model, shard_size: int | None) -> tuple[Shard, ...]:
-    """Return the files of the output: those of the model, or new ones of at most shard_size bytes."""
-    names: dict[str, list[str]] = {}
-    for tensor_name in model.tensors:
-        names.setdefault(model.shards[tensor_name], []).append(tensor_name)
-    if shard_size is not None and set(names) != {EMBEDDINGS}:
-        names = _regrouped(model, shard_size)
-    return tuple(_shard(name, {tensor: model.tensors[tensor] for tensor in names[name]}) for name in sorted(names))
-
-
-def _regrouped(model: Model, shard_size: int) -> dict[str, list[str]]:
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for tensor_name, tensor in model.tensors.items():
-        if groups[-1] and filled + tensor.num_bytes > shard_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor_name)
-        filled += tensor.num_bytes
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{place:05}-of-{len(groups):05}.safetensors": group for place, group in enumerate(groups, 1)}
-
-
-def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
-    files = {tensor.file if isinstance(tensor, StoredTensor) else None for tensor in tensors.values()}
-    (file, *others) = files
-    whole = file is not None and not others and len(file.entries) == len(tensors)
-    stored = {
-        tensor_name: (
-            tensor.entry.dtype if isinstance(tensor, StoredTensor) else DTYPE_NAMES[tensor.dtype],
-            tuple(tensor.shape),
-        )
-        for tensor_name, tensor in tensors.items()
-    }
-    return Shard(name, build_header(stored, {"format": "pt"}), tensors, file.path if file and whole else None)
-
-
-def index_of(plan: Plan) -> dict[str, Any] | None:
-    """Return the contents of model.safetensors.index.json, None when one file holds the model."""
-    if [shard.name for shard in plan.shards] in ([SINGLE], [EMBEDDINGS]):
-        return None
-    total_size = sum(tensor.num_bytes for tensor in plan.final.tensors.values())
-    weight_map = {tensor_name: shard.name for shard in plan.shards for tensor_name in shard.tensors}
-    return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain values: what is read, computed, copied and written."""
-    folder = next(parent for parent in plan.target.resolve().parents if parent.exists())
-    return {
-        "output": str(plan.target),
-        "models": {
-            name: {
-                "folder": str(model.folder),
-                "rows": model.num_rows,
-                "tied": model.tied,
-                "tensors": len(model.tensors),
-            }
-            for name, model in plan.models.items()
-        },
-        "steps": [step.model_dump(exclude_none=True) for step in plan.recipe.steps],
-        "reductions": [
-            {"kind": reduction.kind, "of": getattr(reduction, "label", None), "bytes": reduction.bytes_read}
-            for reduction in plan.reductions
-        ],
-        "files": [
-            {
-                "file": shard.name,
-                "action": "copy" if shard.copied_from else "write",
-                "bytes": shard.num_bytes,
-                "computed": [name for name in shard.tensors if name in plan.computed],
-            }
-            for shard in plan.shards
-        ],
-        "small_files": {name: "copy" if isinstance(content, Path) else "write" for name, content in plan.files.items()},
-        "vocabulary_rows": {"before": plan.start.num_rows, "after": plan.final.num_rows},
-        "bytes": plan.sizes,
-        "free_disk": shutil.disk_usage(folder).free,
-        "notes": list(plan.final.notes),
-    }

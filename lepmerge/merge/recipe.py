@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from lepmerge.config.entries import AdaptedEntry, Step, TrainedEntry
+from lepmerge.config.entries import AdaptedEntry, Step, TrainedEntry, other_command
 from lepmerge.config.kinds import FilePath, marked_texts, schemas_below
 from lepmerge.config.schema import Schema, Strict, Where, num_bytes
 from lepmerge.config.variables import escaped
@@ -108,6 +108,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
+    if other_command(Path(path), key="data", instead_of="models"):
+        raise RecipeError(f"{path} is a training configuration, not a recipe: use `lepmerge train {path}`")
     recipe, where = _SCHEMA.load(Path(path), overrides)
     _check_names(recipe, where)
     return recipe

@@ -239,13 +239,8 @@ def check_target(
     folder that does not look like such an output; a folder where a file is written and the other way round. key: where
     the target is named. marker: a file that every such output folder has.
     """
+    check_place(target, inputs=inputs, key=key, is_file=is_file)
     real = Path(os.path.realpath(target))
-    for path in inputs:
-        other = Path(os.path.realpath(path))
-        if real == other or real in other.parents or other in real.parents:
-            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
-    if real.exists() and real.is_dir() == is_file:
-        raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
     if not real.exists() or (not is_file and not any(real.iterdir())):
         return
     if is_file:
@@ -263,6 +258,17 @@ def check_target(
         raise OutputError(
             f"the output {target} was not written by this command ({what}), so --overwrite refuses to delete it"
         )
+
+
+def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path", is_file: bool = False) -> None:
+    """Raise OutputError when no option could allow to write there: in or around an input, or over the other kind."""
+    real = Path(os.path.realpath(target))
+    for path in inputs:
+        other = Path(os.path.realpath(path))
+        if real == other or real in other.parents or other in real.parents:
+            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
+    if real.exists() and real.is_dir() == is_file:
+        raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepmerge.config.entries import InitName, InitPerTable, ModelEntry
+from lepmerge.config.entries import InitName, InitPerTable, ModelEntry, other_command
 from lepmerge.config.schema import Schema, Strict, num_bytes
+from lepmerge.errors import RecipeError
 from lepmerge.paths import is_path
 
 Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
@@ -237,6 +238,8 @@ def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainC
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
+    if other_command(Path(path), key="models", instead_of="data"):
+        raise RecipeError(f"{path} is a recipe, not a training configuration: use `lepmerge run {path}`")
     return _SCHEMA.load(Path(path), overrides)[0]
 
 
