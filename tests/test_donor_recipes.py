@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pico
 import pytest
 import torch
 from peft_adapters import save_adapter, with_peft

@@ -89,6 +89,8 @@ merge/plan
 merge/description
 merge/card
 merge/execute
+extraction/low_rank
+extraction/extract
 tokenization/words
 tokenization/gates
 tokenization/script
@@ -164,6 +166,7 @@ commands/compare
 commands/darumeru
 commands/inspect
 commands/diff
+commands/extract
 commands/main
 __main__
 """.split()

@@ -6,6 +6,7 @@ from lepmerge.commands.compare import compare
 from lepmerge.commands.console import CommandGroup
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.diff import diff
+from lepmerge.commands.extract import extract
 from lepmerge.commands.generate import generate
 from lepmerge.commands.inspect import inspect
 from lepmerge.commands.plan import plan_
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff):
+for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff, extract):
     main.add_command(command)

@@ -99,6 +99,12 @@ def _small_files(model: Model) -> Iterator[Path]:
     yield from of_tokenizer
 
 
+def tokenizer_files(model: Model) -> list[Path]:
+    """Return the files of a model's tokenizer and chat template."""
+    folder = model.vocabulary.folder or model.folder
+    return [path for path in _small_files_in(folder) if _is_of_tokenizer(path.name)]
+
+
 def _small_files_in(folder: Path) -> Iterator[Path]:
     for path in [*sorted(folder.iterdir()), *sorted(folder.glob(f"{TEMPLATES}/*.jinja"))]:
         if path.is_file() and not path.name.startswith(".") and not WEIGHTS.search(path.name):
