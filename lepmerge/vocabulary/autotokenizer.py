@@ -170,6 +170,11 @@ def _require_what_converts(folder: Path) -> None:
                 f"{folder} has tekken.json but no tokenizer.json: transformers converts tekken.json from version 5 on; "
                 f"pip install 'transformers>=5', or add the tokenizer.json of the model"
             )
+        if _is_missing("mistral_common"):
+            raise VocabularyError(
+                f"{folder} has tekken.json but no tokenizer.json. Converting it needs mistral-common: "
+                f"pip install mistral-common"
+            )
     elif models:
         is_sentencepiece = models[0].read_bytes()[:1] == b"\n"  # the tag of a piece; tiktoken files are base64 text
         needed = ("sentencepiece", "google.protobuf") if is_sentencepiece else ("tiktoken",)

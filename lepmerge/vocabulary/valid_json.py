@@ -53,9 +53,9 @@ def _fault_of(spec: Any) -> str | None:
         return "it should be an object with a `model`"
     if spec["model"].get("type") not in MODELS:
         return f"model.type {spec['model'].get('type')!r} is not one of {', '.join(MODELS)}"
-    checks = (_fault_of_vocab(spec["model"]), _fault_of_merges(spec["model"]), _fault_of_added(spec))
-    parts = (fault for part in PARTS for fault in [_fault_of_part(spec.get(part), part)])
-    return next((fault for fault in (*checks, *parts) if fault is not None), None)
+    model = spec["model"]
+    fault = _fault_of_vocab(model) or _fault_of_unknown(model) or _fault_of_merges(model) or _fault_of_added(spec)
+    return fault or next((fault for part in PARTS if (fault := _fault_of_part(spec.get(part), part))), None)
 
 
 def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
@@ -63,15 +63,28 @@ def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
     for key, kind in (("byte_fallback", bool), ("continuing_subword_prefix", str), ("unk_token", str)):
         if not isinstance(model.get(key), kind | None):
             return f"model.{key} should be a {kind.__name__}, not {model[key]!r}"
+    if model["type"] == "WordPiece" and not isinstance(model.get("continuing_subword_prefix"), str):
+        return "model.continuing_subword_prefix should be a text such as ##"
     if model["type"] == "Unigram":
         if not isinstance(vocab, list):
             return "model.vocab should be a list of [token, score]"
-        wrong = next((item for item in vocab if not _is_pair(item, str, (int, float))), None)
-        return None if wrong is None else f"model.vocab should hold [token, score], not {wrong!r}"
+        wrong = [item for item in vocab if not _is_pair(item, str, (int, float))]
+        return f"model.vocab should hold [token, score], not {wrong[0]!r}" if wrong else None
     if not isinstance(vocab, dict):
         return "model.vocab should be an object of token: id"
     wrong = next(((token, id) for token, id in vocab.items() if not _is_id(id)), None)
     return None if wrong is None else f"model.vocab: the id of {wrong[0]!r} should be a whole number, not {wrong[1]!r}"
+
+
+def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the token for unknown text, without which these models fail on such text."""
+    if model["type"] == "BPE":
+        return None
+    if model["type"] == "Unigram":
+        id = model.get("unk_id")
+        return None if _is_id(id) and id < len(model["vocab"]) else f"model.unk_id {id!r} is no place in model.vocab"
+    token = model.get("unk_token")
+    return None if token in model["vocab"] else f"model.unk_token {token!r} is not in model.vocab"
 
 
 def _fault_of_merges(model: Mapping[str, Any]) -> str | None:
@@ -80,12 +93,15 @@ def _fault_of_merges(model: Mapping[str, Any]) -> str | None:
     merges = model.get("merges")
     if not isinstance(merges, list):
         return "model.merges should be a list"
+    prefix = model.get("continuing_subword_prefix") or ""
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not _is_pair(pair, str, str):
             return f"model.merges should hold pairs of tokens, not {merge!r}"
         if not (pair[0] in model["vocab"] and pair[1] in model["vocab"]):
             return f"model.merges: {merge!r} joins a token that model.vocab lacks"
+        if not pair[1].startswith(prefix):
+            return f"model.merges: the second part of {merge!r} lacks the prefix {prefix!r}"
     return None
 
 

@@ -145,7 +145,7 @@ class Vocabulary:
             except UnicodeEncodeError:  # characters outside the alphabet: decoders take the token as text
                 return token.encode("utf-8", "surrogatepass")
         if self.family == "wordpiece":
-            prefix = self.spec["model"].get("continuing_subword_prefix", "##")
+            prefix = self.spec["model"]["continuing_subword_prefix"]
             return (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
         if self.family == "sentencepiece":
             if self.is_byte_token(token):
@@ -238,7 +238,9 @@ class Vocabulary:
                 )
             spec["model"] = {**self.spec["model"], "vocab": {**vocab, **{e["content"]: e["id"] for e in entries}}}
             extended = Vocabulary(spec)
-            assert not extended.unfaithful_ids()
+            if unfaithful := extended.unfaithful_ids():
+                content, (wanted, given) = next(iter(unfaithful.items()))
+                raise VocabularyError(f"the tokenizers library gives {content!r} the id {given} instead of {wanted}")
         return extended
 
     def unfaithful_ids(self) -> dict[str, tuple[int, int | None]]:
