@@ -82,7 +82,8 @@ def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
         return None
     if model["type"] == "Unigram":
         id = model.get("unk_id")
-        return None if _is_id(id) and id < len(model["vocab"]) else f"model.unk_id {id!r} is no place in model.vocab"
+        is_place = isinstance(id, int) and _is_id(id) and id < len(model["vocab"])
+        return None if is_place else f"model.unk_id {id!r} is not an index into model.vocab"
     token = model.get("unk_token")
     return None if token in model["vocab"] else f"model.unk_token {token!r} is not in model.vocab"
 
