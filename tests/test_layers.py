@@ -51,6 +51,7 @@ models/adapter_placement
 models/adapter_tables
 models/adapters
 models/inspection
+models/adapter_inspection
 output/provenance
 output/plots
 output/staging

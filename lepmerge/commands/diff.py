@@ -1,6 +1,7 @@
 """lepmerge diff: compare two models tensor by tensor."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -16,6 +17,8 @@ from lepmerge.commands.options import json_option
 def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
     """Compare two models tensor by tensor; vocabulary tables by the rows of tokens that both have.
 
+    Two PEFT adapters are compared by the update of each module.
+
     Exits with 0 whether or not they differ.
 
     \b
@@ -24,12 +27,16 @@ def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from lepmerge.models.adapter_inspection import diff_adapters, is_adapter
     from lepmerge.models.adapters import open_model
     from lepmerge.models.inspection import diff as diff_models
 
-    first, second = open_model(a), open_model(b)
-    with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
-        found = list(diff_models(first, second, progress=progress))
+    if is_adapter(a) and is_adapter(b):
+        found = list(diff_adapters(Path(a).expanduser(), Path(b).expanduser()))
+    else:
+        first, second = open_model(a), open_model(b)
+        with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
+            found = list(diff_models(first, second, progress=progress))
     if as_json:
         click.echo(json.dumps([asdict(difference) for difference in found], indent=2, ensure_ascii=False))
         return
