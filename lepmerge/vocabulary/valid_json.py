@@ -1,4 +1,4 @@
-"""What lepmerge requires of a tokenizer.json: every key that it reads, with a value of the right type."""
+"""Validate a tokenizer.json: every key that lepmerge reads must have a value of the right type."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ def read_json_file(path: Path) -> Any:
     """Return the contents of a JSON file.
 
     Raises:
-        VocabularyError: it cannot be read, is not JSON, or holds text that is not Unicode.
+        VocabularyError: the file cannot be read, is not JSON, or contains text that is not valid Unicode.
     """
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped half of a character, perhaps without the other half
+        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError, OSError) as error:
         raise VocabularyError(f"{path} is not readable JSON: {error}; download it again") from error
@@ -33,7 +33,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     """Return a parsed and validated tokenizer.json.
 
     Raises:
-        VocabularyError: naming the file and the first key that is missing or holds a value of another type.
+        VocabularyError: a key is missing or has a value of the wrong type; the error names the file and the first one.
     """
     spec = read_json_file(path)
     check_spec(spec, str(path))
@@ -41,14 +41,14 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 def check_spec(spec: Any, where: str) -> None:
-    """Raise VocabularyError unless a parsed tokenizer.json has everything that lepmerge reads, in the right types."""
+    """Raise VocabularyError unless a parsed tokenizer.json has every key that lepmerge reads, with the right types."""
     fault = _fault_of(spec)
     if fault is not None:
         raise VocabularyError(f"{where} is not a valid tokenizer.json: {fault}; download it or save it again")
 
 
 def _fault_of(spec: Any) -> str | None:
-    """Return what is wrong with a parsed tokenizer.json, None when nothing is."""
+    """Return what is wrong with a parsed tokenizer.json, or None if it is valid."""
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         return "it should be an object with a `model`"
     if spec["model"].get("type") not in MODELS:
@@ -124,7 +124,7 @@ def _fault_of_added(spec: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_part(part: Any, where: str) -> str | None:
-    """Return what is wrong with a normalizer, pre-tokenizer, post-processor or decoder, or with a member of one."""
+    """Return what is wrong with a normalizer, pre-tokenizer, post-processor or decoder, or with one of its members."""
     if part is None:
         return None
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
