@@ -12,14 +12,13 @@ from lepmerge.commands.options import json_option
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--all", "all_", is_flag=True, help="List equal tensors too.")
+@click.option("--all", "all_", is_flag=True, help="Also list the tensors that are equal.")
 @json_option
 def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
-    """Compare two models tensor by tensor; vocabulary tables by the rows of tokens that both have.
+    """Compare two models tensor by tensor.
 
-    Two PEFT adapters are compared by the update of each module.
-
-    Exits with 0 whether or not they differ.
+    If the vocabularies differ, embedding tables are compared on the rows of the tokens that both models have. Two PEFT
+    adapters are compared by the update of each module. The exit code is 0 whether or not the models differ.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""lepmerge extract: the difference of two models as a PEFT adapter."""
+"""lepmerge extract: save the difference between two models as a PEFT adapter."""
 
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from lepmerge.commands.options import quiet_option
 @click.argument("base")
 @click.argument("tuned")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="The adapter's folder.")  # fmt: skip
+              help="New folder for the adapter.")  # fmt: skip
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of every matrix.  [default: 32]")
 @click.option("--energy", type=click.FloatRange(0, 1, min_open=True), metavar="PART",
-              help="Instead of --rank: the least rank that keeps this part of each squared change.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--overwrite", is_flag=True, help="Replace the adapter in FOLDER, once the new one is complete.")
+              help="Instead of --rank: for each matrix, take the smallest rank that keeps this fraction of the "
+                   "squared norm of its change.")  # fmt: skip
+@click.option(
+    "--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:N or mps."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an adapter in FOLDER once the new one is complete.")
 @quiet_option
 def extract(
     base: str,
@@ -29,10 +32,11 @@ def extract(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Write the PEFT adapter that turns BASE into TUNED. An interrupted run resumes.
+    """Save the difference between two models as a PEFT adapter.
 
-    Matrices are approximated with a low rank. Norms, biases and tables that differ are saved whole, and the tokenizer
-    where the vocabulary is another.
+    The adapter turns BASE into TUNED. Each matrix that changed is approximated at a low rank. Norms, biases and
+    embedding tables that changed are saved whole. The tokenizer is saved too if the vocabularies differ. An
+    interrupted run resumes.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""lepmerge inspect: tensors, vocabulary, ties and padding of a model."""
+"""lepmerge inspect: show the tensors, vocabulary, ties and padding of a model."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ from lepmerge.commands.options import json_option
 @click.argument("model")
 @json_option
 def inspect(model: str, as_json: bool) -> None:
-    """Print the tensors, vocabulary, ties, padding, chat templates and quantization of a model; only headers are read.
+    """Show the tensors, vocabulary and settings of a model.
+
+    This includes tied embeddings, padding rows, chat templates and quantization. Only file headers are read, so it is
+    fast for large models too.
 
     Of a PEFT adapter's folder: rank, targets, and the norm of the update by layer and module.
 

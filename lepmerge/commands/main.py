@@ -22,10 +22,11 @@ def main() -> None:
     """Adapt an instruct LLM to another language: vocabulary swap, Learned Embedding Propagation, embedding arithmetic.
 
     \b
-    lepmerge tokenizer extend ...   1. a vocabulary that fits the language
-    lepmerge train train.yaml       2. learn the embeddings of the base model
-    lepmerge run recipe.yaml        3. propagate them into the instruct model
-    lepmerge compare ...            4. measure what was gained and what it cost
+    The order of work:
+      lepmerge tokenizer extend ...   1. build a vocabulary that fits the language
+      lepmerge train train.yaml       2. train the embeddings of the base model
+      lepmerge run recipe.yaml        3. propagate them into the instruct model
+      lepmerge compare ...            4. measure what was gained and what it cost
     """
 
 

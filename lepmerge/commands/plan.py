@@ -1,4 +1,4 @@
-"""lepmerge plan: what a recipe would read, compute and write."""
+"""lepmerge plan: show what a recipe would read, compute and write."""
 
 import json
 from typing import Any
@@ -14,7 +14,9 @@ from lepmerge.commands.train import estimated, show_estimate
 @recipe_arguments
 @json_option
 def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print what a recipe would read, compute, copy and write, and stop.
+    """Show what a recipe would read, compute and write.
+
+    Nothing is computed or written.
 
     \b
     Example:
@@ -26,7 +28,7 @@ def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 def show_plan(recipe: Any, as_json: bool) -> None:
-    """Show the plan of a recipe, with the plans of the trainings that are not finished."""
+    """Print the plan of a recipe, and an estimate for each of its trainings that is not finished."""
     from lepmerge.merge.description import describe
     from lepmerge.merge.plan import make_plan
     from lepmerge.training.trained import trained_folders, unfinished_trainings, untrained_models
