@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from lepmerge.merge.execute import run_plan
     from lepmerge.merge.plan import make_plan
     from lepmerge.merge.recipe import load_recipe
-    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.adapters import open_model
     from lepmerge.training.trained import trained_folders
 
 _HOMES = {
     "LepmergeError": "errors",
     "load_recipe": "merge.recipe",
     "make_plan": "merge.plan",
-    "open_model": "models.checkpoint",
+    "open_model": "models.adapters",
     "run_plan": "merge.execute",
     "trained_folders": "training.trained",
 }

@@ -1,4 +1,4 @@
-"""Chats in .jsonl files: one JSON object per line, with `messages` or with `prompt`.
+"""Read chats from .jsonl files: one JSON object per line, with `messages` or with `prompt`.
 
 {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]}
 {"prompt": "Who are you?"}
@@ -22,17 +22,17 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation. where: its `file:line`."""
+    """A conversation. where: its position, `file:line`."""
 
     messages: tuple[Message, ...]
     where: str
 
 
 def read_chats(path: Path) -> Iterator[Chat]:
-    """Yield the chats of a .jsonl file, also .gz or .zst. `prompt` is short for one message of the user.
+    """Yield the chats of a .jsonl file, which may be compressed (.gz, .zst). `prompt` is short for one user message.
 
     Raises:
-        CorpusError: there is no such file, it holds no chat, or a line is not a chat, by file and line.
+        CorpusError: the file does not exist, contains no chat, or has a line that is not a chat.
     """
     if not path.is_file():
         raise CorpusError(f"{path}: no such file{did_you_mean(path)}")

@@ -1,7 +1,9 @@
-"""A corpus as a stream of texts: .txt, .jsonl and .parquet files, also .gz and .zst, in folders, globs or on the Hub.
+"""Read a corpus as a stream of texts.
 
-A document is a whole .txt file, or a row of the other formats. A text is a paragraph of a .txt file (a part between
-blank lines), or a row of the others. Files are read in sorted order, so that the stream is always the same.
+A corpus is .txt, .jsonl and .parquet files, optionally compressed (.gz, .zst), given as files, folders, globs or Hub
+data sets. In a .txt file the whole file is one document, and each paragraph (text between blank lines) is one text. In
+the other formats each row is one document and one text. Files are read in sorted order, so the stream is always the
+same.
 """
 
 import glob
@@ -18,13 +20,13 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:
-    """Return the corpus files that the sources name: files, folders (searched to the bottom), globs, Hub data sets.
+    """Return the corpus files that the sources name: files, folders (searched recursively), globs or Hub data sets.
 
-    What is no file or folder and looks like a data set's `owner/name` is downloaded from the Hub. Of a data set and of
-    a folder, only files whose name or folder begins with `split` are taken.
+    A source that does not exist locally and looks like a data set's `owner/name` is downloaded from the Hub. split: in
+    folders and data sets, use only files whose name or folder begins with this word.
 
     Raises:
-        CorpusError: a source that names nothing, or a file of another kind.
+        CorpusError: a source names nothing, or a file is not .txt, .jsonl or .parquet.
     """
     found: list[Path] = []
     for source in map(str, sources):
@@ -62,13 +64,13 @@ def texts(
     progress: Progress | None = None,
     counts: Counts | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of the sources in order; at most `limit` bytes of UTF-8 in all.
+    """Yield the texts of the sources in order, at most `limit` bytes of UTF-8 in total.
 
-    column: field of .jsonl and .parquet rows. progress receives each file and the bytes read from disk. counts: is
-    filled with what was read and skipped.
+    column: field of .jsonl and .parquet rows. progress: receives each file and the bytes read from disk. counts:
+    receives the numbers of texts read and skipped.
 
     Raises:
-        CorpusError: a file that is damaged, not UTF-8 or without the column, with file and line; no text at all.
+        CorpusError: a file is damaged, is not UTF-8 or lacks the column (with file and line), or there is no text.
     """
     left = limit
     is_empty = True
@@ -86,18 +88,33 @@ def texts(
 
 
 def no_text(where: str, counts: Counts) -> str:
-    """Return the error of a corpus without texts."""
+    """Return the error message for a corpus without texts."""
     skipped = counts.skipped_summary()
     return f"{where}: the corpus is empty: no text in it{f' ({skipped})' if skipped else ''}"
 
 
+def cut(text: str, num_bytes: int) -> Iterator[str]:
+    """Yield the text in pieces of at most `num_bytes` bytes of UTF-8. Pieces begin at whitespace where possible."""
+    data = text.encode()
+    start = 0
+    while start < len(data):
+        stop = start + num_bytes
+        if stop < len(data):
+            space = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
+            stop = space if space > start else stop
+            while data[stop] & 0xC0 == 0x80:  # do not cut within a character
+                stop -= 1
+        yield data[start:stop].decode()
+        start = stop
+
+
 def is_dataset(source: str) -> bool:
-    """Tell whether a source may be a data set on the Hub: `owner/name`, not ending as a text file does."""
+    """Return whether a source may be a Hub data set: it has the form `owner/name` and no file extension of a corpus."""
     return HUB_ID.fullmatch(source) is not None and kind_of(Path(source)) is None
 
 
 def _downloaded(dataset: str) -> Path:
-    """Return the folder of a data set on the Hub."""
+    """Download a data set from the Hub and return its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""The device that computes."""
+"""Choose the device that computes."""
 
 import torch
 
@@ -6,10 +6,10 @@ from lepmerge.errors import LepmergeError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; `auto` is CUDA, else MPS, else the CPU.
+    """Return the device with this name. `auto` means CUDA if available, else MPS if available, else the CPU.
 
     Raises:
-        LepmergeError: the device is not there.
+        LepmergeError: the name is unknown, or this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():

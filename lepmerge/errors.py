@@ -1,20 +1,20 @@
-"""The user's faults: each message names the file, tensor or key, the shapes, and the remedy."""
+"""Errors in the user's input. Each message names the file, tensor or key, the shapes, and the remedy."""
 
 
 class LepmergeError(Exception):
-    """A fault in what lepmerge was given; shown as one line, without a traceback."""
+    """An error in lepmerge's input. Commands show it as one line, without a traceback."""
 
     exit_code = 1
 
 
 class RecipeError(LepmergeError):
-    """The recipe cannot be understood: unknown key, wrong type, unknown model name, bad expression."""
+    """A recipe is invalid: unknown key, wrong type, unknown model name, bad expression."""
 
     exit_code = 2
 
 
 class OptionError(LepmergeError):
-    """Options of a command contradict one another, or one of them has an impossible value."""
+    """Options of a command contradict each other, or one of them has an impossible value."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class ReferenceNotFound(LepmergeError):
 
 
 class CheckpointError(LepmergeError):
-    """A checkpoint is damaged, incomplete, unsafe to read, or of a kind that lepmerge does not transform."""
+    """A checkpoint is damaged, incomplete, unsafe to read, or of a kind that lepmerge cannot transform."""
 
 
 class VocabularyError(LepmergeError):
@@ -36,30 +36,30 @@ class FitError(LepmergeError):
 
 
 class OutputError(LepmergeError):
-    """The output folder is unsafe to write, already there, or does not fit on the disk."""
+    """The output exists already, is unsafe to write, or does not fit on the disk."""
 
 
 class CorpusError(LepmergeError):
-    """A corpus is missing, empty, binary, not UTF-8, or has no such column."""
+    """A corpus is missing, empty, binary, not UTF-8, or lacks the column."""
 
 
 class ResultError(LepmergeError):
-    """A file is no result of lm-evaluation-harness with Darumeru tasks."""
+    """A file is not a result of lm-evaluation-harness with Darumeru tasks."""
 
 
 class TrainingError(LepmergeError):
-    """A training cannot go on: its loss is not finite or diverges, memory is out, or it was asked to stop."""
+    """A training cannot continue: its loss is not finite or diverges, memory ran out, or it was asked to stop."""
 
 
 class Stopped(TrainingError):
-    """A training was asked to stop by a signal; what it learned is in its checkpoint."""
+    """A signal asked the training to stop. Its checkpoint contains what it has learned so far."""
 
     exit_code = 143
 
 
 class ComparisonError(LepmergeError):
-    """Models cannot be compared on what was given: too little text, a prompt file with a bad row, no chat template."""
+    """Models cannot be compared: too little text, a prompt file with an invalid row, no chat template."""
 
 
 class GenerationError(LepmergeError):
-    """Answers cannot be generated: no usable prompt, a server that fails, a grader's prompt without its places."""
+    """Answers cannot be generated: no usable prompt, a failing server, or a grading prompt without its placeholders."""

@@ -1,7 +1,8 @@
 """The streamed least-squares fit of P, the map from base to instruct embeddings (paper section 2.2, eq. 4-6).
 
-Solved in delta form: Y - X = X (P - I), which keeps the precision when P is near the identity. Float64 throughout.
-Legend: N rows of the fit, B rows of a block, D width of the tables.
+The fit is solved in delta form, Y - X = X (P - I), which preserves precision when P is close to the identity. All
+computations are in float64. Shape suffixes: N rows of the fit, B rows of a block, D width of the tables, R rows of the
+QR factor.
 """
 
 from collections.abc import Iterator
@@ -15,23 +16,23 @@ from lepmerge.tensors import BLOCK_BYTES, Metrics, Reduction, Result, Workspace,
 
 PANELS = 8
 MIN_BLOCK_ROWS = 512
-"""A D×D matrix is updated with at least so many rows at a time, or memory traffic would take longer than arithmetic."""
+"""Fewest rows per update of a D×D matrix. With fewer rows, memory traffic takes longer than arithmetic."""
 WELL_CONDITIONED = 1e6
-"""Largest condition number of X for which the Gram matrix, which squares it, is solved by Cholesky."""
+"""Largest condition number of X for which Cholesky is used. The Gram matrix has the square of this number."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Fit(Reduction):
-    """P = argmin ‖X P - Y‖ over the rows row_N of two tables; where several P fit, the one nearest to the identity.
+    """P = argmin ‖X P - Y‖ over the rows row_N of two tables. Of several minimizers, the one closest to the identity.
 
-    The result holds `delta_DD` = P - I in float32, and reports the rows used, rank, condition estimate, the residual
-    ‖X P - Y‖ relative to ‖Y - X‖ (1.0 is what P = I leaves) and the drift ‖Y - X‖ / ‖X‖.
+    The result contains `delta_DD` = P - I in float32. The metrics are the number of rows, the rank, an estimate of the
+    condition number, the residual ‖X P - Y‖ / ‖Y - X‖ (1.0 for P = I) and the drift ‖Y - X‖ / ‖X‖.
     """
 
     row_N: torch.Tensor
     label: str
     sources: tuple[str, str] = ("X", "Y")
-    """What the two tables are computed from, for errors."""
+    """Descriptions of the two tables, for error messages."""
     kind: str = "least squares"
 
     @property
@@ -43,7 +44,7 @@ class Fit(Reduction):
         return len(self.row_N) * bytes_per_row(self.operands)
 
     def compute(self, workspace: Workspace) -> Result:
-        """Raises FitError: no rows, or NaN or infinite values among them."""
+        """Fit P. Raises FitError if there are no rows, or if some contain NaN or infinite values."""
         width = self.operands[0].row_width
         if len(self.row_N) == 0:
             raise FitError(
@@ -76,7 +77,7 @@ class Fit(Reduction):
             workspace.progress(f"fitting {self.label}", len(X_BD) * bytes_per_row(self.operands))
 
     def _refuse(self, row_B: torch.Tensor, X_BD: torch.Tensor, delta_BD: torch.Tensor) -> None:
-        """Raise FitError for rows that hold NaN or infinite values, or whose difference overflows."""
+        """Raise FitError for rows that contain NaN or infinite values, or whose difference overflows."""
         in_X = bool((~torch.isfinite(X_BD)).any())
         bad = row_B[~torch.isfinite(X_BD if in_X else delta_BD).all(1).cpu()]
         raise FitError(
@@ -88,7 +89,7 @@ class Fit(Reduction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Drift(Reduction):
-    """How far two tables lie apart on some rows: ‖Y - X‖ / ‖X‖ in Frobenius norms."""
+    """The distance of two tables on some rows: ‖Y - X‖ / ‖X‖ in Frobenius norms."""
 
     row_N: torch.Tensor
     label: str
@@ -120,7 +121,7 @@ Rows = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Tensor, Metrics]:
-    """Return P - I from the normal equations, by Cholesky, or by eigenvalues where that would lose precision."""
+    """Solve the normal equations for P - I by Cholesky, or by eigenvalues if X is ill-conditioned."""
     gram_DD, right_DD = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
     square_X, square_delta = 0.0, 0.0
     edges = [width * panel // PANELS for panel in range(PANELS + 1)]
@@ -134,7 +135,7 @@ def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Ten
     for start, stop in panels:
         gram_DD[stop:, start:stop] = gram_DD[start:stop, stop:].T
     norm_D = gram_DD.diagonal().sqrt()
-    scale_D = torch.where(norm_D > 0, 1 / norm_D, 0)  # Jacobi; a zero column keeps an identity row of P
+    scale_D = torch.where(norm_D > 0, 1 / norm_D, 0)  # Jacobi; a zero column keeps an identity row in P
     gram_DD.mul_(scale_D).mul_(scale_D[:, None])
     gram_DD.diagonal()[norm_D == 0] = 1.0
     scaled_DD = right_DD * scale_D[:, None]
@@ -157,7 +158,10 @@ def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Ten
 
 
 def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, Metrics]:
-    """Return P - I of minimum norm: QR of the rows, streamed, then the singular values of the D×D rest."""
+    """Solve for the P - I of minimum norm: a streamed QR of the rows, then a singular value decomposition of R.
+
+    This route does not square the condition number, and it also works with fewer rows than columns.
+    """
     R = torch.zeros(0, 2 * width, dtype=torch.float64)
     square_X, square_delta = 0.0, 0.0
     for X_BD, delta_BD in rows:
@@ -180,7 +184,7 @@ def _metrics(
 
 
 def _square(rows_BD: torch.Tensor) -> float:
-    """Return the sum of the squares: NaN or infinite when a value is."""
+    """Return the sum of squares. It is NaN or infinite if a value is."""
     flat = rows_BD.flatten()
     return float(flat @ flat)
 
@@ -190,7 +194,7 @@ def _ratio(square_above: float, square_below: float) -> float:
 
 
 def _condition(gram_DD: torch.Tensor, factor_DD: torch.Tensor, *, iterations: int = 12) -> float:
-    """Return an estimate of the condition number of X: power iterations on the Gram matrix and on its inverse."""
+    """Estimate the condition number of X by power iterations on the Gram matrix and on its inverse."""
     start_D = torch.linspace(1, 2, len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
     start_D[1::2] *= -1
     largest = smallest_inverse = start_D[:, None] / start_D.norm()

@@ -9,7 +9,10 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 
 
 def is_path(reference: str, folder: Path) -> bool:
-    """Tell whether a reference, seen from a folder, is a path rather than a Hub id: it exists, or no id looks so."""
+    """Return whether a reference, relative to a folder, is a path rather than a Hub id.
+
+    It is a path if it exists, begins like one, or does not have the form of an id.
+    """
     return (
         (folder / Path(reference).expanduser()).exists()
         or reference.startswith((".", "/", "~"))
@@ -17,8 +20,16 @@ def is_path(reference: str, folder: Path) -> bool:
     )
 
 
+def split_adapters(reference: str, folder: Path) -> tuple[str, list[str]]:
+    """Split `model+adapter` into the model and its adapters. A path that exists in the folder is a model alone."""
+    if (folder / Path(reference).expanduser()).exists():
+        return reference, []
+    model, *adapters = reference.split("+")
+    return (model, adapters) if all((model, *adapters)) else (reference, [])
+
+
 def did_you_mean(path: Path) -> str:
-    """Return a question that names what lies beside a missing path and is called much the same; else nothing."""
+    """Return "(did you mean X?)" if the folder of a missing path contains a similar name X, else an empty string."""
     try:
         beside = os.listdir(path.parent)
     except OSError:

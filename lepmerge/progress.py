@@ -4,10 +4,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Callback of what takes long.
+    """Progress callback of long computations.
 
-    It receives what is being done, the units (bytes, or items) done since the last call, and, where this is known, the
-    units that the same `what` has in all.
+    what: the current task. num_done: units (bytes or items) done since the last call. total: all units of this task, if
+    known.
     """
 
     def __call__(self, what: str, num_done: int, total: int | None = None, /) -> None: ...

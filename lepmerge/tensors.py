@@ -1,7 +1,8 @@
-"""The lazy tensor: knows its shape and dtype, and gives rows on demand.
+"""The lazy tensor: it knows its shape and dtype, and computes rows on demand.
 
-Every tensor is seen as a matrix: its rows run over all dimensions but the last one (a vector is one row). Rows are
-asked for as a `range` or as a 1-D int64 tensor of row numbers; computing them reads only the operands' rows they need.
+Every tensor is treated as a matrix whose rows run over all dimensions but the last one (a vector is one row). Rows are
+requested as a `range` or as a 1-D int64 tensor of row numbers. Computing them reads only the rows of the operands that
+they need.
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +27,10 @@ INTERPRETER_BYTES = 300 << 20
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where and how precisely rows are computed, with the results of the reductions that have run.
+    """The device and precision in which rows are computed, and the results of the reductions that have run.
 
-    dtype is the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress is called
-    with what is being done and the number of bytes done since the last call.
+    dtype: the narrowest floating-point type to compute in; a float64 operand is never narrowed. progress: receives the
+    current task and the number of bytes done since the last call.
     """
 
     device: torch.device = torch.device("cpu")
@@ -46,7 +47,7 @@ class Workspace:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyTensor(ABC):
-    """shape, dtype and rows on demand; `operands` and `reductions` are what its rows are computed from."""
+    """A tensor with a known shape and dtype, whose rows are computed on demand from its operands and reductions."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -55,7 +56,7 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        """Return the rows as (len(rows), row_width) on the workspace's device, not yet rounded to `dtype`."""
+        """Return the rows, shaped (len(rows), row_width), on the workspace's device, not yet rounded to `dtype`."""
 
     @property
     def num_rows(self) -> int:
@@ -70,13 +71,13 @@ class LazyTensor(ABC):
         return prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return rows start to stop, computed on the CPU and rounded to `dtype`; reductions are run as needed."""
+        """Return rows start to stop, computed on the CPU and rounded to `dtype`. Run the reductions that they need."""
         return self.read(range(start, self.num_rows if stop is None else stop), workspace_for(self)).to(self.dtype)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a reduction: small tensors, and metrics and warnings for the report."""
+    """The result of a reduction: small tensors, plus metrics and warnings for the report."""
 
     tensors: Mapping[str, torch.Tensor]
     metrics: Metrics = field(default_factory=dict)
@@ -85,9 +86,9 @@ class Result:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reduction(ABC):
-    """A node of the plan that reads whole tensors once, before the rows that need its result (a fit, a norm, a mean).
+    """A node of the plan that reads whole tensors (a fit, a norm, a mean) before the rows that need its result.
 
-    Identity is the key: one object is computed once, however many tensors use it.
+    Reductions are compared by identity: each object is computed once, even if many tensors use it.
     """
 
     operands: tuple[LazyTensor, ...]
@@ -99,16 +100,16 @@ class Reduction(ABC):
     @property
     @abstractmethod
     def memory(self) -> int:
-        """The bytes of memory that computing it takes beyond one block of rows."""
+        """Bytes of memory that the computation needs in addition to one block of rows."""
 
     @property
     @abstractmethod
     def bytes_read(self) -> int:
-        """The bytes of its operands' rows that it reads, as they are stored; `progress` counts up to this number."""
+        """Bytes that the computation reads from its operands, in their stored types; the total for `progress`."""
 
 
 def reductions_of(tensors: Iterable[LazyTensor]) -> list[Reduction]:
-    """Return every reduction that the tensors need, each once, those that others depend on first."""
+    """Return every reduction that the tensors need, each once, and each after the reductions that it depends on."""
     found: dict[Reduction, None] = {}
     seen: set[int] = set()
 
@@ -129,7 +130,7 @@ def reductions_of(tensors: Iterable[LazyTensor]) -> list[Reduction]:
 
 
 def workspace_for(tensor: LazyTensor) -> Workspace:
-    """Return a workspace on the CPU in which the rows of a tensor can be read: its reductions are run."""
+    """Return a workspace on the CPU with the results of all reductions of a tensor, so that its rows can be read."""
     workspace = Workspace()
     for reduction in reductions_of([tensor]):
         workspace.results[reduction] = reduction.compute(workspace).tensors
@@ -137,7 +138,7 @@ def workspace_for(tensor: LazyTensor) -> Workspace:
 
 
 def leaves_of(tensor: LazyTensor) -> Iterator[LazyTensor]:
-    """Yield the tensors without operands from which `tensor` is computed, reductions included."""
+    """Yield the tensors without operands from which `tensor` and its reductions are computed."""
     below = [*tensor.operands, *(operand for reduction in tensor.reductions for operand in reduction.operands)]
     if not below:
         yield tensor
@@ -153,7 +154,7 @@ def blocks(tensor: LazyTensor, *, itemsize: int = 4) -> Iterator[range]:
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items, each made in a second thread while the one before it is in use: reading beside computing."""
+    """Yield the items. A second thread makes the next item while the current one is in use (read while computing)."""
     iterator = iter(items)
 
     def following() -> list[Item]:
@@ -177,7 +178,7 @@ def bytes_per_row(tensors: Iterable[LazyTensor]) -> int:
 
 
 def narrowest(rows: torch.Tensor) -> Rows:
-    """Return the row numbers as a range when they are consecutive, which reads faster."""
+    """Return the row numbers as a range if they are consecutive, because a range is read faster."""
     if len(rows) == 0:
         return range(0)
     first, count = int(rows[0]), len(rows)
@@ -192,7 +193,7 @@ def as_index(rows: Rows) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Elementwise(LazyTensor):
-    """function(*operand rows), row by row; the operands have one shape."""
+    """function(*rows of the operands, *results of the reductions). All operands have the same shape."""
 
     function: Callable[..., torch.Tensor]
 
@@ -203,7 +204,7 @@ class Elementwise(LazyTensor):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ChosenRows(LazyTensor):
-    """Row v is row `row_V[v]` of operand `operand_V[v]`; a row that is only moved keeps its bits."""
+    """Row v is row `row_V[v]` of operand `operand_V[v]`. Rows are moved without rounding, so they keep their bits."""
 
     operand_V: torch.Tensor
     row_V: torch.Tensor
@@ -256,7 +257,7 @@ class MeanRow(Reduction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RepeatedRow(LazyTensor):
-    """Every row is the same: the result of a MeanRow."""
+    """A table whose rows are all equal to the result of a MeanRow."""
 
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
         row = workspace.results[self.reductions[0]]["row"]

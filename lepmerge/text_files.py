@@ -1,7 +1,7 @@
-"""The texts of one file: the paragraphs of a .txt file, the rows of a .jsonl or .parquet file, also compressed.
+"""Read the texts of one file: the paragraphs of a .txt file, or the rows of a .jsonl or .parquet file.
 
-Every format follows the same rules. Rows that are null, absent or empty, and texts with NUL characters or unpaired
-surrogates, are skipped and counted. Everything else that is not a text is an error with file and line.
+The rules are the same for every format. Rows that are null, absent or empty, and texts with NUL characters or unpaired
+surrogates, are skipped and counted. Any other value that is not a text is an error with file and line.
 """
 
 import codecs
@@ -22,17 +22,17 @@ from lepmerge.progress import Progress, no_progress
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
 LONGEST_PARAGRAPH = 1 << 20
-"""Characters after which a paragraph without an end is cut at a line, so that memory stays bounded."""
+"""Longer paragraphs are cut at the next line end after this many characters, so that memory stays bounded."""
 HEAD_BYTES = 1024
-"""Bytes at the beginning of a file that are examined for UTF-16."""
+"""Number of bytes at the beginning of a file that are tested for UTF-16."""
 
 
 @dataclass
 class Counts:
-    """What was read and what was skipped.
+    """The numbers of documents and texts that were read, and of texts that were skipped.
 
-    documents: rows of .jsonl and .parquet files, and whole .txt files. texts: rows, and paragraphs of .txt files.
-    skipped: reason → number of texts.
+    documents: rows of .jsonl and .parquet files, and whole .txt files. texts: rows of .jsonl and .parquet files, and
+    paragraphs of .txt files. skipped: reason → number of texts.
     """
 
     documents: int = 0
@@ -40,7 +40,7 @@ class Counts:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def accepts(self, text: str | None) -> bool:
-        """Return whether a text is usable, and count it."""
+        """Count a text and return whether it is usable."""
         reason = _reason_to_skip(text)
         if reason is None:
             self.texts += 1
@@ -49,7 +49,7 @@ class Counts:
         return reason is None
 
     def skipped_summary(self) -> str:
-        """Return such as `skipped 3 of 80 texts: 2 null, 1 empty`; nothing where none was skipped."""
+        """Return a summary such as `skipped 3 of 80 texts: 2 null, 1 empty`, or an empty string if none was skipped."""
         if not self.skipped:
             return ""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
@@ -72,7 +72,7 @@ def _reason_to_skip(text: str | None) -> str | None:
 
 
 def kind_of(file: Path) -> str | None:
-    """Return .txt, .jsonl or .parquet, None for another file."""
+    """Return the format of a file (.txt, .jsonl or .parquet), or None if it has another one."""
     name = file.name.lower()
     endings = {kind + compression: kind for kind in FORMATS for compression in COMPRESSIONS}
     return next((kind for ending, kind in endings.items() if name.endswith(ending)), None)
@@ -81,12 +81,13 @@ def kind_of(file: Path) -> str | None:
 def texts_of(
     file: Path, column: str, progress: Progress, *, counts: Counts | None = None, column_key: str = "--column"
 ) -> Iterator[str]:
-    """Yield the texts of one file; none of an empty one.
+    """Yield the texts of one file. An empty file has none.
 
-    column: field of the rows; `doc.text` reaches into nested rows. column_key: where the user names the column.
+    column: field of the rows; `doc.text` means the field `text` inside the field `doc`. column_key: the option or key
+    with which the user chooses the column, for error messages.
 
     Raises:
-        CorpusError: a file that is damaged, not UTF-8 or without the column, with file and line.
+        CorpusError: the file is damaged, is not UTF-8 or lacks the column (with file and line).
     """
     counts = counts if counts is not None else Counts()
     kind = kind_of(file)
@@ -107,10 +108,10 @@ def texts_of(
 
 
 def json_rows(file: Path, progress: Progress = no_progress) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of a .jsonl file, also .gz or .zst; blank lines are left out.
+    """Yield (line number, value) from a .jsonl file, which may be compressed. Blank lines are skipped.
 
     Raises:
-        CorpusError: a file that is damaged or not UTF-8, or a line that is not JSON, with file and line.
+        CorpusError: the file is damaged or is not UTF-8, or a line is not JSON (with file and line).
     """
     with _translated(file), file.open("rb") as raw:
         for number, line in _lines(file, raw, progress):
@@ -129,7 +130,7 @@ def json_rows(file: Path, progress: Progress = no_progress) -> Iterator[tuple[in
 def _translated(file: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # gzip raises BadGzipFile, an OSError
+    except OSError as error:  # includes gzip's BadGzipFile
         raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
     except EOFError as error:
         raise CorpusError(f"{file} is truncated") from error
@@ -160,7 +161,7 @@ def _opened(file: Path, raw: BinaryIO) -> Any:
 
 
 def _lines(file: Path, raw: BinaryIO, progress: Progress) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line with its end) and report the progress."""
+    """Yield (line number, line including its end) and report progress."""
     reported = 0
     stream = _opened(file, raw)
     if encoding := _utf_16(stream.peek(HEAD_BYTES)[:HEAD_BYTES]):
@@ -180,17 +181,17 @@ def _lines(file: Path, raw: BinaryIO, progress: Progress) -> Iterator[tuple[int,
 
 
 def _utf_16(head: bytes) -> str | None:
-    """Return the name of the encoding that the first bytes of a file show, None where they do not show UTF-16."""
+    """Return the UTF-16 variant that the first bytes of a file indicate, or None if they do not look like UTF-16."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
     zeros = Counter(place % 2 for place, byte in enumerate(head) if byte == 0)
-    if len(zeros) == 1 and zeros.total() > max(3, len(head) / 20):  # the high bytes of spaces and line ends
+    if len(zeros) == 1 and zeros.total() > max(3, len(head) / 20):  # high bytes of ASCII characters such as spaces
         return "UTF-16LE" if 1 in zeros else "UTF-16BE"
     return None
 
 
 def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Yield the parts between blank lines; Windows line ends become plain ones."""
+    """Yield the paragraphs between blank lines. Windows line ends become Unix line ends."""
     collected: list[str] = []
     size = 0
     for _, line in chain(lines, [(0, "\n")]):
@@ -207,7 +208,7 @@ def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
 
 
 def _jsonl_rows(file: Path, column: str, column_key: str, progress: Progress) -> Iterator[tuple[str, Any]]:
-    """Yield (file:line, value of the column; None where it is absent)."""
+    """Yield (file:line, value of the column, or None if the row lacks it)."""
     known: dict[str, None] = {}
     has_column = False
     for number, row in json_rows(file, progress):
@@ -231,7 +232,7 @@ def _not_json(line: str, error: Exception | None) -> str:
 
 
 def _below(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
-    """Return whether a row has a column, as a key or as a path of keys, and its value."""
+    """Return whether a row has a column (a key, or a dotted path of keys), and the value of the column."""
     if column in row:
         return True, row[column]
     node: Any = row

@@ -7,6 +7,7 @@ from pathlib import Path
 import pico
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import lepmerge
 from lepmerge.errors import CheckpointError
@@ -53,7 +54,26 @@ def test_no_weights_and_adapters(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "no weights", "model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
-    refused(folder, "PEFT adapter", "merge_and_unload")
+    refused(folder, "PEFT adapter", "name its base")
+
+
+def test_numbered_shards_without_their_index(folder: Path, tmp_path: Path) -> None:
+    pico.split(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    refused(folder, "model.safetensors.index.json is missing", "model-00001-of-00003.safetensors")
+
+
+def test_the_only_shard_is_read_without_an_index(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    assert lepmerge.open_model(folder).tensors.keys() == tensors.keys()
+    out = pico.run_recipe(tmp_path / "run", {"instruct": folder}, [])
+    AutoModelForCausalLM.from_pretrained(out)  # the output has the index
+
+
+def test_weights_in_another_format(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    refused(folder, "holds consolidated.safetensors", "expected model.safetensors or model.safetensors.index.json")
 
 
 def test_two_layouts_at_once(folder: Path) -> None:

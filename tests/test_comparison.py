@@ -24,7 +24,7 @@ from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.prompts import read_prompts
 from lepmerge.comparison.task import mcnemar, measure_task
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
-from lepmerge.training.held_out import cut
+from lepmerge.corpus import cut
 
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
 RUSSIAN = QUICKSTART / "heldout_ru.txt"
@@ -239,6 +239,26 @@ def test_permuted_rows_are_found(instruct: LanguageModel, tmp_path: Path, tables
             assert len(suspects[side]) < len(suspects[other]) / 2
 
 
+def test_a_short_context_limits_all_lengths(tmp_path: Path, english) -> None:
+    """Pieces, beginnings and continuations fit 64 tokens; 16 are refused in one line, a long prompt too."""
+    folder = pico.save_model(tmp_path / "model", english, chat=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = ("--text", f"ru={RUSSIAN}", "--max-bytes", "2kB", "--device", "cpu", "--json")
+    path.write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    result = pico.command("compare", folder, *text)
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads(result.stdout)["models"]["model"]["texts"]["ru"]
+    assert 0 < measured["generation"]["tokens"] < 8 * 64 and measured["bits_per_byte"] > 0
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"messages": [{"role": "user", "content": "x " * 80}], "answer": "y"}))
+    pico.assert_one_line_error(
+        pico.command("compare", folder, *text, "--task", task), 1, "task.jsonl:1", "context of model (64 tokens)"
+    )
+    path.write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    pico.assert_one_line_error(pico.command("compare", folder, *text), 1, "context of 16 tokens is too short")
+
+
 def test_faults_are_one_line(tmp_path: Path) -> None:
     short, bad, mine = tmp_path / "short.txt", tmp_path / "bad.jsonl", tmp_path / "mine.html"
     short.write_text("too short")
@@ -271,8 +291,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert pico.command("train", folder / "train.yaml", *options).exit_code == 0
     for method in ("swap", "overlap", "conversion", "delta"):
         made[method] = folder / "out" / method
-        options = ("--set", f"steps.0.method={method}", "--set", f"output.path={made[method]}", "--device", "cpu", "-q")
-        assert pico.command("run", folder / "recipe.yaml", *options).exit_code == 0
+        values = (f"steps.0.method={method}", "steps.0.keep_shared_rows=false", f"output.path={made[method]}")
+        options = [part for value in values for part in ("--set", value)]
+        assert pico.command("run", folder / "recipe.yaml", *options, "--device", "cpu", "-q").exit_code == 0
     ids = random.Random(0).sample(range(2048, 3072), 200)
     for name, tables in (("input", TABLES[:1]), ("output", TABLES[1:]), ("both", TABLES)):
         made[f"broken-{name}"] = changed(folder / "out" / name, made["delta"], permuted(tables, ids)).folder

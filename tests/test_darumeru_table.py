@@ -131,6 +131,15 @@ def test_files_of_different_runs_make_different_rows(tmp_path: Path, other: dict
     assert len({(row["model"], row["shots"]) for row in found}) == 2
 
 
+def test_other_generation_settings_are_noted_and_not_joined(tmp_path: Path) -> None:
+    config = {"model_args": {"pretrained": "org/model"}, "limit": None, "gen_kwargs": {"max_gen_toks": 16}}
+    first = write(tmp_path / "first.json", TASKS[:9])
+    other = write(tmp_path / "other.json", TASKS[9:], config=config)
+    assert len(rows(first, other, *NOTHING)) == 2
+    done = pico.command("darumeru", other, *NOTHING)
+    assert '--gen_kwargs {"max_gen_toks": 16} changes how the benchmark generates' in done.stdout + done.stderr
+
+
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     """By their whole names; and by the files, where a model was measured twice."""
     models = ["org/model", "out/model", "out/model", "other"]

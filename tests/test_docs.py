@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from lepmerge.config.entries import ModelEntry
+from lepmerge.config.entries import AdaptedEntry
 from lepmerge.merge.recipe import load_recipe
 from lepmerge.operations.expression import FUNCTIONS
 from lepmerge.operations.propagate_embeddings import PropagateEmbeddings
@@ -47,7 +47,7 @@ def test_the_recipes_shown_are_recipes(tmp_path: Path) -> None:
     (tmp_path / "german.yaml").write_text(german)
     recipe = load_recipe(tmp_path / "german.yaml")
     assert recipe.output.path == "out/de-conversion"
-    assert recipe.models["adapted"] == ModelEntry(path="./runs/de")
+    assert recipe.models["adapted"] == AdaptedEntry(path="./runs/de")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

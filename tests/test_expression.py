@@ -48,7 +48,7 @@ def test_names_in_the_order_of_use() -> None:
 
 
 def test_the_longest_and_deepest_that_are_read_can_be_walked() -> None:
-    inner = "(" * (MAX_DEPTH - 2) + "norm(base)" + ")" * (MAX_DEPTH - 2)
+    inner = "abs(" * (MAX_DEPTH - 1) + "norm(base)" + ")" * (MAX_DEPTH - 1)
     tree = parse(" + ".join([inner if n == 0 else "base" for n in range(MAX_OPERATORS + 1)]))
     assert list(tree.names()) == ["base"] and len(list(tree.norms())) == 1 and not tree.is_number()
 
@@ -60,7 +60,7 @@ def test_the_longest_and_deepest_that_are_read_can_be_walked() -> None:
         ("base +", "position 7"),
         ("base base", "operator"),
         ("(base", ")"),
-        ("base)", "operator"),
+        ("base)", "unmatched ')' at position 5"),
         ("base ** 2", "*"),
         ("__import__('os').system('true')", "__import__"),
         ("base.tensors", "."),
@@ -68,9 +68,28 @@ def test_the_longest_and_deepest_that_are_read_can_be_walked() -> None:
         ("lambda: 1", ":"),
         ("sinus(base)", "sinus"),
         ("max(base)", "max"),
-        ("1e999999 * base; 2", ";"),
+        ("1e999999 * base; 2", "at position 16"),
+        ("1e999 * base", "the number is too large at position 1"),
+        ("9" * 400 + " * base", "the number is too large"),
+        ("9" * 9000 + " * base", "Exceeds the limit"),
+        ("1_000 * base", "unexpected '1_000'"),
+        ("0x10 * base", "unexpected '0x10'"),
+        ("2j * base", "unexpected '2j'"),
+        ("base # comment", "unknown character at position 6"),
+        ("base\0", "null"),
+        ("2(base)", "unexpected '2(base)'"),
+        ("True * base", "unexpected True"),
+        ("base if base else 1", "unexpected 'base if base else 1'"),
+        ("+base", "unexpected '+base'"),
+        ("max(*base)", "unexpected '*base'"),
+        ("abs(x=base)", "unexpected 'abs(x=base)'"),
+        ("модель + (base", "'(' was never closed at position 10"),
+        ("модель + base.тензор", "unexpected 'base.тензор'; allowed are numbers"),
+        ("base = 2", "at position"),
         ("(" * 5000 + "base" + ")" * 5000, "nested"),
-        ("-" * 5000 + "base", "nested"),
+        ("-" * 5000 + "base", "operators"),
+        ("-(" * 180 + "base" + ")" * 180, "operators"),
+        ("abs(" * 190 + "base" + ")" * 190, "nested"),
         (" + ".join(["base"] * 5000), "operators"),
         ("norm(2) * base", "norm of a number"),
         ("norm(norm(base) + 1) * base", "norm of a number"),
@@ -83,3 +102,18 @@ def test_faults(text: str, part: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse(text)
     assert part in str(caught.value) and len(str(caught.value)) < 300
+
+
+SIGNS = [*"+-*/(),.[]{}:;=#'\"\\_\n\t\0e0123456789"]
+WORDS = ["base", "norm(", "модель", "ª", "𝒙", "lambda ", "9" * 5000, "(" * 250]
+
+
+@given(st.lists(st.one_of(st.sampled_from([*SIGNS, *WORDS]), st.text(max_size=3)), max_size=25).map("".join))
+def test_any_text_is_a_tree_or_one_clear_error(text: str) -> None:
+    try:
+        tree = parse(text)
+    except RecipeError as error:
+        assert str(error).startswith("expression ") and " at position " in str(error) and len(str(error)) < 400
+        assert "\n" not in str(error)
+    else:
+        assert set(tree.names()) or tree.is_number()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import generation
@@ -16,9 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lepmerge.errors import OutputError
 from lepmerge.generation import local
+from lepmerge.generation.filters import Filters
 from lepmerge.generation.prompts import prompts_of_files
 from lepmerge.generation.run import Job, generate
+from lepmerge.output.staging import Staging
 
 PROMPTS = ("The quick", "A", "An operation turns one model into", "Numbers such as", "dog", "The lazy dog")
 
@@ -81,6 +85,27 @@ def test_overwrite_deletes_nothing_that_generate_did_not_write(tmp_path: Path, s
     done = run(setting["instruct"], prompts, tmp_path / "out", "--overwrite", code=1)
     pico.assert_one_line_error(done, 1, "--overwrite", "report.json")
     assert pico.tree(model) == before
+
+
+def test_finished_answers_outlive_a_change_of_the_filters(tmp_path: Path, prompts: Path) -> None:
+    def killed(place: int) -> None:
+        if place == 1:
+            raise Killed
+
+    job = Job(tmp_path / "out", prompts_of_files([prompts]), generation.Echo(killed))
+    with pytest.raises(Killed):
+        generate(job)
+    asked: list[int] = []
+    generate(replace(job, engine=generation.Echo(asked.append), filters=Filters(scripts=["Latin"])))
+    assert asked == [1, 0] and len(generation.chats(tmp_path / "out")) == 6
+
+
+def test_an_unfinished_run_of_another_command_is_kept(tmp_path: Path, prompts: Path) -> None:
+    with Staging(tmp_path / "out").opened("a training"):
+        pass
+    job = Job(tmp_path / "out", prompts_of_files([prompts]), generation.Echo())
+    with pytest.raises(OutputError, match="holds an unfinished run of another command"):
+        generate(job)
 
 
 def test_an_output_in_the_model_is_refused(tmp_path: Path, setting, prompts: Path) -> None:

@@ -226,4 +226,4 @@ def test_where_nothing_is_trained_yet_the_plan_is_that_of_the_training(small: Se
     finally:
         (tmp_path / "moved").rename(small.folder / "runs/mistral-7b-bpe")
     assert result.exit_code == 0, result.stderr
-    assert "adapted: to be trained first" in result.stdout and "compute" in result.stdout
+    assert "adapted is not trained yet" in result.stdout and "compute" in result.stdout

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from lepmerge.errors import ReferenceNotFound
 from lepmerge.models.references import resolve
@@ -36,6 +37,28 @@ def test_revision_of_its_own_key(cache: Path) -> None:
     assert resolve("someone/model", revision="v1").commit == COMMIT
 
 
+def test_only_what_is_read_is_downloaded(tmp_path: Path, monkeypatch) -> None:
+    listed = (
+        "README.md config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model vocab.json "
+        "merges.txt chat_template.jinja model-00001-of-00002.safetensors model-00002-of-00002.safetensors "
+        "model.safetensors.index.json additional_chat_templates/tool_use.jinja embeddings.safetensors "
+        "consolidated.safetensors consolidated.00.pth params.json model.fp16.safetensors pytorch_model.bin "
+        "model.fp16-00001-of-00002.safetensors model.safetensors.index.fp16.json original/model.safetensors "
+        "original/params.json metal/model.bin onnx/config.json figures/a.txt"
+    ).split()
+    downloaded: list[str] = []
+
+    def snapshot_download(hub_id: str, *, revision, allow_patterns, ignore_patterns=None) -> str:
+        assert hub_id == "someone/model" and revision in (None, COMMIT)
+        kept = filter_repo_objects(listed, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        downloaded.extend(kept)
+        return str(tmp_path / COMMIT)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    resolve("someone/model")
+    assert sorted(downloaded) == sorted(listed[1:14])
+
+
 @pytest.mark.parametrize("text", ["someone/other", "someone/model@v2"])
 def test_what_the_hub_cannot_give(cache: Path, text: str) -> None:
     with pytest.raises(ReferenceNotFound) as caught:
@@ -59,6 +82,6 @@ def test_paths_are_not_taken_for_hub_ids(text: str) -> None:
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.txt").touch()
     with pytest.raises(ReferenceNotFound, match="is a file"):
-        resolve(str(tmp_path / "model.gguf"))
+        resolve(str(tmp_path / "model.txt"))

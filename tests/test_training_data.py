@@ -12,10 +12,11 @@ import training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepmerge.corpus import cut
 from lepmerge.errors import CorpusError
 from lepmerge.training.blocks import blocks_of
 from lepmerge.training.config import load_train_config
-from lepmerge.training.held_out import cut, held_out_texts
+from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.setting import prepare
 from lepmerge.training.tokens import Packer, pieces
@@ -68,7 +69,7 @@ def opened(path: Path, *overrides: str):
 def test_every_text_comes_once_an_epoch(tmp_path: Path, english) -> None:
     texts = [f"{number} числа и слова, {number * 7} раз." for number in range(40)]
     setting, blocks = opened(written(tmp_path, texts, old=english, block_size=64))
-    (tokens,) = blocks.sources
+    tokens = blocks.sources[0].tokens
     assert tokens.num_bytes == sum(len(text.encode()) for text in texts)
     decode = setting.start.vocabulary.tokenizer.decode
     for epoch in (0, 1):
@@ -93,7 +94,7 @@ def test_labels_are_the_next_tokens(tmp_path: Path, english, packing: str) -> No
     places = blocks.order(0).tolist()
     batch = blocks.batch(places)
     wanted = (batch.label_BL != IGNORED).nonzero()
-    assert len(wanted) == blocks.num_labels(places)
+    assert len(wanted) == blocks.totals(places).num_labels
     for row, place in wanted.tolist():
         assert batch.label_BL[row, place] == batch.id_BL[row, place + 1]
         if packing == "documents":
@@ -129,7 +130,7 @@ def test_weights_and_epochs(tmp_path: Path, english) -> None:
     data = f"data=[{{path: {tmp_path}/corpus.jsonl, weight: 0.5}}, {{path: {tmp_path}/more.txt, weight: 2}}]"
     _, blocks = opened(path, data)
     counts = torch.bincount(blocks.order(0)[:, 0]).tolist()
-    first, second = (tokens.num_blocks for tokens in blocks.sources)
+    first, second = (source.tokens.num_blocks for source in blocks.sources)
     assert counts == [round(first / 2), 2 * second]
     chosen = blocks.order(0)[blocks.order(0)[:, 0] == 1, 1].tolist()
     assert sorted(chosen) == sorted([*range(second)] * 2)
@@ -141,7 +142,7 @@ def test_compressed_text_gives_the_same_blocks(tmp_path: Path, english) -> None:
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress((tmp_path / "corpus.jsonl").read_bytes()))
     _, plain = opened(path)
     _, compressed = opened(path, f"data={tmp_path}/corpus.jsonl.gz")
-    assert np.array_equal(plain.sources[0].token_T, compressed.sources[0].token_T)
+    assert np.array_equal(plain.sources[0].tokens.token_T, compressed.sources[0].tokens.token_T)
 
 
 def test_the_same_rows_as_jsonl_and_parquet_give_the_same_blocks(tmp_path: Path, english) -> None:
@@ -152,7 +153,7 @@ def test_the_same_rows_as_jsonl_and_parquet_give_the_same_blocks(tmp_path: Path,
     path = written(tmp_path, [], old=english)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
     parquet.write_table(pyarrow.table({"text": values}), tmp_path / "rows.parquet")
-    found = [opened(path, f"data={tmp_path}/rows.{kind}")[1].sources[0] for kind in ("jsonl", "parquet")]
+    found = [opened(path, f"data={tmp_path}/rows.{kind}")[1].sources[0].tokens for kind in ("jsonl", "parquet")]
     assert found[0].skipped == found[1].skipped == "skipped 18 of 45 texts: 9 empty, 9 null"
     for name in ("token_T", "piece_P2", "block_B1"):
         assert np.array_equal(getattr(found[0], name), getattr(found[1], name))
@@ -181,13 +182,13 @@ def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:
     assert read > 0 and len(told) == read
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "иначе"}) + "\n")
     changed = blocks_of(prepare(load_train_config(path)), tmp_path / "tokens")
-    assert changed.sources[0].num_bytes == len("иначе".encode())
+    assert changed.sources[0].tokens.num_bytes == len("иначе".encode())
 
 
 def test_limit(tmp_path: Path, english) -> None:
     path = written(tmp_path, ["слово " * 10] * 100, old=english)
     _, blocks = opened(path, f"data=[{{path: {tmp_path}/corpus.jsonl, limit: 1KB}}]")
-    assert 1000 <= blocks.sources[0].num_bytes < 1000 + len("слово " * 10 * 2)
+    assert 1000 <= blocks.sources[0].tokens.num_bytes < 1000 + len("слово " * 10 * 2)
 
 
 def test_empty_text(tmp_path: Path, english) -> None:

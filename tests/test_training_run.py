@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pico
 import pytest
@@ -144,9 +146,17 @@ def slow_setting(folder: Path, english, **options) -> Path:
     return training.write_setting(folder, english, repeat=40, max_tokens=20_000, train={"rows": "new"}, **options)
 
 
-def check_kills(tmp_path: Path, english, *, kills: int) -> None:
-    undisturbed = trained(slow_setting(tmp_path / "once", english))
-    path = slow_setting(tmp_path / "killed", english)
+def slow_distillation(folder: Path, english) -> Path:
+    return training.write_distillation(folder, english, repeat=10, max_tokens=8_000)
+
+
+def slow_chats(folder: Path, english) -> Path:
+    return training.write_chat_training(folder, english, repeat=40, max_tokens=20_000)
+
+
+def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *, kills: int) -> None:
+    undisturbed = trained(setting(tmp_path / "once", english))
+    path = setting(tmp_path / "killed", english)
     generator = random.Random(0)
     steps = len((undisturbed / "metrics.jsonl").read_text().splitlines()) - 1
     killed = 0
@@ -163,13 +173,15 @@ def check_kills(tmp_path: Path, english, *, kills: int) -> None:
         assert ours[name] == theirs[name], name
 
 
-def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english) -> None:
-    check_kills(tmp_path, english, kills=3)
+@pytest.mark.parametrize("setting", [slow_setting, slow_distillation])
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english, setting) -> None:
+    check_kills(tmp_path, english, setting, kills=2)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(tmp_path: Path, english) -> None:
-    check_kills(tmp_path, english, kills=20)
+@pytest.mark.parametrize("setting", [slow_setting, slow_distillation, slow_chats])
+def test_killed_twenty_times(tmp_path: Path, english, setting) -> None:
+    check_kills(tmp_path, english, setting, kills=20)
 
 
 def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
@@ -260,11 +272,17 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     models = {"base": "base", "instruct": "instruct", "adapted": "{train: config.yaml}"}
     recipe = pico.write_recipe(tmp_path / "recipe.yaml", **models)
     planned = pico.command("plan", recipe)
-    assert planned.exit_code == 0 and "adapted: to be trained first" in planned.stdout and "steps of" in planned.stdout
+    assert planned.exit_code == 0 and "adapted is not trained yet" in planned.stdout and "steps of" in planned.stdout
+    before = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert list(before["trainings"]) == ["adapted"] and before["trainings"]["adapted"]["steps"] > 0
     pico.assert_one_line_error(pico.command("run", recipe), 2, "models.adapted", "lepmerge train", "--train")
     result = pico.command("run", recipe, "--train", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert "propagate_embeddings" in pico.command("plan", recipe).stdout
+    after = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert after.keys() == before.keys() and after["trainings"] == {}
+    same = ("files", "steps", "vocabulary_rows", "reductions")  # the untrained tables have the same shapes
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
     models["adapted"] = "adapted"
     named = pico.write_recipe(tmp_path / "named.yaml", **models)
     named = lepmerge.load_recipe(named, [f"output.path={tmp_path / 'named'}"])
@@ -272,7 +290,7 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     tables = [load_file(folder / "model.safetensors") for folder in folders]
     assert all(torch.equal(table, tables[1][name]) for name, table in tables[0].items())
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
-    pico.assert_one_line_error(pico.command("run", recipe), 2, "config.yaml is not trained yet")
+    pico.assert_one_line_error(pico.command("run", recipe), 2, "config.yaml is not finished")
 
 
 def test_nan_stops_and_names_the_last_checkpoint(tmp_path: Path, english) -> None:
@@ -298,10 +316,10 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, english, monkeypat
 
     accumulate = Learner.accumulate
 
-    def limited(self, batch, *, scale):
+    def limited(self, batch, totals):
         if len(batch.id_BL) > 1:
             raise OutOfMemory("CUDA out of memory. Tried to allocate 1 GiB")
-        return accumulate(self, batch, scale=scale)
+        return accumulate(self, batch, totals)
 
     path = training.write_setting(tmp_path, english, micro_batch=4)
     expected = trained(path, "micro_batch=1", f"output={tmp_path / 'one'}")
@@ -317,7 +335,7 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, english, monkeypat
         trained(path, f"output={tmp_path / 'none'}")
 
 
-def _always_out(self, batch, *, scale):
+def _always_out(self, batch, totals):
     raise OutOfMemory("CUDA out of memory. Tried to allocate 1 GiB")
 
 
@@ -439,7 +457,7 @@ def test_dry_run(tmp_path: Path, english) -> None:
     assert pico.tree(tmp_path) == before
     report = json.loads((trained(path) / "lepmerge_train.json").read_text())
     session = training.session_of(path)
-    assert found["tokens"] == session.blocks.sources[0].num_tokens and found["tokens_are_exact"]
+    assert found["tokens"] == session.blocks.sources[0].tokens.num_tokens and found["tokens_are_exact"]
     assert found["steps"] == report["steps"]
     shown = pico.command("train", path, "--dry-run", "--device", "cpu").stdout
     for word in ("tokens", "steps", "memory", "FLOP"):

@@ -15,7 +15,7 @@ from lepmerge.training.events import ignore
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal
 from lepmerge.training.run import Session, open_session
-from lepmerge.training.setting import prepare
+from lepmerge.training.setting import Setting, prepare
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,8 @@ def write_setting(
 ) -> Path:
     """Write base, vocabulary, text and config.yaml into a folder; return the configuration's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    pico.save_model(folder / "base", old, tied=tied, dtype=options.pop("dtype", torch.float32))
+    chat = options.pop("chat", False)
+    pico.save_model(folder / "base", old, tied=tied, dtype=options.pop("dtype", torch.float32), chat=chat)
     pico.save_tokenizer(new or extended(old), folder / "vocabulary")
     lines = [f"{text} {number}" for number in range(repeat) for text in pico.RUSSIAN + pico.ENGLISH]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -61,10 +62,51 @@ def write_setting(
     return folder / "config.yaml"
 
 
+def write_distillation(folder: Path, old: Tokenizer, **options) -> Path:
+    """Write a setting in which a model with new tokens learns from itself with the old ones: text, prompts, chats."""
+    data = [
+        "corpus.jsonl",
+        {"path": "corpus.jsonl", "cut": 60, "prompt": "О чём это?\n{text}", "weight": 0.5},
+        {"path": "chats.jsonl", "kind": "chat"},
+    ]
+    options = {
+        "objective": "distill",
+        "teacher": "base",
+        "data": data,
+        "train": {"rows": "new"},
+        "chat": True,
+    } | options
+    path = write_setting(folder, old, **options)
+    write_chats(folder / "chats.jsonl", repeat=options.get("repeat", 2))
+    return path
+
+
+def write_chat_training(folder: Path, old: Tokenizer, **options) -> Path:
+    """Write a setting in which a model with new tokens learns what the assistant says in chats."""
+    defaults = {"objective": "chat", "data": [{"path": "chats.jsonl", "kind": "chat"}], "chat": True, "block_size": 96}
+    path = write_setting(folder, old, **defaults | options)
+    write_chats(folder / "chats.jsonl", repeat=options.get("repeat", 2))
+    return path
+
+
+def write_chats(path: Path, *, repeat: int = 2) -> None:
+    """Write short chats in Russian and English, with one, two and no answers."""
+    chats = []
+    for number in range(repeat):
+        for question, answer in zip(pico.RUSSIAN, pico.ENGLISH, strict=False):
+            first = [{"role": "user", "content": f"{question[:20]} {number}"}, {"role": "bot", "content": answer[:20]}]
+            second = [{"role": "user", "content": "да"}, {"role": "assistant", "content": f"{question[:12]}"}]
+            chats += [first, first + second, first[:1]]
+    path.write_text("".join(json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in chats))
+
+
+def setting_of(path: Path, *overrides: str) -> Setting:
+    return prepare(load_train_config(path, overrides))
+
+
 def session_of(path: Path, *overrides: str) -> Session:
     """Return what training the configuration would start with."""
-    config = load_train_config(path, overrides)
-    return open_session(prepare(config), path.parent / "work", Group(CPU), StopSignal(), ignore)
+    return open_session(setting_of(path, *overrides), path.parent / "work", Group(CPU), StopSignal(), ignore)
 
 
 def plain_training(config: TrainConfig, session: Session, learner: Learner, *, steps: int) -> dict[str, torch.Tensor]:

@@ -1,1 +1,1 @@
-"""Command groups that lepmerge/commands/main.py puts together: one file a group."""
+"""The subcommands that lepmerge/commands/main.py puts together, one file per command or group."""

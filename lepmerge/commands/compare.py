@@ -1,4 +1,4 @@
-"""lepmerge compare: what an adaptation gained and what it cost."""
+"""lepmerge compare: measure what an adaptation gained and what it cost."""
 
 import json
 import sys
@@ -15,27 +15,38 @@ from lepmerge.commands.console import table
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL...")
 @click.option("--text", "texts", multiple=True, required=True, metavar="[NAME=]FILE",
-              help="A text (.txt, .jsonl, .parquet, also .gz, .zst), folder or glob; repeatable.")  # fmt: skip
-@click.option("--chat", type=click.Path(dir_okay=False), metavar="FILE", help="Prompts: {messages} a line (.jsonl).")
+              help="Text to measure on: .txt, .jsonl or .parquet file (also .gz, .zst), folder or glob. "
+                   "Repeatable.")  # fmt: skip
+@click.option("--chat", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Compare the answers to these prompts: a .jsonl file, one {messages} per line.")  # fmt: skip
 @click.option("--task", type=click.Path(dir_okay=False), metavar="FILE",
-              help="A task: {messages, answer} a line (.jsonl).")  # fmt: skip
-@click.option("--reference", metavar="NAME", help="The model that others are compared with.  [default: the first]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-              help="Of the weights.  [default: float32 on the CPU, else as stored]")  # fmt: skip
+              help="Measure the accuracy on this task: a .jsonl file, one {messages, answer} per line.")  # fmt: skip
+@click.option("--reference", metavar="NAME", help="Model that the others are compared against.  [default: the first]")
 @click.option(
-    "--max-bytes", default="200kB", show_default=True, metavar="SIZE", help="Of each text, from its beginning."
+    "--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:N or mps."
 )
-@click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Data type of the weights.  [default: float32 on the CPU, otherwise as stored]")  # fmt: skip
+@click.option(
+    "--max-bytes", default="200kB", show_default=True, metavar="SIZE", help="Measure only the beginning of each text."
+)
+@click.option(
+    "--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows that holds the text."
+)
 @click.option("--copies", default=20, show_default=True, type=click.IntRange(min=0),
-              help="Sentences and paragraphs of each text to copy, at most a quarter of it of each.")  # fmt: skip
+              help="Ask for copies of this many sentences and as many paragraphs of each text. Sentences and "
+                   "paragraphs each take at most a quarter of the text.")  # fmt: skip
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1),
-              help="Of an answer in a chat.")  # fmt: skip
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Of generation.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart (PNG).")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a report in one file.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+              help="Maximum length of an answer to --chat, in tokens.")  # fmt: skip
+@click.option(
+    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Prompts that are answered at once."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write charts to this PNG file.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a report as a single HTML file."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def compare(
     models: tuple[str, ...],
     texts: tuple[str, ...],
@@ -54,7 +65,10 @@ def compare(
     html: Path | None,
     quiet: bool,
 ) -> None:
-    """Measure MODELs beside the first one: texts, generation, copying, chats, a task, drift, broken tokens.
+    """Measure what an adaptation gained and what it cost.
+
+    Each MODEL is compared against the reference model: bits per byte on texts, generation speed, exact copying,
+    answers to chats, accuracy on a task, drift of the embeddings, broken tokens.
 
     \b
     Example:
@@ -105,7 +119,7 @@ def compare(
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print a table for each group of figures on stdout, warnings on stderr."""
+    """Print one table per group of metrics on stdout, and the warnings on stderr."""
     from lepmerge.comparison.columns import groups_of
 
     names = list(results["models"])
@@ -139,14 +153,14 @@ def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> Non
 
 
 def _named(argument: str, default: str) -> tuple[str, str]:
-    """Return (name, path) of NAME=PATH, or of a path alone."""
+    """Split NAME=PATH into (name, path). Without a name, or if a file of that whole name exists, use `default`."""
     name, equals, path = argument.partition("=")
     return (name, path) if equals and name and not Path(argument).exists() else (default, argument)
 
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """Yield a callback that shows on stderr what is measured and how far it is; without a terminal, a line a model."""
+    """Yield a progress callback. On a terminal it draws a bar on stderr, otherwise it writes one line per model."""
     from tqdm import tqdm
 
     begun: set[str] = set()

@@ -1,4 +1,4 @@
-"""The terminal: errors in one line, progress, tables."""
+"""Terminal output: one-line errors, progress bars, tables."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ TABLE_WIDTH = 100
 
 
 class CommandGroup(click.Group):
-    """A click group that shows each fault in one line and keeps the order in which commands are added."""
+    """A click group that prints each LepmergeError without a traceback and lists commands in the order added."""
 
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("NO_COLOR"):
@@ -37,7 +37,7 @@ class CommandGroup(click.Group):
 
 @contextmanager
 def progress_bar(total: int, *, quiet: bool) -> Iterator[Progress]:
-    """Yield a callback that shows bytes, rate and ETA on stderr; silent when quiet or not a terminal."""
+    """Yield a progress callback that shows bytes, rate and ETA on stderr. It is silent if quiet or not a terminal."""
     from tqdm import tqdm
 
     with tqdm(
@@ -52,7 +52,7 @@ def progress_bar(total: int, *, quiet: bool) -> Iterator[Progress]:
 
 
 class LogClock:
-    """Paces lines on stderr where it is no terminal: the first one at once, then one after every 30 seconds."""
+    """Limit log lines on a stderr that is not a terminal: the first is due at once, then one every 30 seconds."""
 
     SECONDS = 30
 
@@ -68,12 +68,12 @@ class LogClock:
 
 
 def show_note(text: str) -> None:
-    """Write what the user should know to stderr."""
+    """Write a note for the user to stderr."""
     click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
 
 
 def human_bytes(count: float) -> str:
-    """Return a number of bytes for people: 1.5 GB."""
+    """Format a number of bytes for people: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -82,7 +82,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Return a duration for people: 40s, 3m20s, 5h07m."""
+    """Format a duration for people: 40s, 3m20s, 5h07m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -90,7 +90,10 @@ def human_seconds(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
-    """Return aligned columns, numbers to the right. A table that is too wide continues below itself."""
+    """Format rows as aligned columns, numbers to the right. A table that is too wide is split into parts.
+
+    The parts are printed one below the other; each repeats the first column.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     right = [
@@ -107,7 +110,7 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
 
 
 def _parts(widths: Sequence[int]) -> list[list[int]]:
-    """Return the columns of the parts of a table, each at most TABLE_WIDTH wide and beginning with the first column."""
+    """Split columns into parts of at most TABLE_WIDTH characters. Every part begins with the first column."""
     parts = [[0]]
     for column in range(1, len(widths)):
         width = sum(widths[each] + 2 for each in parts[-1]) + widths[column]
@@ -124,6 +127,6 @@ def _cell(value: Any) -> str:
 
 
 def pairs(values: dict[str, Any] | None) -> str:
-    """Return `key value, key value`; a nested dictionary is written the same way."""
+    """Format a dictionary as `key value, key value`, nested dictionaries too."""
     plain = {key: pairs(value) if isinstance(value, dict) else value for key, value in (values or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())

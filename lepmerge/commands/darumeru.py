@@ -1,4 +1,4 @@
-"""lepmerge darumeru: the benchmark's table from result files of lm-evaluation-harness."""
+"""lepmerge darumeru: print the benchmark's table from result files of lm-evaluation-harness."""
 
 import csv
 import io
@@ -14,17 +14,19 @@ from lepmerge.commands.console import show_note, table
 @click.argument("results", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--paper", "tables", multiple=True, type=click.Choice(["1", "2", "3", "4", "none"]),
-    help="Rows of these tables of the paper, or none.  [default: those with as many shots as the results]",
+    help="Also print the rows of this table of the paper. Repeatable; `none` prints no such rows.  [default: the "
+         "tables with as many shots as the results]",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart (PNG).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout instead of a table.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also write charts to this PNG file.")
 def darumeru(
     results: tuple[Path, ...], tables: tuple[str, ...], as_json: bool, as_csv: bool, plot: Path | None
 ) -> None:
-    """Print the table of the Darumeru benchmark from the results_*.json of `lm_eval --output_path`.
+    """Print the Darumeru benchmark's table from results of lm_eval.
 
-    The first file's model is the reference: + and - mark what is significantly higher or lower (5 % level, by the
+    RESULTS are the results_*.json files that `lm_eval --output_path` writes. The model of the first file is the
+    reference. + and - mark scores that are significantly higher or lower than its scores (5 % level, with the
     harness's standard errors).
 
     \b

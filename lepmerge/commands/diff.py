@@ -1,6 +1,7 @@
 """lepmerge diff: compare two models tensor by tensor."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -11,12 +12,13 @@ from lepmerge.commands.options import json_option
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--all", "all_", is_flag=True, help="List equal tensors too.")
+@click.option("--all", "all_", is_flag=True, help="Also list the tensors that are equal.")
 @json_option
 def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
-    """Compare two models tensor by tensor; vocabulary tables by the rows of tokens that both have.
+    """Compare two models tensor by tensor.
 
-    Exits with 0 whether or not they differ.
+    If the vocabularies differ, embedding tables are compared on the rows of the tokens that both models have. Two PEFT
+    adapters are compared by the update of each module. The exit code is 0 whether or not the models differ.
 
     \b
     Example:
@@ -24,12 +26,16 @@ def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.adapter_inspection import diff_adapters, is_adapter
+    from lepmerge.models.adapters import open_model
     from lepmerge.models.inspection import diff as diff_models
 
-    first, second = open_model(a), open_model(b)
-    with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
-        found = list(diff_models(first, second, progress=progress))
+    if is_adapter(a) and is_adapter(b):
+        found = list(diff_adapters(Path(a).expanduser(), Path(b).expanduser()))
+    else:
+        first, second = open_model(a), open_model(b)
+        with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
+            found = list(diff_models(first, second, progress=progress))
     if as_json:
         click.echo(json.dumps([asdict(difference) for difference in found], indent=2, ensure_ascii=False))
         return

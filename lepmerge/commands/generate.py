@@ -1,4 +1,4 @@
-"""lepmerge generate: a model answers prompts; the chats are what `lepmerge train` learns from."""
+"""lepmerge generate: let a model answer prompts, and save the chats as training data for `lepmerge train`."""
 
 import json
 import sys
@@ -23,53 +23,74 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("prompts", nargs=-1, type=existing_file)
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="New folder for chats.jsonl and report.json.")  # fmt: skip
-@click.option("--text", "texts", multiple=True, help="Also make prompts from this plain text.")
+@click.option("--text", "texts", multiple=True, help="Also make prompts from this plain text. Repeatable.")
 @click.option("--form", "forms", multiple=True, type=click.Choice(["continue", "repeat", "question"]),
-              help="Forms of the prompts that are made from text. Default: all.")  # fmt: skip
+              help="Form of the prompts that are made from --text. Repeatable.  [default: all forms, in "
+                   "turn]")  # fmt: skip
 @click.option("--text-prompts", default=1000, show_default=True, type=click.IntRange(min=1),
-              help="At most this many prompts are made from text.")  # fmt: skip
-@click.option("--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows of text.")
+              help="Maximum number of prompts that are made from --text.")  # fmt: skip
+@click.option(
+    "--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows that holds the text."
+)
 @click.option("--longest", default=1500, show_default=True, type=click.IntRange(min=100),
-              help="Characters of a passage of text, at most.")  # fmt: skip
-@click.option("--wordings", type=existing_file, help="JSON file that words the requests. Default: Russian and English.")
+              help="Maximum length of a passage of text, in characters.")  # fmt: skip
+@click.option(
+    "--wordings",
+    type=existing_file,
+    help="JSON file with the wordings of the requests.  [default: built-in Russian and English wordings]",
+)
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1),
-              help="Limit of an answer. Longer ones are dropped.")  # fmt: skip
+              help="Maximum length of an answer, in tokens. Longer answers are dropped.")  # fmt: skip
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0),
-              help="0 takes the most probable token (greedy).")  # fmt: skip
+              help="Sampling temperature. 0 always takes the most probable token (greedy).")  # fmt: skip
 @click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True, max=1),
-              help="Sample from the most probable tokens that make up this probability.")  # fmt: skip
+              help="Sample only from the most probable tokens whose probabilities add up to this.")  # fmt: skip
 @click.option("--candidates", default=1, show_default=True, type=click.IntRange(min=1),
-              help="Answers per prompt. The best is kept, by score, then by the model's probability.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of everything random.")
+              help="Answers per prompt, of which the best is kept: the one with the highest score of the grader, then "
+                   "with the highest probability.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all random choices.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1),
-              help="Prompts that a model on this machine answers at once.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+              help="Number of prompts that a model on this machine answers at once.")  # fmt: skip
+@click.option(
+    "--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:N or mps."
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-              help="Type of the weights. Default: float32 on the CPU, elsewhere as stored.")  # fmt: skip
-@click.option("--server", metavar="URL", help="Ask this OpenAI-compatible server; MODEL is the model's name there.")
+              help="Data type of the weights.  [default: float32 on the CPU, otherwise as stored]")  # fmt: skip
+@click.option(
+    "--server", metavar="URL", help="Ask this OpenAI-compatible server instead; MODEL is then the model's name there."
+)
 @click.option("--concurrency", default=8, show_default=True, type=click.IntRange(min=1),
-              help="Requests that a server gets at once.")  # fmt: skip
+              help="Number of requests that a server gets at once.")  # fmt: skip
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the key of --server.")
 @click.option("--script", "scripts", multiple=True, metavar="NAME",
-              help="Drop answers with under half of their letters in this script, e.g. Cyrillic.")  # fmt: skip
+              help="Drop an answer if less than half of its letters are in this script, e.g. Cyrillic. Repeatable: "
+                   "the scripts count together.")  # fmt: skip
 @click.option("--keep", "kept", multiple=True, type=click.Choice(["cut", "repetitive"]),
-              help="Do not drop answers that are cut at the limit, or repetitive.")  # fmt: skip
-@click.option("--grader", metavar="MODEL", help="Model that gives each answer a score from 1 to 5.")
-@click.option("--grader-server", metavar="URL", help="The grader is on this server.")
-@click.option("--grader-api-key-env", metavar="NAME", help="Environment variable with the key of --grader-server.")
+              help="Do not drop answers that reach --max-new-tokens (cut), or that repeat themselves "
+                   "(repetitive).")  # fmt: skip
+@click.option(
+    "--grader", metavar="MODEL", help="Model that scores each answer from 1 to 5.  [default: answers are not scored]"
+)
+@click.option("--grader-server", metavar="URL", help="Ask this server for the grader instead of loading it.")
+@click.option(
+    "--grader-api-key-env", metavar="NAME", help="Environment variable that holds the key of --grader-server."
+)
 @click.option("--grader-prompt", type=existing_file,
-              help="File with the grader's prompt, which contains {prompt} and {answer}.")  # fmt: skip
+              help="Text file with the grader's prompt; it must hold {prompt} and {answer}.  [default: "
+                   "built-in]")  # fmt: skip
 @click.option("--min-score", default=4.0, show_default=True, type=click.FloatRange(min=1, max=5),
-              help="Drop answers with a lower score.")  # fmt: skip
-@click.option("--copies", multiple=True, help="Add requests to repeat passages of this text exactly.")
+              help="Drop answers that the grader scores lower.")  # fmt: skip
+@click.option("--copies", multiple=True, help="Also add requests to repeat passages of this text exactly. Repeatable.")
 @click.option("--copy-share", default=0.4, show_default=True,
               type=click.FloatRange(min=0, min_open=True, max=1, max_open=True),
-              help="Fraction of all records that are copies.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace finished chats at the output.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+              help="Fraction of all records that --copies makes up.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace finished chats in the output folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout instead of a summary.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def generate(output: Path, overwrite: bool, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Let MODEL answer PROMPTS (.jsonl files with `messages` or `prompt`). A run that was stopped continues.
+    """Let a model answer prompts, to make training data.
+
+    PROMPTS are .jsonl files with `messages` or `prompt` in each line. An interrupted run resumes.
 
     \b
     Example:
@@ -94,7 +115,7 @@ def generate(output: Path, overwrite: bool, as_json: bool, quiet: bool, **option
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """Yield the callback of a run: a bar with tokens per second on a terminal, otherwise a line now and then."""
+    """Yield the run's progress callback. It draws a bar with tokens per second on a terminal, or else logs lines."""
     from tqdm import tqdm
 
     with tqdm(unit="prompt", disable=quiet or not sys.stderr.isatty(), leave=False, file=sys.stderr) as bar:
@@ -116,7 +137,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
 
 
 class _Pace:
-    """How fast a stage is since this run began with it. first: what an earlier run had finished."""
+    """Measures the speed of a stage in this run. first: number of prompts that an earlier run had finished."""
 
     def __init__(self, first: int) -> None:
         self._began, self._first, self.num_tokens = time.monotonic(), first, 0
@@ -134,7 +155,7 @@ class _Pace:
 
 
 def _show(report: dict[str, Any]) -> None:
-    """Print the counts on stdout, what is missing on stderr."""
+    """Print the counts on stdout, and what is missing on stderr."""
     from lepmerge.generation.copies import num_copies
 
     dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())

@@ -1,10 +1,12 @@
-"""lepmerge inspect: tensors, vocabulary, ties and padding of a model."""
+"""lepmerge inspect: show the tensors, vocabulary, ties and padding of a model."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import click
 
-from lepmerge.commands.console import table
+from lepmerge.commands.console import pairs, table
 from lepmerge.commands.options import json_option
 
 
@@ -12,15 +14,24 @@ from lepmerge.commands.options import json_option
 @click.argument("model")
 @json_option
 def inspect(model: str, as_json: bool) -> None:
-    """Print the tensors, vocabulary, ties and padding of a model; only headers are read.
+    """Show the tensors, vocabulary and settings of a model.
+
+    This includes tied embeddings, padding rows, chat templates and quantization. Only file headers are read, so it is
+    fast for large models too.
+
+    Of a PEFT adapter's folder: rank, targets, and the norm of the update by layer and module.
 
     \b
     Example:
       lepmerge inspect runs/mistral-7b-ru
     """
-    from lepmerge.models.checkpoint import open_model
+    from lepmerge.models.adapter_inspection import inspect_adapter, is_adapter
+    from lepmerge.models.adapters import open_model
     from lepmerge.models.inspection import inspect as inspect_model
 
+    if is_adapter(model):
+        _show_adapter(inspect_adapter(Path(model).expanduser()), as_json)
+        return
     found = inspect_model(open_model(model))
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
@@ -29,7 +40,20 @@ def inspect(model: str, as_json: bool) -> None:
     for key, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items())
-        click.echo(f"{key.replace('_', ' '):16}{value if not isinstance(value, list) else '; '.join(value)}")
+        click.echo(f"{key.replace('_', ' '):24}{('; '.join(value) or 'none') if isinstance(value, list) else value}")
     click.echo()
     rows = [[name, entry["dtype"], entry["shape"], entry["file"]] for name, entry in tensors.items()]
     click.echo(table(rows, header=["tensor", "dtype", "shape", "file"]))
+
+
+def _show_adapter(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    layers, modules = found.pop("layers"), found.pop("modules")
+    for key, value in found.items():
+        shown = pairs(value) if isinstance(value, dict) else ", ".join(value) if isinstance(value, list) else value
+        click.echo(f"{key.replace('_', ' '):24}{'none' if shown in ('', None) else shown}")
+    click.echo("\n" + table([list(item) for item in layers.items()], header=["layer", "norm of the update"]))
+    rows = [[name, *entry.values()] for name, entry in modules.items()]
+    click.echo("\n" + table(rows, header=["module", "rank", "scaling", "shape", "norm"]))

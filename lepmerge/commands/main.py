@@ -7,6 +7,7 @@ from lepmerge.commands.console import CommandGroup
 from lepmerge.commands.convert import convert
 from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.diff import diff
+from lepmerge.commands.extract import extract
 from lepmerge.commands.generate import generate
 from lepmerge.commands.inspect import inspect
 from lepmerge.commands.plan import plan_
@@ -22,12 +23,13 @@ def main() -> None:
     """Adapt an instruct LLM to another language: vocabulary swap, Learned Embedding Propagation, embedding arithmetic.
 
     \b
-    lepmerge tokenizer extend ...   1. a vocabulary that fits the language
-    lepmerge train train.yaml       2. learn the embeddings of the base model
-    lepmerge run recipe.yaml        3. propagate them into the instruct model
-    lepmerge compare ...            4. measure what was gained and what it cost
+    The order of work:
+      lepmerge tokenizer extend ...   1. build a vocabulary that fits the language
+      lepmerge train train.yaml       2. train the embeddings of the base model
+      lepmerge run recipe.yaml        3. propagate them into the instruct model
+      lepmerge compare ...            4. measure what was gained and what it cost
     """
 
 
-for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff, convert):
+for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff, extract, convert):
     main.add_command(command)

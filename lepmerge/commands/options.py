@@ -18,8 +18,12 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 recipe_arguments = _options(
     click.argument("recipe", type=click.Path(exists=True, dir_okay=False, allow_dash=True)),
     click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. models.base=PATH."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, e.g. models.base=PATH. Repeatable.",
     ),
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of text.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")

@@ -1,4 +1,4 @@
-"""lepmerge plan: what a recipe would read, compute and write."""
+"""lepmerge plan: show what a recipe would read, compute and write."""
 
 import json
 from typing import Any
@@ -7,14 +7,16 @@ import click
 
 from lepmerge.commands.console import human_bytes, pairs, table
 from lepmerge.commands.options import json_option, recipe_arguments
-from lepmerge.commands.train import show_estimate
+from lepmerge.commands.train import estimated, show_estimate
 
 
 @click.command("plan")
 @recipe_arguments
 @json_option
 def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print what a recipe would read, compute, copy and write, and stop.
+    """Show what a recipe would read, compute and write.
+
+    Nothing is computed or written.
 
     \b
     Example:
@@ -26,21 +28,21 @@ def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 def show_plan(recipe: Any, as_json: bool) -> None:
-    """Show the plan of a recipe; where a model is not trained yet, what its training will take."""
-    from lepmerge.merge.plan import describe, make_plan
-    from lepmerge.training.trained import trained_folders, unfinished_trainings
+    """Print the plan of a recipe, and an estimate for each of its trainings that is not finished."""
+    from lepmerge.merge.description import describe
+    from lepmerge.merge.plan import make_plan
+    from lepmerge.training.trained import trained_folders, unfinished_trainings, untrained_models
 
-    waiting = unfinished_trainings(recipe)
-    for name, config in waiting.items():
-        if not as_json:
-            click.echo(f"model     {name}: to be trained first, by `lepmerge run --train`; the plan stands when it is")
-        show_estimate(config, "auto", as_json)
-    if waiting:
-        return
-    described = describe(make_plan(recipe, trained=trained_folders(recipe)))
+    described = describe(make_plan(recipe, trained=trained_folders(recipe), untrained=untrained_models(recipe)))
+    trainings = unfinished_trainings(recipe)
     if as_json:
-        click.echo(json.dumps(described, indent=2, ensure_ascii=False))
+        estimates = {name: estimated(config, "auto") for name, config in trainings.items()}
+        click.echo(json.dumps({**described, "trainings": estimates}, indent=2, ensure_ascii=False))
         return
+    for name, config in trainings.items():
+        click.echo(f"training  {name} is not trained yet. `lepmerge run --train` trains it first:")
+        show_estimate(config, "auto", as_json=False)
+        click.echo(f"The recipe, with the tables of {name} before its training (the shapes are the same):")
     click.echo(f"output    {described['output']}")
     for name, model in described["models"].items():
         click.echo(f"model     {name}: {model['folder']} ({model['rows']} rows{', tied' if model['tied'] else ''})")

@@ -14,17 +14,22 @@ from lepmerge.commands.train import run_training
 
 @click.command()
 @recipe_arguments
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.option("--train", "train_", is_flag=True, help="First train, or go on training, the models that need it.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--overwrite", is_flag=True, help="Replace the model at output.path, once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop, as `lepmerge plan` does.")
 @click.option(
-    "--link", type=click.Choice(["hard"]), help="Hard-link files that nothing changes instead of copying them."
+    "--train", "train_", is_flag=True, help="First start or resume the trainings of the recipe that are not finished."
 )
 @click.option(
-    "--hash", "hash_", is_flag=True, help="Put content hashes of the inputs into the report (reads them in full)."
+    "--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:N or mps."
 )
-@click.option("--check", is_flag=True, help="Look for NaN and infinite values in copied tensors too.")
+@click.option("--overwrite", is_flag=True, help="Replace a model at output.path once the new one is complete.")
+@click.option("--link", type=click.Choice(["hard"]), help="Hard-link unchanged files instead of copying them.")
+@click.option(
+    "--hash",
+    "hash_",
+    is_flag=True,
+    help="Record content hashes of the inputs in the report. This reads every input in full.",
+)
+@click.option("--check", is_flag=True, help="Also look for NaN and infinite values in tensors that are only copied.")
 @json_option
 @quiet_option
 def run(
@@ -40,7 +45,9 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Carry out a recipe. A run that was interrupted goes on where it was.
+    """Execute a recipe and write its output model.
+
+    An interrupted run resumes where it stopped.
 
     \b
     Example:
@@ -99,5 +106,5 @@ def _show_report(folder: Any, report: dict[str, Any]) -> None:
 
 
 def _counts(rows: Mapping[str, int]) -> dict[str, int]:
-    """Return the kinds of rows that there are."""
+    """Return only the kinds of rows that occur."""
     return {kind: count for kind, count in rows.items() if count}

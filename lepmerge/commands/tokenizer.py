@@ -1,4 +1,4 @@
-"""lepmerge tokenizer: vocabularies that fit a language."""
+"""lepmerge tokenizer: build vocabularies that fit a language, and measure them."""
 
 import json
 from pathlib import Path
@@ -10,32 +10,52 @@ from lepmerge.commands.console import progress_bar, table
 
 _corpus = click.argument("corpus", nargs=-1, required=True)
 _column = click.option(
-    "--column", default="text", show_default=True, help="Field of .jsonl and .parquet rows; doc.text is a nested field."
+    "--column",
+    default="text",
+    show_default=True,
+    help="Field of .jsonl and .parquet rows that holds the text, e.g. text, or doc.text for a nested one.",
 )
-_split = click.option("--split", help="Of folders and Hub data sets, only files of this name, such as train.")
-_limit = click.option("--limit", metavar="SIZE", help="Read at most so much text, such as 1GB.")
-_output = click.option("--output", "-o", required=True, type=click.Path(file_okay=False), help="The new folder.")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+_split = click.option(
+    "--split",
+    help="In folders and Hub data sets, read only files whose name or folder begins with this split, "
+    "e.g. train.  [default: all files]",
+)
+_limit = click.option("--limit", metavar="SIZE", help="Read at most this much text, e.g. 1GB.  [default: all of it]")
+_output = click.option(
+    "--output", "-o", required=True, type=click.Path(file_okay=False), help="New folder for the tokenizer."
+)
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 
 
 @click.group()
 def tokenizer() -> None:
-    """Build a vocabulary that fits a language: train a new one, extend or optimize an old one; report on any.
+    """Build a vocabulary that fits a language, or measure one.
 
-    CORPUS is text: .txt, .jsonl or .parquet files (also .gz, .zst), folders, globs or Hub data sets. A document is a
-    row, or a whole .txt file; the paragraphs of a .txt file, separated by blank lines, are its texts.
+    CORPUS is text: .txt, .jsonl or .parquet files (also .gz, .zst), folders, globs or Hub data sets. A row of .jsonl
+    or .parquet is one document with one text. A .txt file is one document; its paragraphs, separated by blank lines,
+    are its texts.
     """
 
 
 @tokenizer.command()
 @click.argument("model")
 @_corpus
-@click.option("--add", "num_tokens", type=click.IntRange(min=1), help="Number of new tokens.")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Number of tokens in the end, instead of --add.")
-@click.option("--script", "scripts", multiple=True, help="Only tokens of this Unicode script, e.g. Cyrillic.")
+@click.option("--add", "num_tokens", type=click.IntRange(min=1), help="Number of tokens to add.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Size of the new vocabulary, instead of --add.")
+@click.option(
+    "--script",
+    "scripts",
+    multiple=True,
+    help="Add only tokens of this Unicode script, e.g. Cyrillic. Repeatable.  [default: any script]",
+)
 @click.option("--layout", type=click.Choice(["after", "before"]), default="after", show_default=True,
-              help="New ids after the last used one, or before the added tokens at the end.")  # fmt: skip
-@click.option("--from", "from_", metavar="TOKENIZER", help="Only tokens that this tokenizer has: the best of them.")
+              help="Where the new ids go: after the last used id, or before the added tokens at the end.")  # fmt: skip
+@click.option(
+    "--from",
+    "from_",
+    metavar="TOKENIZER",
+    help="Add only tokens that this tokenizer has too; the best of them are chosen.",
+)
 @_column
 @_split
 @_limit
@@ -55,7 +75,9 @@ def extend(
     output: str,
     quiet: bool,
 ) -> None:
-    """Continue the BPE of MODEL's tokenizer on CORPUS; every old id keeps its meaning.
+    """Add tokens to a model's vocabulary; old ids stay the same.
+
+    The BPE training of MODEL's tokenizer is continued on CORPUS.
 
     \b
     Example:
@@ -87,9 +109,14 @@ def extend(
 @tokenizer.command()
 @click.argument("model")
 @_corpus
-@click.option("--keep", required=True, metavar="SHARE", help="Share of the old tokens that stays, such as 50%.")
-@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens in the end.")
-@click.option("--script", "scripts", multiple=True, help="New tokens only of this Unicode script, e.g. Cyrillic.")
+@click.option("--keep", required=True, metavar="SHARE", help="Fraction of the old tokens to keep, e.g. 50%.")
+@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Size of the new vocabulary.")
+@click.option(
+    "--script",
+    "scripts",
+    multiple=True,
+    help="Add only tokens of this Unicode script, e.g. Cyrillic. Repeatable.  [default: any script]",
+)
 @_column
 @_split
 @_limit
@@ -107,7 +134,9 @@ def optimize(
     output: str,
     quiet: bool,
 ) -> None:
-    """Shrink MODEL's tokenizer to the tokens that CORPUS uses most, then extend it on CORPUS.
+    """Drop the rarest tokens of a vocabulary, then add new ones.
+
+    MODEL's tokenizer keeps the tokens that CORPUS uses most, and is then extended on CORPUS.
 
     \b
     Example:
@@ -126,9 +155,11 @@ def optimize(
 
 @tokenizer.command()
 @click.argument("corpus", nargs=-1, required=True)
-@click.option("--type", "kind", type=click.Choice(["bpe", "unigram"]), required=True)
-@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Number of tokens.")
-@click.option("--like", required=True, metavar="MODEL", help="Whose special tokens and chat template it has.")
+@click.option("--type", "kind", type=click.Choice(["bpe", "unigram"]), required=True, help="Algorithm.")
+@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Size of the vocabulary.")
+@click.option(
+    "--like", required=True, metavar="MODEL", help="Model to take the special tokens and the chat template from."
+)
 @_column
 @_split
 @_limit
@@ -164,11 +195,13 @@ def train(
 
 @tokenizer.command()
 @click.argument("tokenizers", nargs=-1, required=True, metavar="TOKENIZER...")
-@click.option("--text", "files", multiple=True, required=True, help="A text to measure on; repeatable.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Write a bar chart of the symbols per token (PNG).")
+@click.option("--text", "files", multiple=True, required=True, help="Text to measure on. Repeatable.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help="Also write a bar chart of the symbols per token to this PNG file."
+)
 @_column
 @_limit
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
 def report(
     tokenizers: tuple[str, ...],
     files: tuple[str, ...],
@@ -177,7 +210,9 @@ def report(
     limit: str | None,
     as_json: bool,
 ) -> None:
-    """Measure TOKENIZERs on texts; the first is the one that the others are compared with.
+    """Measure tokenizers on texts and compare them.
+
+    The other TOKENIZERs are compared against the first one.
 
     \b
     Example:
@@ -219,7 +254,7 @@ def _shown(figure: str, value: Any) -> Any:
 
 
 def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
-    """Return the progress bar of a corpus. A missing file is found here, before the slow imports."""
+    """Return the progress bar of a corpus. Look up the files first: a missing one is reported before slow imports."""
     from lepmerge.corpus import find_files
 
     return progress_bar(sum(path.stat().st_size for path in find_files(corpus, split=split)), quiet=quiet)

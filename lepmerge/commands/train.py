@@ -1,4 +1,4 @@
-"""lepmerge train: the embeddings of a base model learn a new vocabulary."""
+"""lepmerge train: train the embeddings of a model for a new vocabulary."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,30 @@ from lepmerge.commands.training_progress import training_progress
 
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. model=PATH.")
-@click.option("--dry-run", is_flag=True, help="Print tokens, steps, memory and FLOP, and stop.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the configuration, e.g. model=PATH. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Print an estimate of tokens, steps, memory and FLOP, and stop.")
 @click.option("--probe", metavar="STEPS", type=click.IntRange(min=1),
-              help="Rank inits and learning rates by so many steps of each, and stop.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+              help="Train this many steps with each init and learning rate, print a ranking, and stop.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda, cuda:N or mps.")
 @click.option("--compile", is_flag=True, help="Compile the body with torch.compile.")
-@click.option("--full", type=click.Path(file_okay=False), help="Also write the whole adapted base model, here.")
-@click.option("--overwrite", is_flag=True, help="Replace a finished training at the output.")
-@click.option("--restart", is_flag=True, help="Throw away the steps of an unfinished training that differs.")
-@click.option("--log-with", "trackers", multiple=True, metavar="TRACKER", help="tensorboard, wandb, … (accelerate's).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--full",
+    type=click.Path(file_okay=False),
+    help="Also write the complete model with the trained embeddings to this folder.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a finished training in the output folder.")
+@click.option("--restart", is_flag=True,
+              help="Discard an unfinished training of another configuration at the same output.")  # fmt: skip
+@click.option("--log-with", "trackers", multiple=True, metavar="TRACKER",
+              help="Log metrics to this tracker of accelerate: tensorboard, wandb, … Repeatable.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of text.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def train(
     config: str,
     overrides: tuple[str, ...],
@@ -38,7 +50,9 @@ def train(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Train only the embeddings of a base model on plain text. A training that was stopped goes on where it was.
+    """Train the embeddings of a model on text or chats.
+
+    CONFIG is a YAML file. All other weights stay frozen. An interrupted training resumes where it stopped.
 
     \b
     Example:
@@ -66,7 +80,7 @@ def train(
         loaded, device=chosen, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
         quiet=quiet or as_json,
     )  # fmt: skip
-    if report is None:  # another process of the group tells
+    if report is None:  # not the main process, which prints the report
         return
     if full is not None:
         _write_full(loaded, Path(full), device, overwrite, quiet or as_json)
@@ -87,7 +101,7 @@ def run_training(
     restart: bool = False,
     trackers: tuple[str, ...] = (),
 ) -> dict[str, Any] | None:
-    """Train with a progress bar; return the report, None in all processes but the first."""
+    """Train with a progress bar. Return the report in the main process, None in the others."""
     from transformers.utils.logging import disable_progress_bar
 
     from lepmerge.training.events import TrainingEvent
@@ -114,9 +128,12 @@ def run_training(
 
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
-    """Write the base model with the trained embeddings, by the recipe that says so."""
+    """Write the complete model with the trained embeddings.
+
+    This runs a recipe, so that the output gets the checks and the resuming of `lepmerge run`.
+    """
     from lepmerge.commands.console import progress_bar
-    from lepmerge.config.entries import ModelEntry
+    from lepmerge.config.entries import AdaptedEntry
     from lepmerge.merge.execute import run_plan
     from lepmerge.merge.plan import make_plan
     from lepmerge.merge.recipe import Output, Recipe
@@ -128,9 +145,10 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         Arithmetic(op="arithmetic", tensors="embeddings", expression="adapted"),
     ]
     model = config.resolve(config.model.path)
-    base = config.model.model_copy(update={"path": str(model)}) if model.exists() else config.model
+    path = str(model) if model.exists() else config.model.path
+    base = AdaptedEntry(path=path, revision=config.model.revision)
     recipe = Recipe(
-        models={"base": base, "adapted": ModelEntry(path=str(config.target.absolute()))},
+        models={"base": base, "adapted": AdaptedEntry(path=str(config.target.absolute()))},
         start="base",
         steps=steps,
         output=Output(path=str(folder.absolute())),
@@ -140,25 +158,32 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
 
 
-def show_estimate(config: Any, device: str, as_json: bool) -> None:
-    """Print what a training will take."""
+def estimated(config: Any, device: str) -> dict[str, Any]:
+    """Estimate the tokens, steps, memory and FLOP of a training."""
     from lepmerge.device import choose_device
     from lepmerge.training.estimate import estimate
     from lepmerge.training.setting import prepare
 
-    found = estimate(prepare(config), choose_device(device))
+    return {"output": str(config.target), **estimate(prepare(config), choose_device(device))}
+
+
+def show_estimate(config: Any, device: str, as_json: bool) -> None:
+    """Print the estimated tokens, steps, memory and FLOP of a training."""
+    found = estimated(config, device)
     if as_json:
-        click.echo(json.dumps({"output": str(config.target), **found}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     rows = found["rows"]
     about = "" if found["tokens_are_exact"] else "about "
     memory = {part: size for part, size in found["memory"].items() if size and part != "total"}
     click.echo(f"output    {config.target}")
     click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained']}")
-    for path, source in found["sources"].items():
-        click.echo(f"data      {path}: {about}{source['tokens']:,} tokens")
+    if "teacher" in found:
+        click.echo(f"teacher   {found['teacher']['model']}: {about}{found['teacher']['tokens']:,} tokens")
+    for source in found["sources"]:
+        click.echo(f"data      {source['path']}: {about}{source['tokens']:,} tokens")
     click.echo(
-        f"training  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
+        f"{found['objective']:8}  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
         f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
     )
     click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "

@@ -1,4 +1,4 @@
-"""The progress of a training on stderr: a bar on a terminal, lines in a log."""
+"""Training progress on stderr: a bar on a terminal, otherwise log lines."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lepmerge.training.events import Note, OnEvent, StepDone, TextRead, Training
 
 @contextmanager
 def training_progress(quiet: bool) -> Iterator[OnEvent]:
-    """Yield the callback of a training. It shows notes, and every step in a bar; without a terminal it writes lines."""
+    """Yield the training's event callback. It shows notes, and steps as a bar on a terminal or as log lines."""
     from tqdm import tqdm
 
     is_terminal = sys.stderr.isatty()
@@ -33,7 +33,7 @@ def training_progress(quiet: bool) -> Iterator[OnEvent]:
 
 
 class _Bar:
-    """Tokens per second, time left, loss, bits per byte and memory in one bar."""
+    """A bar with tokens per second, time left, loss, bits per byte and memory."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -56,7 +56,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line for the first step, for steps that measure held-out text, and after every 30 seconds."""
+    """Log lines: one for the first step, for every step that measures held-out text, and every 30 seconds."""
 
     def __init__(self) -> None:
         self._clock = LogClock()
@@ -70,7 +70,7 @@ class _Lines:
 
     def step_done(self, event: StepDone) -> None:
         last = self._last
-        if last is None or event.seconds < last.seconds:  # another run of steps, with seconds of its own
+        if last is None or event.seconds < last.seconds:  # a new run of steps began (sweep), whose seconds start at 0
             last = None
         if last is not None and not event.bits_per_byte and not self._clock.is_due():
             return

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from lepmerge.comparison.generation import BATCH_SIZE, generate
-from lepmerge.comparison.loading import LanguageModel, surprisals
+from lepmerge.comparison.generation import BATCH_SIZE, accepted_ids, continued, generate
+from lepmerge.comparison.loading import LanguageModel, Scored, scored
 from lepmerge.comparison.prompts import Prompt
 from lepmerge.progress import Progress, no_progress
 
@@ -25,6 +25,30 @@ def answers_of(
     return [model.decode(answer).strip() for answer in written]
 
 
+def answers_and_bits(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    reference: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = no_progress,
+) -> tuple[list[str], list[float]]:
+    """Return the model's greedy answers, and the bits that it needs for the reference's answers.
+
+    The forward pass that gives the bits also says how far each answer is the model's own. Generation begins there.
+    """
+    rows, starts, found = _scored_answers(model, prompts, reference, batch_size=None, progress=progress)
+    ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
+    limits = [max(1, min(max_new_tokens, model.context - len(head))) for head in ids]
+    begun = [
+        accepted_ids(row[start:][:limit], one.best) if row[:start] == head else []
+        for head, row, start, limit, one in zip(ids, rows, starts, limits, found, strict=True)
+    ]
+    written = continued(model, ids, limits, begun, batch_size=batch_size, progress=progress, what=f"{model.name}: chat")
+    return [model.decode(answer).strip() for answer in written], _bits(found)
+
+
 def bits_of_answers(
     model: LanguageModel,
     prompts: Sequence[Prompt],
@@ -38,6 +62,22 @@ def bits_of_answers(
     Prompt and answer are tokenized together; a token that holds the end of the prompt counts to the answer. An answer
     is cut at the end of the context.
     """
+    return _bits(_scored_answers(model, prompts, answers, batch_size=batch_size, progress=progress)[2])
+
+
+def _bits(found: Sequence[Scored]) -> list[float]:
+    return [float(row.nats.sum()) / log(2) for row in found]
+
+
+def _scored_answers(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    *,
+    batch_size: int | None,
+    progress: Progress,
+) -> tuple[list[list[int]], list[int], list[Scored]]:
+    """Return the ids of prompts with their answers, where the answers begin, and what the model says of them."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
     whole = model.tokenizer(
         [head + answer for head, answer in zip(heads, answers, strict=True)],
@@ -49,8 +89,8 @@ def bits_of_answers(
         for head, offsets in zip(heads, whole["offset_mapping"], strict=True)
     ]
     starts = [max(1, min(start, len(row))) for start, row in zip(starts, rows, strict=True)]
-    nats = surprisals(model, rows, starts, batch_size=batch_size, progress=progress, what=f"{model.name}: answers")
-    return [float(row.sum()) / log(2) for row in nats]
+    found = scored(model, rows, starts, batch_size=batch_size, progress=progress, what=f"{model.name}: answers")
+    return rows, starts, found
 
 
 def agreement(answers: Sequence[str], reference: Sequence[str], bits: Sequence[float]) -> dict[str, Any]:

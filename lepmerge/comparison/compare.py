@@ -1,4 +1,4 @@
-"""Everything that is measured of some models, one after another, beside a reference."""
+"""Measure several models against a reference model, one after another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lepmerge.comparison.broken_tokens import check_tokens
-from lepmerge.comparison.chat import agreement, answers_of, bits_of_answers
+from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
 from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
@@ -47,12 +47,79 @@ class Settings:
 
 
 @dataclass
-class _Known:
-    """What of the reference the other models are compared with."""
+class _Measurement:
+    """What is measured of every model, and the reference's results, which the other models are compared against."""
 
+    reference: LanguageModel
+    texts: Sequence[Text]
+    copies: Mapping[str, Sequence[CopyItem]]
+    prompts: Mapping[str, Sequence[Prompt]]
+    settings: Settings
+    progress: Progress
     predicted: Mapping[str, Predicted] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
+
+    def of(self, model: LanguageModel) -> dict[str, Any]:
+        """Return the results of a model; the reference comes first."""
+        start = perf_counter()
+        warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
+        self.progress(f"{model.name}: loading", 0, 1)
+        predicted = measure_texts(model, self.texts, progress=self.progress)
+        if model is self.reference:
+            self.predicted = predicted
+        results: dict[str, Any] = {
+            "folder": str(model.folder),
+            "dtype": str(model.network.dtype).removeprefix("torch."),
+            "rows": model.checkpoint.num_rows,
+            "context": model.context,
+            "chat_template": model.has_chat,
+            "texts": {text.name: self._text(model, text, predicted[text.name], warnings) for text in self.texts},
+        }
+        if model is not self.reference:
+            name, vocabulary = self.reference.name, self.reference.vocabulary
+            results["tokens"] = check_tokens(model, predicted, self.predicted, name, vocabulary)
+            warnings += results["tokens"].pop("warnings")
+            results["drift"] = drift(model.checkpoint, self.reference.checkpoint)
+        if self.prompts["chat"] and model.has_chat:
+            results["chat"] = self._chat(model)
+        if self.prompts["task"] and model.has_chat:
+            results["task"] = self._task(model)
+        if any(self.prompts.values()) and not model.has_chat:
+            warnings.append(f"{model.name} has no chat template: no chat or task was measured")
+        model.release()
+        return {**results, "seconds": perf_counter() - start, "warnings": warnings}
+
+    def _text(self, model: LanguageModel, text: Text, predicted: Predicted, warnings: list[str]) -> dict[str, Any]:
+        found = {**predicted.figures(), **_difference(predicted, self.predicted[text.name])}
+        if not isfinite(found["bits_per_byte"]):
+            warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
+        if self.settings.speed:
+            found["generation"] = measure_speed(model, text, self.reference.vocabulary, progress=self.progress)
+        if items := self.copies.get(text.name):
+            what, batch_size = f"{model.name}: copying {text.name}", self.settings.batch_size
+            found["copying"] = measure_copying(model, items, batch_size=batch_size, progress=self.progress, what=what)
+        return found
+
+    def _chat(self, model: LanguageModel) -> dict[str, Any]:
+        prompts = self.prompts["chat"]
+        options: dict[str, Any] = {
+            "max_new_tokens": self.settings.max_new_tokens,
+            "batch_size": self.settings.batch_size,
+            "progress": self.progress,
+        }
+        if model is self.reference:
+            self.answers = answers_of(model, prompts, **options)
+            bits = bits_of_answers(model, prompts, self.answers, progress=self.progress)
+            return agreement(self.answers, self.answers, bits)
+        answers, bits = answers_and_bits(model, prompts, self.answers, **options)
+        return agreement(answers, self.answers, bits)
+
+    def _task(self, model: LanguageModel) -> dict[str, Any]:
+        right = measure_task(model, self.prompts["task"], batch_size=self.settings.batch_size, progress=self.progress)
+        if model is self.reference:
+            self.right = right
+        return {**task_figures(right, None if model is self.reference else self.right), "right": right}
 
 
 def compare(
@@ -92,11 +159,8 @@ def compare(
         for text in read
         if settings.copies
     }
-    known = _Known()
-    measured = {
-        model.name: _measure(model, first, known, read, copies, prompts, settings, progress)
-        for model in sorted(models, key=lambda model: model is not first)
-    }
+    measurement = _Measurement(first, read, copies, prompts, settings, progress)
+    measured = {model.name: measurement.of(model) for model in sorted(models, key=lambda model: model is not first)}
     return {
         "lepmerge": __version__,
         "versions": versions(),
@@ -168,72 +232,6 @@ def _reference(models: Sequence[LanguageModel], name: str | None) -> LanguageMod
     if name is not None and name not in names:
         raise ComparisonError(f"--reference {name}: no such model, there is {', '.join(names)}")
     return models[0 if name is None else names.index(name)]
-
-
-def _measure(
-    model: LanguageModel,
-    reference: LanguageModel,
-    known: _Known,
-    texts: Sequence[Text],
-    copies: Mapping[str, Sequence[CopyItem]],
-    prompts: Mapping[str, Sequence[Prompt]],
-    settings: Settings,
-    progress: Progress,
-) -> dict[str, Any]:
-    start = perf_counter()
-    warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
-    progress(f"{model.name}: loading", 0, 1)
-    network = model.network
-    predicted = measure_texts(model, texts, progress=progress)
-    if model is reference:
-        known.predicted = predicted
-    figures: dict[str, Any] = {
-        "folder": str(model.folder),
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "rows": model.checkpoint.num_rows,
-        "context": model.context,
-        "chat_template": model.has_chat,
-        "texts": {},
-    }
-    for text in texts:
-        found = {**predicted[text.name].figures(), **_difference(predicted[text.name], known.predicted[text.name])}
-        if not isfinite(found["bits_per_byte"]):
-            warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
-        if settings.speed:
-            found["generation"] = measure_speed(model, text, reference.vocabulary, progress=progress)
-        if copies.get(text.name):
-            what = f"{model.name}: copying {text.name}"
-            found["copying"] = measure_copying(
-                model, copies[text.name], batch_size=settings.batch_size, progress=progress, what=what
-            )
-        figures["texts"][text.name] = found
-    if model is not reference:
-        figures["tokens"] = check_tokens(model, predicted, known.predicted, reference.name, reference.vocabulary)
-        warnings += figures["tokens"].pop("warnings")
-        figures["drift"] = drift(model.checkpoint, reference.checkpoint)
-    if prompts["chat"] and model.has_chat:
-        figures["chat"] = _chat(model, known, prompts["chat"], settings, progress)
-    if prompts["task"] and model.has_chat:
-        right = measure_task(model, prompts["task"], batch_size=settings.batch_size, progress=progress)
-        figures["task"] = task_figures(right, None if model is reference else known.right)
-        figures["task"]["right"] = right
-        if model is reference:
-            known.right = right
-    if any(prompts.values()) and not model.has_chat:
-        warnings.append(f"{model.name} has no chat template: no chat or task was measured")
-    del network
-    model.release()
-    return {**figures, "seconds": perf_counter() - start, "warnings": warnings}
-
-
-def _chat(
-    model: LanguageModel, known: _Known, prompts: Sequence[Prompt], settings: Settings, progress: Progress
-) -> dict[str, Any]:
-    answers = answers_of(
-        model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, progress=progress
-    )
-    known.answers = known.answers or answers
-    return agreement(answers, known.answers, bits_of_answers(model, prompts, known.answers, progress=progress))
 
 
 def _difference(predicted: Predicted, reference: Predicted) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from lepmerge.comparison.generation import BATCH_SIZE, generate
+from lepmerge.comparison.generation import BATCH_SIZE, draft_of, generate
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Text
 from lepmerge.progress import Progress, no_progress
@@ -94,11 +94,14 @@ def measure_copying(
         prompts = model.encode([prompt_of(model, item) for item in of_kind])
         if not model.has_chat:
             prompts = [[*model.prefix_ids, *ids] for ids in prompts]
+        gap = "" if model.has_chat else " "
+        drafts = [draft_of(model, prompt_of(model, item), gap + item.text) for item in of_kind]
         limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in of_kind])]
         written = generate(
             model,
             prompts,
             limits,
+            drafts=drafts,
             batch_size=batch_size,
             progress=progress,
             what=f"{what} {kind}".strip(),

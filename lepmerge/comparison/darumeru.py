@@ -116,13 +116,20 @@ def _read(path: Path) -> _Run:
     config, all_shots = (_object(found, key) for key in ("config", "n-shot"))
     arguments = _object(config, "model_args")
     name = str(found.get("model_name") or arguments.get("pretrained") or path.stem)
-    setting = [arguments, found.get("chat_template_sha"), found.get("system_instruction_sha"), config.get("limit")]
+    setting = [arguments, found.get("chat_template_sha"), found.get("system_instruction_sha")]
+    setting += [config.get("limit"), config.get("gen_kwargs")]
     shots = {all_shots.get(f"darumeru_{name}") or 0 for name in tasks if name != "sum_extractive"}
     row = Row(model=Path(name).name, shots=max(shots, default=None), source=str(path))
     if len(shots) > 1:
         row.notes.append(f"{path}: the tasks have different numbers of shots, {sorted(shots)}")
     if config.get("limit"):
         row.notes.append(f"{path}: only --limit {config['limit']} documents of each task, no figure to compare")
+    if generation := config.get("gen_kwargs"):
+        given = generation if isinstance(generation, str) else json.dumps(generation, ensure_ascii=False)
+        row.notes.append(
+            f"{path}: --gen_kwargs {given} changes how the benchmark generates: these scores are not comparable with "
+            f"the paper's or with those of other settings"
+        )
     for task, values in tasks.items():
         if values.get("exact_ids,none", 1.0) < 1:
             row.notes.append(f"{path}: darumeru_{task}: the backend gave no token ids, its text was tokenized anew")

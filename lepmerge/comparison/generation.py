@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from lepmerge.comparison.broken_tokens import new_tokens
-from lepmerge.comparison.loading import LanguageModel, batches
+from lepmerge.comparison.loading import LanguageModel, batches, scored
 from lepmerge.comparison.texts import Text
 from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
@@ -32,12 +33,15 @@ def generate(
     *,
     batch_size: int = BATCH_SIZE,
     stop: bool = True,
+    drafts: Sequence[Sequence[int]] | None = None,
     progress: Progress = no_progress,
     what: str = "",
 ) -> list[list[int]]:
     """Return the greedily generated ids of each prompt, up to and without the end token.
 
-    Prompts of about the same length make a batch, padded at the left. stop=False goes on behind end tokens.
+    Prompts of about the same length make a batch, padded at the left. stop=False continues behind end tokens. drafts:
+    for each prompt the ids that are expected, or none. They change the time only: one forward pass tells how far a
+    draft is what the model would have generated, and generation with a cache begins there.
 
     Raises:
         ComparisonError: a prompt with its answer is longer than the model's context.
@@ -49,6 +53,8 @@ def generate(
                 f"{what or model.name}: a prompt of {len(ids)} tokens and an answer of {limit} do not fit the context "
                 f"of {model.context} tokens"
             )
+    if drafts is not None and stop:
+        return _from_drafts(model, prompts, limits, drafts, batch_size=batch_size, progress=progress, what=what)
     pad = model.end_ids[0] if model.end_ids else 0
     found: list[list[int]] = [[] for _ in prompts]
     for batch in batches([len(ids) for ids in prompts], rows=batch_size):
@@ -66,24 +72,82 @@ def generate(
             pad_token_id=pad,
         )
         for row, place in zip(out_BL[:, length:].tolist(), batch, strict=True):
-            ends = (number for number, id in enumerate(row) if stop and id in model.end_ids)
-            found[place] = row[: min(next(ends, len(row)), limits[place])]
+            found[place] = (_until_end(model, row) if stop else row)[: limits[place]]
         progress(what, len(batch), len(prompts))
     return found
+
+
+def _from_drafts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    drafts: Sequence[Sequence[int]],
+    **options: Any,
+) -> list[list[int]]:
+    cut_drafts = [list(draft[:limit]) for draft, limit in zip(drafts, limits, strict=True)]
+    rows = [[*ids, *draft] for ids, draft in zip(prompts, cut_drafts, strict=True)]
+    checked = scored(model, rows, [len(ids) for ids in prompts])
+    accepted = [accepted_ids(draft, row.best) for draft, row in zip(cut_drafts, checked, strict=True)]
+    return continued(model, prompts, limits, accepted, **options)
+
+
+def accepted_ids(draft: Sequence[int], best: np.ndarray) -> list[int]:
+    """Return the ids of a draft up to the first that is not the most probable one, which then takes its place."""
+    agreed = next((place for place, id in enumerate(draft) if id != best[place]), len(draft))
+    return [*draft[:agreed], int(best[agreed])]
+
+
+def continued(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    begun: Sequence[Sequence[int]],
+    **options: Any,
+) -> list[list[int]]:
+    """Return the greedily generated ids of each prompt of which the first ones are known."""
+    found = [_until_end(model, ids)[:limit] for ids, limit in zip(begun, limits, strict=True)]
+    open_places = [
+        place
+        for place, (ids, limit) in enumerate(zip(begun, limits, strict=True))
+        if len(found[place]) == len(ids) and len(ids) < limit
+    ]
+    rest = generate(
+        model,
+        [[*prompts[place], *begun[place]] for place in open_places],
+        [limits[place] - len(begun[place]) for place in open_places],
+        **options,
+    )
+    for place, ids in zip(open_places, rest, strict=True):
+        found[place] += ids
+    return found
+
+
+def _until_end(model: LanguageModel, ids: Sequence[int]) -> list[int]:
+    """Return the ids before the first end token."""
+    end = next((place for place, id in enumerate(ids) if id in model.end_ids), len(ids))
+    return list(ids[:end])
+
+
+def draft_of(model: LanguageModel, head: str, text: str) -> list[int]:
+    """Return the ids of a text behind a prompt, none where prompt and text share a token."""
+    ids, both = model.encode([head, head + text])
+    return both[len(ids) :] if both[: len(ids)] == ids else []
 
 
 def measure_speed(
     model: LanguageModel, text: Text, reference: Vocabulary | None = None, *, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """Return characters and tokens a second, and the share of generated tokens that the reference's vocabulary lacks.
+    """Return characters and tokens per second, and the fraction of generated tokens that are new.
 
-    SPEED_BATCH beginnings of pieces of the text are continued at once by SPEED_TOKENS tokens each, greedily, behind
-    end tokens too, after a short warm-up. The time is that of one batch on the model's device.
+    New are tokens that the reference's vocabulary lacks. After a short warm-up one batch is timed: SPEED_BATCH
+    beginnings of pieces of the text are continued greedily by SPEED_TOKENS tokens each, or by as many as the context
+    leaves, behind end tokens too.
     """
     step = max(1, len(text.pieces) // SPEED_BATCH)
-    beginnings = [next(cut(piece, PREFIX_BYTES)) for piece in text.pieces[::step][:SPEED_BATCH]]
-    num_tokens = min(SPEED_TOKENS, model.context - PREFIX_BYTES - len(model.prefix_ids))
+    num_bytes = min(PREFIX_BYTES, (model.context - len(model.prefix_ids)) // 2)
+    beginnings = [next(cut(piece, num_bytes)) for piece in text.pieces[::step][:SPEED_BATCH]]
     prompts = [[*model.prefix_ids, *ids] for ids in model.encode(beginnings)]
+    num_tokens = min(SPEED_TOKENS, model.context - max(map(len, prompts)))
     what = f"{model.name}: generating {text.name}"
     progress(what, 0, 1)
     generate(model, prompts, 2, batch_size=SPEED_BATCH, stop=False)

@@ -187,8 +187,19 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
         yield batch
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a model predicts for a row of ids from `start` on.
+
+    nats: surprisal of each id (T,). best: the most probable id at each of these places and behind the last (T + 1,).
+    """
+
+    nats: np.ndarray
+    best: np.ndarray
+
+
 @torch.inference_mode()
-def surprisals(
+def scored(
     model: LanguageModel,
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
@@ -196,15 +207,14 @@ def surprisals(
     batch_size: int | None = None,
     progress: Progress = no_progress,
     what: str = "",
-) -> list[np.ndarray]:
-    """Return for each row of ids the surprisal, in nats, of its ids from `start` on (float32 softmax, float64 array).
+) -> list[Scored]:
+    """Return what one forward pass says of each row (float32 softmax, float64 array). start is at least 1.
 
-    batch_size: rows at once; by default as many as fit a fixed number of tokens. start is at least 1.
+    batch_size: rows per forward pass; by default as many as fit a fixed number of tokens.
     """
-    num_rows = model.checkpoint.num_rows
-    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // num_rows
+    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
-    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    found: dict[int, Scored] = {}
     for batch in batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))):
         length = len(rows[batch[0]])
         # padding at the right is not seen by what stands before it; it is some token of the row
@@ -215,10 +225,17 @@ def surprisals(
         logit_BLV = model.network(input_ids=id_BL, use_cache=False, **kept).logits
         first = length - logit_BLV.shape[1] + 1
         nats_BL = _cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
-        for row_L, place in zip(nats_BL, batch, strict=True):
-            found[place] = row_L[starts[place] - first : len(rows[place]) - first].copy()
+        best_BL = logit_BLV.argmax(-1).cpu().numpy()
+        for row, place in enumerate(batch):
+            start, stop = starts[place] - first, len(rows[place]) - first
+            found[place] = Scored(nats_BL[row, start:stop].copy(), best_BL[row, start : stop + 1].copy())
         progress(what, len(batch), len(rows))
-    return found
+    return [found[place] for place in range(len(rows))]
+
+
+def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int], **options: Any) -> list[Any]:
+    """Return for each row of ids the surprisals, in nats, of its ids from `start` on; options as of `scored`."""
+    return [row.nats for row in scored(model, rows, starts, **options)]
 
 
 def _cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import comb
 from typing import Any
 
-from lepmerge.comparison.generation import BATCH_SIZE, generate
+from lepmerge.comparison.generation import BATCH_SIZE, draft_of, generate
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt
 from lepmerge.progress import Progress, no_progress
@@ -28,10 +28,18 @@ def replies_of(
     model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[str]:
     """Return the greedy replies, stripped; one is cut some tokens after the length of the longest answer."""
-    ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
+    heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
+    ids = model.encode(heads)
+    drafts = [draft_of(model, head, prompt.answer.strip()) for head, prompt in zip(heads, prompts, strict=True)]
     longest = max(map(len, model.encode(list({prompt.answer for prompt in prompts}))))
     written = generate(
-        model, ids, longest + ANSWER_MARGIN, batch_size=batch_size, progress=progress, what=f"{model.name}: task"
+        model,
+        ids,
+        longest + ANSWER_MARGIN,
+        drafts=drafts,
+        batch_size=batch_size,
+        progress=progress,
+        what=f"{model.name}: task",
     )
     return [model.decode(reply).strip() for reply in written]
 

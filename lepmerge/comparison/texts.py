@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from lepmerge.comparison.loading import LanguageModel, surprisals
-from lepmerge.corpus import find_files
+from lepmerge.corpus import cut, find_files
 from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import texts_of
-from lepmerge.training.held_out import cut
 
 PIECE_BYTES = 1024
 WRAPPED = 120

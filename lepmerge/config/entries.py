@@ -1,10 +1,15 @@
 """Entries that recipes and training configurations share."""
 
-from typing import Any, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import yaml
+from pydantic import Field, model_validator
 
 from lepmerge.config.kinds import FilePath, Reference
 from lepmerge.config.schema import Strict
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 InitName = Literal["mean", "weighted_mean", "norm_calibrated"]
 
 
@@ -19,11 +24,45 @@ class ModelEntry(Strict):
     """Branch, tag or commit on the Hub; default: the newest."""
 
 
+class AdaptedEntry(ModelEntry):
+    """Where a model lies, and the PEFT adapters that are merged into it. A text `model+adapter` is short for both."""
+
+    adapter: Reference | list[Reference] = []
+    """Folder or Hub id of a PEFT adapter (LoRA or DoRA), or a list of them."""
+    scale: Finite | list[Finite] = 1.0
+    """Factor of the adapter's low-rank update, or one for each adapter. Modules saved as a whole are not scaled."""
+
+    @model_validator(mode="after")
+    def _one_scale_per_adapter(self) -> "AdaptedEntry":
+        if "scale" in self.model_fields_set and not self.adapter:
+            raise ValueError("`scale` needs `adapter`")
+        number = 1 if isinstance(self.adapter, str) else len(self.adapter)
+        if isinstance(self.scale, list) and len(self.scale) != number:
+            raise ValueError(f"{len(self.scale)} scales for {number} adapters")
+        return self
+
+    @property
+    def adapters(self) -> list[tuple[str, float]]:
+        """Return each adapter with its scale."""
+        adapters = [self.adapter] if isinstance(self.adapter, str) else self.adapter
+        scales = self.scale if isinstance(self.scale, list) else [self.scale] * len(adapters)
+        return list(zip(adapters, scales, strict=True))
+
+
 class TrainedEntry(Strict):
     """A model that a training configuration makes: the embeddings that `lepmerge train` writes."""
 
     train: FilePath
     """The configuration's file; `lepmerge run --train` trains what is not trained yet."""
+
+
+def other_command(path: Path, *, key: str, instead_of: str) -> bool:
+    """Return whether a YAML file has a key of the other kind of configuration, and not the one that is expected."""
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(keys, dict) and key in keys and instead_of not in keys
 
 
 class PerTable(Strict):

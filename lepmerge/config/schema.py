@@ -17,6 +17,7 @@ from lepmerge.config.yaml_tree import (
     SET,
     VARIABLES,
     Place,
+    ShortForm,
     Tree,
     dotted,
     entries,
@@ -64,7 +65,7 @@ class Schema(Generic[Root]):
 
     parts: key → schema of the mappings below it. choices: name that pydantic gives a member of a union → its schema.
     names_a_path(key, text, folder, values) tells whether the text of a key, seen from a folder, is a path rather than
-    a name or Hub id. short_form: key → the field that a text there means.
+    a name or Hub id. short_form: key → the keys that a text below it is short for.
     """
 
     root: type[Root]
@@ -72,7 +73,7 @@ class Schema(Generic[Root]):
     parts: Mapping[str, type[BaseModel]]
     choices: Mapping[str, type[BaseModel]]
     names_a_path: Callable[[str, str, Path, Mapping[str, Any]], bool]
-    short_form: Mapping[str, str] = field(default_factory=dict)
+    short_form: Mapping[str, ShortForm] = field(default_factory=dict)
 
     def load(self, path: Path, overrides: Iterable[str] = ()) -> tuple[Root, Where]:
         """Return the validated contents of a file with its overrides, and where each of them stands.
@@ -85,7 +86,7 @@ class Schema(Generic[Root]):
         for override in overrides:
             tree = tree.with_value(override, what=self.what)
         folder = path.resolve().parent
-        root = self._with_paths(filled(tree), folder)
+        root = self._with_paths(tree.without_short_forms(filled(tree)), folder)
         try:
             loaded = self.root.model_validate({**plain_values(root), "folder": folder})
         except ValidationError as error:

@@ -23,6 +23,8 @@ SET = "--set "
 """Begins the name of the mark of what was set on the command line."""
 Place = Iterable[int | str]
 """Keys and list positions that lead to a value, such as ("steps", 0, "method")."""
+ShortForm = Callable[[str, Path], Mapping[str, Any]]
+"""Returns the keys that a text, seen from a folder, is short for."""
 NAME = r"[A-Za-z_]\w*"
 USE = re.compile(rf"(?P<literal>\$\$\{{)|\$\{{(?P<name>{NAME})\}}|(?P<open>\$\{{)")
 """A variable in a text, the escape $${, or the beginning of what is neither."""
@@ -33,15 +35,15 @@ class Tree:
     """What a file and those it extends say.
 
     used: the variables that stand in any of these files, also where another file's value took the place.
-    short_form: key → the field that a text means there, so that it can be merged with a mapping.
+    short_form: key → what a text below it is short for, so that it can be merged with a mapping.
     """
 
     root: yaml.MappingNode
     used: frozenset[str]
-    short_form: Mapping[str, str]
+    short_form: Mapping[str, ShortForm]
 
     @classmethod
-    def of_file(cls, path: Path, *, short_form: Mapping[str, str]) -> "Tree":
+    def of_file(cls, path: Path, *, short_form: Mapping[str, ShortForm]) -> "Tree":
         """Return the file merged over the one that it extends: mappings key by key, everything else replaced.
 
         Raises:
@@ -50,7 +52,7 @@ class Tree:
         return cls._extended(path, short_form, ())
 
     @classmethod
-    def _extended(cls, path: Path, short_form: Mapping[str, str], chain: tuple[Path, ...]) -> "Tree":
+    def _extended(cls, path: Path, short_form: Mapping[str, ShortForm], chain: tuple[Path, ...]) -> "Tree":
         root = _root_of(path)
         tree = cls(root, _names_in(root), short_form)
         named = entries(root).get(EXTENDS)
@@ -79,12 +81,16 @@ class Tree:
             pairs[name] = (key, self._merged(pairs[name][1], value, (*path, name)) if name in pairs else value)
         return mapping(list(pairs.values()), child)
 
+    def without_short_forms(self, root: yaml.Node) -> Any:
+        """Return a tree with every short form written out."""
+        return with_texts(root, lambda node, place: self._long(node, tuple(map(str, place))))
+
     def _long(self, node: yaml.Node, path: tuple[str, ...]) -> yaml.Node:
-        """Return a text as the mapping that it is short for, at such a place."""
+        """Return a text as the mapping that it is short for, at such a place; its parts keep the text's mark."""
         short = self.short_form.get(path[-2]) if len(path) > 1 else None
         if short is None or not is_text(node):
             return node
-        return mapping([(_text(short, node), node)], node)
+        return _node_of(short(node.value, folder_of(node.start_mark)), node)
 
     def with_value(self, override: str, *, what: str) -> "Tree":
         """Return the tree with one value set, as `models.base=some/folder` says; what: a name for the whole.
@@ -256,6 +262,16 @@ def entries(node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
 
 def mapping(pairs: list[tuple[yaml.Node, yaml.Node]], like: yaml.Node) -> yaml.MappingNode:
     return yaml.MappingNode("tag:yaml.org,2002:map", pairs, like.start_mark, like.end_mark)
+
+
+def _node_of(value: Any, like: yaml.Node) -> yaml.Node:
+    """Return a mapping, list or text as a tree that stands where another node stands."""
+    if isinstance(value, Mapping):
+        return mapping([(_text(key, like), _node_of(item, like)) for key, item in value.items()], like)
+    if isinstance(value, list):
+        items = [_node_of(item, like) for item in value]
+        return yaml.SequenceNode("tag:yaml.org,2002:seq", items, like.start_mark, like.end_mark)
+    return _text(value, like)
 
 
 def _text(value: str, like: yaml.Node) -> yaml.ScalarNode:

@@ -15,7 +15,7 @@ from lepmerge.chats import Chat
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.errors import GenerationError
 from lepmerge.generation.engine import Answer, Sampling
-from lepmerge.training.setting import identities
+from lepmerge.output.run import identities
 from lepmerge.version import __version__
 
 

@@ -1,7 +1,7 @@
 """The report of a run: counts by reason, examples, scores. It has no timings and no paths: it repeats byte for byte."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ EXAMPLE_CHARACTERS = 200
 
 
 def report_of(
-    prompts: Sequence[Chat], judged: Sequence[Sequence[Judged]], *, num_records: int, fingerprint: str
+    prompts: Sequence[Chat], judged: Sequence[Sequence[Judged]], *, num_records: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the report, without the settings. The records are the kept answers and the copies.
+    """Return the report. The records are the kept answers and the copies.
 
     A prompt is kept with its best candidate. Otherwise it counts for one reason: that of the candidate that passed the
     most checks. `examples` shows the first dropped prompt of each reason.
@@ -35,7 +35,6 @@ def report_of(
     return {
         "lepmerge": __version__,
         "versions": versions(),
-        "fingerprint": fingerprint,
         "prompts": len(prompts),
         "kept": kept,
         "dropped": {reason: dropped[reason] for reason in REASONS if dropped[reason]},
@@ -44,4 +43,5 @@ def report_of(
         "tokens": sum(candidate.answer.num_tokens for candidates in judged for candidate in candidates),
         **({"scores": dict(sorted(scores.items(), key=lambda item: float(item[0])))} if scores else {}),
         "examples": {reason: examples[reason] for reason in REASONS if reason in examples},
+        "settings": dict(settings),
     }

@@ -1,7 +1,7 @@
 """A run of `lepmerge generate`: answers, grades, records; every stage continues where it was killed.
 
 chats.jsonl    the records: {"messages": [...]}, in the order of the prompts, then the copies
-report.json    counts, settings, versions
+report.json    counts, settings, versions; lepmerge_run.json has the fingerprint and the seconds
 """
 
 import json
@@ -21,8 +21,7 @@ from lepmerge.generation.ranking import Judged, best
 from lepmerge.generation.report import report_of
 from lepmerge.models.checkpoint import read_json
 from lepmerge.output.carried_files import to_json
-from lepmerge.output.staging import SMALL_FILES, Staging, check_space, check_target
-from lepmerge.training.setting import digest
+from lepmerge.output.run import Run, digest
 
 CHATS, REPORT = "chats.jsonl", "report.json"
 STAGED = "lepmerge generate"
@@ -94,25 +93,26 @@ def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event)
         GenerationError: the model or the server cannot go on; the answers that are finished are kept.
         OutputError: the target holds something else, or cannot be written.
     """
-    staging = Staging(job.target)
-    staging.repair()
-    report = read_json(job.target / REPORT)
-    if report.get("fingerprint") == job.fingerprint and (job.target / CHATS).is_file():
-        staging.tidy(STAGED)
-        return report
-    check_target(job.target, inputs=job.inputs, overwrite=overwrite, key="--output", marker=REPORT)
-    if staging.fingerprint() not in (None, STAGED):
-        raise OutputError(f"{staging.folder} holds an unfinished run of another command: choose another --output")
-    check_space(job.target, SMALL_FILES)
-    with staging.opened(STAGED), staging.translated():
-        check_target(job.target, inputs=job.inputs, overwrite=overwrite, key="--output", marker=REPORT)
+    run = Run(
+        target=job.target,
+        fingerprint=job.fingerprint,
+        inputs=tuple(job.inputs),
+        key="--output",
+        overwrite=overwrite,
+        marker=REPORT,
+        staged=STAGED,
+    )
+    if run.begin():
+        return read_json(job.target / REPORT)
+    run.check({})
+    if run.staging.fingerprint() not in (None, STAGED):
+        raise OutputError(f"{run.staging.folder} holds an unfinished run of another command: choose another --output")
+    with run.opened({}) as staging:
         judged = _judged(job, staging.folder, on_event)
         records = _records(job, judged)
-        report = report_of(job.prompts, judged, num_records=len(records), fingerprint=job.fingerprint)
-        report["settings"] = dict(job.described)
+        report = report_of(job.prompts, judged, num_records=len(records), settings=job.described)
         staging.write_bytes(CHATS, "".join(_line(record) for record in records).encode())
         staging.write_bytes(REPORT, to_json(report))
-        staging.publish(overwrite=overwrite)
     return report
 
 

@@ -88,8 +88,14 @@ def _start_first(plan: Plan) -> list[Any]:
 def _input(model: Model, plan: Plan, *, hash: bool) -> dict[str, Any]:
     reference = plan.references[model.name]
     described: dict[str, Any] = {"reference": without_folders(reference.text), "commit": reference.commit, "files": {}}
+    if reference.adapters:
+        described["adapters"] = [
+            {"reference": without_folders(adapter.text), "commit": adapter.commit, "scale": scale}
+            for adapter, scale in reference.adapters
+        ]
     for file in files_of(model):
-        described["files"][file.path.name] = {
+        inside = file.path.parent == model.folder
+        described["files"][file.path.name if inside else f"{file.path.parent.name}/{file.path.name}"] = {
             "size": file.size,
             "header_sha256": hashlib.sha256(file.header).hexdigest(),
             **({"sha256": _sha256(file.path)} if hash else {}),
@@ -133,4 +139,5 @@ def _shown(value: Any) -> str:
 def _input_line(name: str, entry: Mapping[str, Any]) -> str:
     size = sum(file["size"] for file in entry["files"].values())
     commit = f", commit {entry['commit']}" if entry["commit"] else ""
-    return f"- `{name}`: {entry['reference']}{commit} ({len(entry['files'])} files, {size:,} bytes)"
+    added = [f" + {adapter['scale']:g} × {adapter['reference']}" for adapter in entry.get("adapters", [])]
+    return f"- `{name}`: {entry['reference']}{commit}{''.join(added)} ({len(entry['files'])} files, {size:,} bytes)"

@@ -10,7 +10,8 @@ import torch
 from lepmerge.device import choose_device
 from lepmerge.merge.card import model_card, report_of
 from lepmerge.merge.gguf_shard import GgufShard
-from lepmerge.merge.plan import REPORT, Plan, Shard, index_of
+from lepmerge.merge.plan import REPORT, Plan
+from lepmerge.merge.shards import Shard, index_of
 from lepmerge.models.checkpoint import INDEX
 from lepmerge.models.safetensors_io import (
     SafetensorsFile,
@@ -23,7 +24,7 @@ from lepmerge.models.safetensors_io import (
 )
 from lepmerge.output.carried_files import to_json
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.staging import Staging
+from lepmerge.output.staging import TEMPLATES, Staging
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks, num_not_finite
 from lepmerge.version import __version__
@@ -48,6 +49,7 @@ def run_plan(
     Raises:
         LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
     """
+    assert not plan.untrained, plan.untrained
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
@@ -82,8 +84,9 @@ def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
 
 
 def _input_files(plan: Plan) -> list[Path]:
-    found = ([path] if path.is_file() else sorted(path.iterdir()) for path in plan.inputs)
-    return [path for paths in found for path in paths if path.is_file()]
+    files = [path for path in plan.inputs if path.is_file()]
+    folders = [part for path in plan.inputs for part in (path, path / TEMPLATES) if part.is_dir()]
+    return [*files, *(path for folder in folders for path in sorted(folder.iterdir()) if path.is_file())]
 
 
 def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:
@@ -166,7 +169,7 @@ def _write_small_files(
     plan: Plan, staging: Staging, workspace: Workspace, results: Mapping[Reduction, Result], *, hash: bool
 ) -> None:
     files: dict[str, bytes | Path] = dict(plan.files)
-    index = index_of(plan)
+    index = index_of(plan.shards)
     if index is not None:
         files[INDEX] = to_json(index)
     not_finite = {

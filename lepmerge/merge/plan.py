@@ -1,6 +1,5 @@
 """A recipe and the headers of its models become a plan: the final model, its files, what is read and computed."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +13,14 @@ from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
 from lepmerge.merge.gguf_shard import GgufShard, gguf_shard, modelfile
 from lepmerge.merge.recipe import OPERATIONS, Recipe
-from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE, open_checkpoint
+from lepmerge.merge.shards import Shard, shards_of
+from lepmerge.models.adapters import open_reference
 from lepmerge.models.model import Model
-from lepmerge.models.references import Reference, resolve
-from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header, is_computable
+from lepmerge.models.references import Reference, resolve, resolve_adapted
+from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
-from lepmerge.output.carried_files import carried_files, check_tokenizer
+from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
+from lepmerge.output.staging import Staging, check_place
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,
@@ -35,25 +36,6 @@ REPORT = "lepmerge_report.json"
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of the output: a whole input file that is copied, or a header with the tensors to write."""
-
-    name: str
-    header: Header
-    tensors: Mapping[str, LazyTensor]
-    copied_from: Path | None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.copied_from.stat().st_size if self.copied_from else self.header.file_size
-
-    @property
-    def layout(self) -> bytes:
-        """What decides names, types, shapes and places of its tensors."""
-        return self.header.encoded
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a run will do; nothing but headers and small files was read for it."""
 
@@ -64,6 +46,8 @@ class Plan:
     final: Model
     shards: tuple[Shard | GgufShard, ...]
     files: Mapping[str, bytes | Path]
+    untrained: tuple[str, ...] = ()
+    """Names of the models whose training is not finished; such a plan can be shown, not run."""
 
     @property
     def target(self) -> Path:
@@ -84,18 +68,18 @@ class Plan:
         return (self.target.parent if self.is_file else self.target) / self.small_file(REPORT)
 
     @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The folders and files that the run reads, which the output must not touch."""
-        tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
-        read = {reference.file or reference.folder for reference in self.references.values()}
-        bodies = {part.path for shard in self.shards if isinstance(shard, GgufShard) for part in shard.parts}
-        return tuple(sorted(read | tokenizers | bodies))
-
-    @property
     def notes(self) -> list[str]:
         """What the user should know before the run."""
         of_shards = (note for shard in self.shards if isinstance(shard, GgufShard) for note in shard.notes)
         return [*self.final.notes, *of_shards]
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files that the run reads, which the output must not touch."""
+        tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
+        read = {path for reference in self.references.values() for path in reference.paths}
+        bodies = {part.path for shard in self.shards if isinstance(shard, GgufShard) for part in shard.parts}
+        return tuple(sorted(read | tokenizers | bodies))
 
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
@@ -139,17 +123,25 @@ def _block_bytes(tensor: LazyTensor) -> int:
     return max(8 * BLOCK_BYTES, num_rows_alive * 4 * tensor.row_width)
 
 
-def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, *, trained: Mapping[str, Path] | None = None, untrained: Mapping[str, Model] | None = None
+) -> Plan:
     """Return the plan of a recipe.
 
     trained: model name → folder of its finished training, for the entries `{train: …}`; see
-    lepmerge.training.trained.trained_folders.
+    lepmerge.training.trained.trained_folders. untrained: model name → the model before its training, which has the same
+    shapes; see lepmerge.training.trained.untrained_models.
 
     Raises:
         LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
     """
-    references = {name: _reference(recipe, name, trained or {}) for name in recipe.models}
-    models = {name: open_checkpoint(reference, name=name) for name, reference in references.items()}
+    untrained = untrained or {}
+    folders = {**(trained or {}), **{name: model.folder for name, model in untrained.items()}}
+    references = {name: _reference(recipe, name, folders) for name in recipe.models}
+    models = {
+        name: replace(untrained[name], name=name) if name in untrained else open_reference(reference, name=name)
+        for name, reference in references.items()
+    }
     model = start = models[recipe.start]
     for number, step in enumerate(recipe.steps):
         try:
@@ -161,32 +153,35 @@ def make_plan(recipe: Recipe, *, trained: Mapping[str, Path] | None = None) -> P
     if recipe.output.dtype is not None:
         model = _cast(model, getattr(torch, recipe.output.dtype))
     notes = [note for each in models.values() for note in each.vocabulary.notes]
-    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes])))
-    if recipe.output.body is not None:
-        return _gguf_plan(recipe, references, models, start, model)
-    if references[recipe.start].file is not None:
+    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes, *left_out(start)])))
+    plan = Plan(recipe, references, models, start, model, (), {}, tuple(untrained))
+    plan = _with_gguf_file(plan) if recipe.output.body is not None else _with_folder(plan)
+    check_place(plan.target, inputs=plan.inputs, is_file=plan.is_file)
+    return plan
+
+
+def _with_folder(plan: Plan) -> Plan:
+    """Return the plan with the files of a model folder."""
+    start, output = plan.start, plan.recipe.output
+    if plan.references[plan.recipe.start].file is not None:
         raise RecipeError(
-            f"output: {recipe.start} is a GGUF file, so the result is one too: name a GGUF file as output.body (it may "
-            f"be the same one), or convert it first with `lepmerge convert`"
+            f"output: {plan.recipe.start} is a GGUF file, so the result is one too: name a GGUF file as output.body "
+            f"(it may be the same one), or convert it first with `lepmerge convert`"
         )
-    check_tokenizer(start.vocabulary, model.vocabulary)
-    files = carried_files(start, model, dtype=recipe.output.dtype)
-    shards = _shards(model, recipe.output.shard_size)
+    check_tokenizer(start.vocabulary, plan.final.vocabulary)
+    files = carried_files(start, plan.final, dtype=output.dtype)
+    shards = shards_of(plan.final, output.shard_size)
     clashes = sorted({shard.name for shard in shards} & files.keys())
     assert not clashes, clashes
-    return Plan(recipe, references, models, start, model, shards, files)
+    return replace(plan, shards=shards, files=files)
 
 
-def _gguf_plan(
-    recipe: Recipe, references: Mapping[str, Reference], models: Mapping[str, Model], start: Model, final: Model
-) -> Plan:
-    """Return the plan of a GGUF output."""
-    output = recipe.output
+def _with_gguf_file(plan: Plan) -> Plan:
+    """Return the plan with a GGUF file, and an Ollama Modelfile next to it."""
+    output, name = plan.recipe.output, plan.target.name
     assert output.body is not None
-    name = recipe.resolve(output.path).name
-    shard = gguf_shard(start, final, name=name, body=recipe.resolve(output.body), tables=output.tables)
-    plan = Plan(recipe, references, models, start, final, (shard,), {})
-    return replace(plan, files={plan.small_file("Modelfile"): modelfile(name)})
+    shard = gguf_shard(plan.start, plan.final, name=name, body=plan.recipe.resolve(output.body), tables=output.tables)
+    return replace(plan, shards=(shard,), files={plan.small_file("Modelfile"): modelfile(name)})
 
 
 def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Reference:
@@ -194,13 +189,19 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
     if isinstance(entry, TrainedEntry):
         if name not in trained:
             raise RecipeError(
-                f"models.{name}: {entry.train} is not trained yet: run `lepmerge train {recipe.resolve(entry.train)}` "
-                f"first, or give `lepmerge run` --train"
+                f"models.{name}: the training {entry.train} is not finished: run `lepmerge train "
+                f"{recipe.resolve(entry.train)}` first (an interrupted one continues), or give `lepmerge run` --train"
             )
         return Reference(entry.train, trained[name])
     try:
-        return resolve(entry.path, revision=entry.revision, relative_to=recipe.folder)
+        return resolve_adapted(entry.path, entry.adapters, revision=entry.revision, relative_to=recipe.folder)
     except ReferenceNotFound as error:
+        staging = Staging(recipe.resolve(entry.path)).folder
+        if staging.is_dir():
+            raise ReferenceNotFound(
+                f"models.{name}: {entry.path} is not finished: {staging} holds an interrupted run; run the command "
+                f"that began it again (`lepmerge train` with its configuration, for a training), and it continues"
+            ) from error
         raise ReferenceNotFound(f"models.{name}: {error}") from error
 
 
@@ -248,86 +249,3 @@ def _cast(model: Model, dtype: torch.dtype) -> Model:
 
 def _same(rows: torch.Tensor) -> torch.Tensor:
     return rows
-
-
-def _shards(model: Model, shard_size: int | None) -> tuple[Shard, ...]:
-    """Return the files of the output: those of the model, or new ones of at most shard_size bytes."""
-    names: dict[str, list[str]] = {}
-    for tensor_name in model.tensors:
-        names.setdefault(model.shards[tensor_name], []).append(tensor_name)
-    if shard_size is not None and set(names) != {EMBEDDINGS}:
-        names = _regrouped(model, shard_size)
-    return tuple(_shard(name, {tensor: model.tensors[tensor] for tensor in names[name]}) for name in sorted(names))
-
-
-def _regrouped(model: Model, shard_size: int) -> dict[str, list[str]]:
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for tensor_name, tensor in model.tensors.items():
-        if groups[-1] and filled + tensor.num_bytes > shard_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor_name)
-        filled += tensor.num_bytes
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{place:05}-of-{len(groups):05}.safetensors": group for place, group in enumerate(groups, 1)}
-
-
-def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
-    files = {tensor.file if isinstance(tensor, StoredTensor) else None for tensor in tensors.values()}
-    (file, *others) = files
-    whole = file is not None and not others and len(file.entries) == len(tensors)
-    stored = {
-        tensor_name: (
-            tensor.entry.dtype if isinstance(tensor, StoredTensor) else DTYPE_NAMES[tensor.dtype],
-            tuple(tensor.shape),
-        )
-        for tensor_name, tensor in tensors.items()
-    }
-    return Shard(name, build_header(stored, {"format": "pt"}), tensors, file.path if file and whole else None)
-
-
-def index_of(plan: Plan) -> dict[str, Any] | None:
-    """Return the contents of model.safetensors.index.json, None when one file holds the model."""
-    if plan.is_file or [shard.name for shard in plan.shards] in ([SINGLE], [EMBEDDINGS]):
-        return None
-    total_size = sum(tensor.num_bytes for tensor in plan.final.tensors.values())
-    weight_map = {tensor_name: shard.name for shard in plan.shards for tensor_name in shard.tensors}
-    return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain values: what is read, computed, copied and written."""
-    folder = next(parent for parent in plan.target.resolve().parents if parent.exists())
-    return {
-        "output": str(plan.target),
-        "models": {
-            name: {
-                "folder": str(model.folder),
-                "rows": model.num_rows,
-                "tied": model.tied,
-                "tensors": len(model.tensors),
-            }
-            for name, model in plan.models.items()
-        },
-        "steps": [step.model_dump(exclude_none=True) for step in plan.recipe.steps],
-        "reductions": [
-            {"kind": reduction.kind, "of": getattr(reduction, "label", None), "bytes": reduction.bytes_read}
-            for reduction in plan.reductions
-        ],
-        "files": [
-            {
-                "file": shard.name,
-                "action": "copy" if shard.copied_from else "write",
-                "bytes": shard.num_bytes,
-                "computed": [name for name in shard.tensors if name in plan.computed],
-            }
-            for shard in plan.shards
-        ],
-        "small_files": {name: "copy" if isinstance(content, Path) else "write" for name, content in plan.files.items()},
-        "vocabulary_rows": {"before": plan.start.num_rows, "after": plan.final.num_rows},
-        "bytes": plan.sizes,
-        "free_disk": shutil.disk_usage(folder).free,
-        "notes": plan.notes,
-    }

@@ -9,22 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from lepmerge.config.entries import ModelEntry, Step, TrainedEntry
+from lepmerge.config.entries import AdaptedEntry, Step, TrainedEntry, other_command
 from lepmerge.config.kinds import FilePath, marked_texts, schemas_below
 from lepmerge.config.schema import Schema, Strict, Where, num_bytes
 from lepmerge.config.variables import escaped
 from lepmerge.config.yaml_tree import NAME, dotted, hint
 from lepmerge.errors import RecipeError
 from lepmerge.operations.registry import operations
-from lepmerge.paths import is_path
+from lepmerge.paths import is_path, split_adapters
 
 OPERATIONS = operations()
 if TYPE_CHECKING:
     AnyStep = Step
 else:  # the union of the registered entries, which a type checker cannot read
     AnyStep = Annotated[reduce(or_, (each.entry for each in OPERATIONS.values())), Field(discriminator="op")]
+
+
+def _kind_of(entry: Any) -> str:
+    is_trained = "train" in entry if isinstance(entry, dict) else isinstance(entry, TrainedEntry)
+    return (TrainedEntry if is_trained else AdaptedEntry).__name__
+
+
+Entry = Annotated[
+    Annotated[AdaptedEntry, Tag("AdaptedEntry")] | Annotated[TrainedEntry, Tag("TrainedEntry")],
+    Discriminator(_kind_of),
+]
 
 
 class Output(Strict):
@@ -61,8 +72,8 @@ class Output(Strict):
 class Recipe(Strict):
     """How a checkpoint is transformed."""
 
-    models: dict[str, ModelEntry | TrainedEntry]
-    """Name → model. A text is short for `path`. Names are words; `current` is taken."""
+    models: dict[str, Entry]
+    """Name → model. A text is short for `path`, or `path+adapter`. Names are words; `current` is taken."""
     start: str = "instruct"
     """Name of the model that the steps transform."""
     steps: list[AnyStep] = []
@@ -115,6 +126,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
+    if other_command(Path(path), key="data", instead_of="models"):
+        raise RecipeError(f"{path} is a training configuration, not a recipe: use `lepmerge train {path}`")
     recipe, where = _SCHEMA.load(Path(path), overrides)
     _check_names(recipe, where)
     return recipe
@@ -127,9 +140,15 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
     return "path" in markers or (bool(markers & {"reference", "tokenizer"}) and is_path(text, folder))
 
 
+def _long_form(text: str, folder: Path) -> dict[str, Any]:
+    """Return the keys that a model's text, `model` or `model+adapter`, is short for."""
+    path, adapters = split_adapters(text, folder)
+    return {"path": path, "adapter": adapters} if adapters else {"path": path}
+
+
 def _choices() -> dict[str, type[BaseModel]]:
     """Return name → schema of every member of a union, as pydantic names it in the place of a fault."""
-    found: dict[str, type[BaseModel]] = {schema.__name__: schema for schema in (ModelEntry, TrainedEntry)}
+    found: dict[str, type[BaseModel]] = {schema.__name__: schema for schema in (AdaptedEntry, TrainedEntry)}
     for name, each in OPERATIONS.items():
         found |= {name: each.entry, **{schema.__name__: schema for schema in schemas_below(each.entry)}}
     return found
@@ -138,10 +157,10 @@ def _choices() -> dict[str, type[BaseModel]]:
 _SCHEMA = Schema(
     Recipe,
     what="recipe",
-    parts={"models": ModelEntry, "output": Output},
+    parts={"models": AdaptedEntry, "output": Output},
     choices=_choices(),
     names_a_path=_names_a_path,
-    short_form={"models": ModelEntry.SHORT_FORM},
+    short_form={"models": _long_form},
 )
 
 

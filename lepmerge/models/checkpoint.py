@@ -11,12 +11,14 @@ from lepmerge.models.gguf_file import GgufFile
 from lepmerge.models.gguf_model import open_gguf
 from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
-from lepmerge.models.references import Reference, resolve
+from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
 from lepmerge.models.tables import FoundTables, find_tables
+from lepmerge.tensors import leaves_of
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
+ONLY_SHARD = "model-00001-of-00001.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -67,15 +69,11 @@ def _notes_on_ties(found: FoundTables) -> tuple[str, ...]:
     return (f"{found.reason}. The output says {TIES}: false.",) if found.contradicted else ()
 
 
-def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
-    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`."""
-    return open_checkpoint(resolve(str(reference), revision=revision))
-
-
 def files_of(model: Model) -> list[SafetensorsFile | GgufFile]:
-    """Return the files with the tensors of an opened model, in name order."""
-    stored = (tensor for tensor in model.tensors.values() if isinstance(tensor, StoredTensor | GgufTensor))
-    files: dict[Path, SafetensorsFile | GgufFile] = {tensor.file.path: tensor.file for tensor in stored}
+    """Return the files that a model's tensors are read from, in name order."""
+    leaves = (leaf for tensor in model.tensors.values() for leaf in leaves_of(tensor))
+    stored = (leaf for leaf in leaves if isinstance(leaf, StoredTensor | GgufTensor))
+    files: dict[Path, SafetensorsFile | GgufFile] = {leaf.file.path: leaf.file for leaf in stored}
     return [files[path] for path in sorted(files)]
 
 
@@ -110,6 +108,19 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
         return [SafetensorsFile(single)]
     if (folder / EMBEDDINGS).exists():
         return [SafetensorsFile(folder / EMBEDDINGS)]
+    numbered = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+    if numbered == [ONLY_SHARD]:
+        return [SafetensorsFile(folder / ONLY_SHARD)]
+    if numbered:
+        raise CheckpointError(
+            f"{folder / INDEX} is missing: it names the shard of each tensor, such as {numbered[0]}; download it again"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others and not (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds {others[0]}, which is not a file that transformers loads: expected {SINGLE} or {INDEX}; "
+            f"download the model in the format of transformers"
+        )
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(
@@ -118,7 +129,7 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
         )
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder} is a PEFT adapter: merge it into its base first (merge_and_unload, save_pretrained)"
+            f"{folder} is a PEFT adapter: name its base, too, as in {{path: BASE, adapter: {folder}}} or BASE+{folder}"
         )
     raise CheckpointError(f"{folder} holds no weights: expected {SINGLE}, {INDEX} or {EMBEDDINGS}")
 

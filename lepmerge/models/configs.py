@@ -77,7 +77,7 @@ def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
     return None if value is None else (bool(value), config_class.__name__)
 
 
-_HOLDS_IDS = re.compile(
+HOLDS_IDS = re.compile(
     r"(^|_)token_(id|ids|index)$|^(begin_)?suppress_tokens$|^(bad|force)_words_ids$|^(start|end)_token_ids?$"
 )
 
@@ -133,6 +133,6 @@ def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: lis
             return [pair for pair in pairs if pair[1] is not None] or None
         if key == "sequence_bias" and isinstance(value, list):
             return sequences(value, key)
-        return ids(value, key) if _HOLDS_IDS.search(key) else walk(value)
+        return ids(value, key) if HOLDS_IDS.search(key) else walk(value)
 
     return walk(config)

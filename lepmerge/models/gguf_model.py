@@ -48,6 +48,7 @@ def open_gguf(path: Path, *, name: str) -> Model:
         config=_config(file, num_rows=table.num_rows, width=table.row_width, tied=OUTPUT not in tables),
         generation_config=None,
         vocabulary=Vocabulary(tokenizer_spec(file)),
+        tie_reason="the file has output.weight" if OUTPUT in tables else "the file has no output.weight",
     )
 
 

@@ -3,22 +3,24 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lepmerge.models.checkpoint import files_of, is_embeddings_only
+from lepmerge.models.checkpoint import files_of, is_embeddings_only, read_json
 from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.tensors import LazyTensor, Workspace, blocks
-from lepmerge.vocabulary.conversion import EXACT, Conversion, build_conversion, converted
+from lepmerge.vocabulary.conversion import ADDED, EXACT, Conversion, build_conversion, converted
 
 
 def inspect(model: Model) -> dict[str, Any]:
     """Return what the headers and the tokenizer say of a model."""
     vocabulary = model.vocabulary
     holes = vocabulary.size - len(set(vocabulary.all_ids.values()))
+    quantization = model.config.get("quantization_config") or {}
     return {
         "model": model.name,
         "folder": str(model.folder),
@@ -29,6 +31,9 @@ def inspect(model: Model) -> dict[str, Any]:
         "tied": model.tied,
         "tied_because": model.tie_reason,
         "tables": dict(model.tables),
+        "other_rows_per_token": model.other_rows_per_token,
+        "quantization": quantization.get("quant_method", "of an unnamed method") if quantization else "none",
+        "chat_templates": chat_templates(model.folder),
         "vocabulary": {
             "tokenizer": vocabulary.spec["model"]["type"],
             "family": vocabulary.family,
@@ -45,6 +50,20 @@ def inspect(model: Model) -> dict[str, Any]:
         },
         "notes": list(model.notes),
     }
+
+
+def chat_templates(folder: Path) -> list[str]:
+    """Return where the chat templates of a folder are, in the order in which transformers prefers them."""
+    names = ["chat_template.jinja", *sorted(path.name for path in folder.glob("additional_chat_templates/*.jinja"))]
+    files = [folder / names[0], *(folder / "additional_chat_templates" / name for name in names[1:])]
+    found = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    config = folder / "tokenizer_config.json"
+    template = read_json(config).get("chat_template")
+    if isinstance(template, list):
+        found += [f"{config.name} ({entry.get('name')})" for entry in template if isinstance(entry, dict)]
+    elif template:
+        found.append(config.name)
+    return [*found, *(["chat_template.json"] if (folder / "chat_template.json").is_file() else [])]
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ def _table_difference(
     shapes: tuple[Any, Any],
     progress: Callable[[str, int], None],
 ) -> Difference:
-    shared = torch.cat([to_b.rows_of(EXACT), to_b.rows_of(3)]).unique()
+    shared = torch.cat([to_b.rows_of(EXACT), to_b.rows_of(ADDED)]).unique()
     shared = shared[to_b.single_V[shared] >= 0]
     change = _change(converted(first, to_b), second, shared, progress)
     rows = {"shared": len(shared), "only_in_b": second.shape[0] - len(shared)}

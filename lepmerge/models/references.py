@@ -1,13 +1,24 @@
 """A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lepmerge.errors import ReferenceNotFound
 from lepmerge.paths import HUB_ID, did_you_mean
 
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+NOT_DOWNLOADED = [
+    "*/*",
+    "consolidated*",
+    "params.json",
+    "model.*.safetensors",
+    "model.*-of-*.safetensors",
+    "*.index.*.json",
+]
+"""Folders, other formats, and variants such as model.fp16.safetensors: nothing is read from them."""
+TEMPLATES = ["additional_chat_templates/*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,13 @@ class Reference:
     file: Path | None = None
     """A GGUF file, in `folder`."""
     commit: str | None = None
+    adapters: tuple[tuple["Reference", float], ...] = ()
+    """PEFT adapters that are merged into the model, each with its scale."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Return the model's folder or GGUF file, and the folders of its adapters."""
+        return (self.file or self.folder, *(adapter.folder for adapter, _ in self.adapters))
 
 
 def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
@@ -49,12 +67,28 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
     return _download(reference, match["id"], revision or match["revision"], folder)
 
 
+def resolve_adapted(
+    reference: str,
+    adapters: Sequence[tuple[str, float]],
+    *,
+    revision: str | None = None,
+    relative_to: Path | None = None,
+) -> Reference:
+    """Return the reference of a model with PEFT adapters, each a folder or Hub id with its scale."""
+    found = tuple((resolve(adapter, relative_to=relative_to), scale) for adapter, scale in adapters)
+    model = resolve(reference, revision=revision, relative_to=relative_to)
+    return replace(model, adapters=found)
+
+
 def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED))
+        snapshot = snapshot_download(
+            hub_id, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED
+        )
+        snapshot = Path(snapshot_download(hub_id, revision=Path(snapshot).name, allow_patterns=TEMPLATES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReferenceNotFound(

@@ -1,21 +1,26 @@
-"""Arithmetic expressions over models: parsed here into a tree, never evaluated as Python.
+"""Arithmetic expressions over models, such as `instruct + 0.5 * (adapted - base)`.
 
-sum     = product { ("+" | "-") product }
-product = factor { ("*" | "/") factor }
-factor  = "-" factor | number | name | function "(" sum { "," sum } ")" | "(" sum ")"
+Python's own parser reads the text; a whitelist of its syntax becomes our tree. Nothing is evaluated as Python.
 """
 
+import ast
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
+from typing import NoReturn
 
 from lepmerge.errors import RecipeError
 
 FUNCTIONS = {"abs": 1, "sign": 1, "sqrt": 1, "min": 2, "max": 2, "norm": 1, "row_norm": 1}
 """Name → number of arguments; norm is over the whole tensor, row_norm over each row, the others per element."""
 MAX_DEPTH, MAX_OPERATORS = 60, 150
-"""Trees are walked by recursion, which Python bounds."""
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*/(),]))")
+"""Most functions around one another, and operators: trees are walked by recursion, which Python bounds."""
+MAX_LENGTH = 100_000
+_NUMBER = re.compile(r"\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_ALLOWED = "allowed are numbers, names, + - * /, parentheses and functions"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Node:
             yield from dict.fromkeys(found for argument in self.arguments for found in argument.norms())
 
     def is_number(self) -> bool:
-        """Tell whether the value is one number for a whole tensor."""
+        """Return whether the value is one number for a whole tensor."""
         return (
             self.kind == "number"
             or (self.kind != "name" and all(a.is_number() for a in self.arguments))
@@ -54,98 +59,99 @@ def shorten(text: str, length: int) -> str:
 
 
 def parse(text: str) -> Node:
-    """Return the tree of an expression such as `instruct + 0.5 * (adapted - base)`.
+    """Return the tree of an expression.
 
     Raises:
-        RecipeError: what cannot be read, with its place in the text.
+        RecipeError: what cannot be read, with its position in the text.
     """
-    parser = _Parser(text)
-    node = parser.sum()
-    if parser.kind != "end":
-        parser.fail("expected an operator or the end")
-    return node
+    return _Reading(text).tree()
 
 
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text, self.stop, self.depth, self.num_operators = text, 0, 0, 0
-        self.advance()
+@dataclass
+class _Reading:
+    text: str
+    num_operators: int = 0
 
-    def advance(self) -> str:
-        value = getattr(self, "value", "")
-        self.start = self.stop
-        match = _TOKEN.match(self.text, self.stop)
-        if match is None:
-            self.kind, self.value = "end", ""
-            if self.text[self.stop :].strip():
-                self.fail("unknown character")
-        else:
-            self.kind, self.value, self.stop = str(match.lastgroup), match[str(match.lastgroup)], match.end()
-            self.start = match.start(self.kind)
+    def tree(self) -> Node:
+        if len(self.text) > MAX_LENGTH:
+            self.fail(f"longer than {MAX_LENGTH} characters", MAX_LENGTH)
+        if sum(map(self.text.count, "+-*/")) > 4 * MAX_OPERATORS:  # more than Python's parser can nest
+            self.fail(f"more than {MAX_OPERATORS} operators", 0)
+        if "#" in self.text:  # or Python would take the rest for a comment
+            self.fail("unknown character", self.text.index("#"))
+        self.text = "".join(" " if character.isspace() else character for character in self.text).lstrip()
+        if not self.text:
+            self.fail("expected a number, a model name or a parenthesis", 0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # such as `2(base)`, which is refused below
+                parsed = ast.parse(self.text, mode="eval")
+        except SyntaxError as error:
+            # at offset 0 the text ends too early
+            self.fail(_reason(error), min(error.offset - 1, len(self.text)) if error.offset else len(self.text))
+        except (RecursionError, MemoryError):  # how Python's parser refuses deep nesting
+            self.fail("nested too deeply", 0)
+        except ValueError as error:  # a NUL character, an integer of thousands of digits
+            self.fail(str(error).partition(";")[0].partition(":")[0], 0)
+        return self.node(parsed.body, 1)
+
+    def node(self, part: ast.expr, depth: int) -> Node:
+        match part:
+            case ast.Constant(value=bool()):
+                self.fail(f"unexpected {part.value!r}; {_ALLOWED}", part)
+            case ast.Constant(value=int() | float()):
+                return Node("number", self.number(part))
+            case ast.Name():
+                return Node("name", part.id)
+            case ast.UnaryOp(op=ast.USub()):
+                self.count(part)
+                return Node("operator", "-", (Node("number", 0.0), self.node(part.operand, depth)))
+            case ast.BinOp() if type(part.op) in _OPERATORS:
+                self.count(part)
+                arguments = (self.node(part.left, depth), self.node(part.right, depth))
+                return Node("operator", _OPERATORS[type(part.op)], arguments)
+            case ast.Call(func=ast.Name(id=name), keywords=[]):
+                return self.call(part, name, depth)
+        self.fail(f"unexpected {shorten(ast.unparse(part), 40)!r}; {_ALLOWED}", part)
+
+    def number(self, part: ast.Constant) -> float:
+        try:
+            value = float(ast.literal_eval(part))
+        except OverflowError:
+            value = float("inf")
+        if not isfinite(value):
+            self.fail("the number is too large", part)
+        written = ast.get_source_segment(self.text, part) or ""
+        if not _NUMBER.fullmatch(written):
+            self.fail(f"unexpected {shorten(written, 40)!r}; {_ALLOWED}", part)
         return value
 
-    def fail(self, reason: str) -> None:
-        text, rest = (shorten(part, 80) for part in (self.text, self.text[self.start :]))
-        raise RecipeError(f"expression {text!r}: {reason} at position {self.start + 1} ({rest!r})")
+    def count(self, part: ast.expr) -> None:
+        self.num_operators += 1
+        if self.num_operators > MAX_OPERATORS:
+            self.fail(f"more than {MAX_OPERATORS} operators", part)
 
-    def sum(self) -> Node:
-        return self.chain("+-", self.product)
-
-    def product(self) -> Node:
-        return self.chain("*/", self.factor)
-
-    def chain(self, signs: str, operand) -> Node:
-        node = operand()
-        while self.kind == "sign" and self.value in signs:
-            self.num_operators += 1
-            if self.num_operators > MAX_OPERATORS:
-                self.fail(f"more than {MAX_OPERATORS} operators")
-            node = Node("operator", self.advance(), (node, operand()))
-        return node
-
-    def factor(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.fail("nested too deeply")
-        node = self._factor()
-        self.depth -= 1
-        return node
-
-    def _factor(self) -> Node:
-        if self.kind == "number":
-            return Node("number", float(self.advance()))
-        if self.kind == "name":
-            name = self.advance()
-            return self.call(name) if self.value == "(" else Node("name", name)
-        if self.value == "-":
-            self.advance()
-            return Node("operator", "-", (Node("number", 0.0), self.factor()))
-        if self.value == "(":
-            self.advance()
-            node = self.sum()
-            self.expect(")")
-            return node
-        self.fail("expected a number, a model name or a parenthesis")
-        raise AssertionError
-
-    def call(self, name: str) -> Node:
+    def call(self, part: ast.Call, name: str, depth: int) -> Node:
         if name not in FUNCTIONS:
-            self.fail(f"unknown function {name!r}, known are {', '.join(FUNCTIONS)},")
-        self.expect("(")
-        arguments = [self.sum()]
-        while self.value == ",":
-            self.advance()
-            arguments.append(self.sum())
-        self.expect(")")
+            self.fail(f"unknown function {name!r}, known are {', '.join(FUNCTIONS)},", part)
+        if depth > MAX_DEPTH:
+            self.fail("functions nested too deeply", part)
+        arguments = tuple(self.node(argument, depth + 1) for argument in part.args)
         if len(arguments) != FUNCTIONS[name]:
-            self.fail(f"{name} takes {FUNCTIONS[name]} argument(s), not {len(arguments)},")
+            self.fail(f"{name} takes {FUNCTIONS[name]} argument(s), not {len(arguments)},", part)
         if name in ("norm", "row_norm") and arguments[0].is_number():
-            self.fail(f"{name} of a number, not of tensors,")
+            self.fail(f"{name} of a number, not of tensors,", part)
         if name == "norm" and any(True for _ in arguments[0].norms()):
-            self.fail("a norm within a norm,")
-        return Node("function", name, tuple(arguments))
+            self.fail("a norm within a norm,", part)
+        return Node("function", name, arguments)
 
-    def expect(self, sign: str) -> None:
-        if self.value != sign:
-            self.fail(f"expected {sign!r}")
-        self.advance()
+    def fail(self, reason: str, at: ast.expr | int) -> NoReturn:
+        position = at if isinstance(at, int) else len(self.text.encode()[: at.col_offset].decode())
+        text, rest = (shorten(part, 80) for part in (self.text, self.text[position:]))
+        raise RecipeError(f"expression {text!r}: {reason} at position {position + 1} ({rest!r})")
+
+
+def _reason(error: SyntaxError) -> str:
+    """Return Python's reason in words that fit an expression."""
+    message = re.split(r"[.:;] ", str(error.msg))[0]
+    return "expected an operator, a number or a model name" if message == "invalid syntax" else message

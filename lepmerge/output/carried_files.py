@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lepmerge.models.checkpoint import read_json
+from lepmerge.models.checkpoint import files_of, read_json
 from lepmerge.models.model import Model
+from lepmerge.output.staging import TEMPLATES
 from lepmerge.vocabulary.autotokenizer import check_loads
 from lepmerge.vocabulary.token_names import generic_config
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -20,6 +21,8 @@ OLD_TOKENIZER = re.compile(
     r"^(tokenizer\.model.*|.*\.tiktoken|tekken\.json|vocab\.(json|txt)|merges\.txt|added_tokens\.json|spiece\.model|"
     r"sentencepiece.*\.model|special_tokens_map\.json)$"
 )
+OTHER_FORMAT = {"params.json"}
+"""Describes Mistral's consolidated weights, which are not carried; loaders that find it would look for them."""
 OURS = {"README.md", "lepmerge_report.json", "lepmerge_run.json"}
 
 
@@ -30,13 +33,13 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
     """
     files: dict[str, bytes | Path] = {}
     new_vocabulary = final.vocabulary is not start.vocabulary
-    for path in _small_files(start.folder):
+    for path in _small_files(start):
         if not (new_vocabulary and (path.name in TOKENIZER_FILES or OLD_TOKENIZER.match(path.name))):
-            files[path.name] = path
+            files[_name(path)] = path
     config = {**final.config, **({key: dtype for key in _dtype_keys(final.config)} if dtype else {})}
-    if config != read_json(start.folder / "config.json"):  # opening corrects a tie that the weights contradict
+    if config != read_json(start.folder / "config.json"):  # opening corrects ties, an adapter may untie or grow
         files["config.json"] = to_json(config)
-    if final.generation_config and final.generation_config != start.generation_config:
+    if final.generation_config and final.generation_config != read_json(start.folder / "generation_config.json"):
         files["generation_config.json"] = to_json(final.generation_config)
     if new_vocabulary:
         files["tokenizer.json"] = to_json(final.vocabulary.spec)
@@ -64,10 +67,66 @@ def to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _small_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.name not in OURS and not WEIGHTS.search(path.name):
+def left_out(start: Model) -> tuple[str, ...]:
+    """Return a note on what else lies in the start model's folder: other copies of the weights, other folders."""
+    read = {file.path.name for file in files_of(start)}
+    if not read or not start.folder.is_dir():
+        return ()
+    names = [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(start.folder.iterdir())
+        if not path.name.startswith(".")
+        and path.name not in read | {TEMPLATES}
+        and not path.name.endswith("index.json")
+        if path.is_dir() or path.name in OTHER_FORMAT or WEIGHTS.search(path.name)
+    ]
+    return (f"left out, because nothing is read from it: {', '.join(names)}",) if names else ()
+
+
+def _small_files(model: Model) -> Iterator[Path]:
+    """Yield the files of a model but its weights; those of the tokenizer from the folder where they lie."""
+    own, folder = list(_small_files_in(model.folder)), model.vocabulary.folder
+    if folder is None or folder == model.folder:
+        yield from own
+        return
+    of_tokenizer = [path for path in _small_files_in(folder) if _is_of_tokenizer(_name(path))]
+    has_template = "chat_template" in read_json(folder / "tokenizer_config.json") or any(
+        _is_template(path) for path in of_tokenizer
+    )
+    for path in own:
+        if not _is_of_tokenizer(_name(path)) or (_is_template(path) and not has_template):
             yield path
+    yield from of_tokenizer
+
+
+def tokenizer_files(model: Model) -> list[Path]:
+    """Return the files of a model's tokenizer and chat template."""
+    folder = model.vocabulary.folder or model.folder
+    return [path for path in _small_files_in(folder) if _is_of_tokenizer(path.name)]
+
+
+def _small_files_in(folder: Path) -> Iterator[Path]:
+    for path in [*sorted(folder.iterdir()), *sorted(folder.glob(f"{TEMPLATES}/*.jinja"))]:
+        if path.is_file() and not path.name.startswith(".") and not WEIGHTS.search(path.name):
+            if path.name not in OURS | OTHER_FORMAT:
+                yield path
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file in the folder of a model, with the folder of templates in front where it is there."""
+    return f"{TEMPLATES}/{path.name}" if path.parent.name == TEMPLATES else path.name
+
+
+def _is_template(path: Path) -> bool:
+    return _name(path).startswith(("chat_template", TEMPLATES))
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    return (
+        name in TOKENIZER_FILES
+        or name.startswith(("chat_template", TEMPLATES))
+        or OLD_TOKENIZER.match(name) is not None
+    )
 
 
 def _dtype_keys(config: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,8 @@ class Run:
     marker: str = "config.json"
     """A file that every such output folder has: --overwrite deletes no other folder."""
     is_file: bool = False
+    staged: str = ""
+    """Identity of what a killed run leaves in the staging folder, when it outlives a change of the fingerprint."""
 
     @cached_property
     def staging(self) -> Staging:
@@ -71,7 +73,7 @@ class Run:
         self.staging.repair()
         if not self.is_complete():
             return False
-        self.staging.tidy(self.fingerprint)
+        self.staging.tidy(self.staged or self.fingerprint)
         return True
 
     def check(self, sizes: Mapping[str, int], *, working: int = 0) -> None:
@@ -94,7 +96,7 @@ class Run:
             OutputError: as check(); another run writes this target; the disk is full or cannot be written to.
         """
         began = time.time()
-        with self.staging.opened(self.fingerprint), self.staging.translated():
+        with self.staging.opened(self.staged or self.fingerprint), self.staging.translated():
             self._check_target()
             check_space(self.target, self.staging.remaining(sizes) + working)
             yield self.staging
@@ -112,12 +114,16 @@ class Run:
         )
 
     def _write_record(self, *, seconds: float) -> None:
-        written = [path for path in sorted(self.staging.output.iterdir()) if path.name != RUN_FILE]
+        output = self.staging.output
+        written = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != RUN_FILE]
         record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "seconds": round(seconds, 3),
             "threads": torch.get_num_threads(),
-            "files": {path.name: _identity(path) if self.is_file else path.stat().st_size for path in written},
+            "files": {
+                path.relative_to(output).as_posix(): _identity(path) if self.is_file else path.stat().st_size
+                for path in written
+            },
         }
         self.staging.write_record(self.record, (json.dumps(record, indent=2) + "\n").encode())
 

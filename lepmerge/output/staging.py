@@ -19,6 +19,8 @@ from lepmerge.errors import OutputError
 from lepmerge.models.safetensors_io import write_all
 
 MANIFEST = "manifest.json"
+TEMPLATES = "additional_chat_templates"
+"""The only folder in a model's folder that is written."""
 SMALL_FILES = 8 << 20
 """Margin in bytes that is kept free for configs, tokenizer and reports."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -98,8 +100,10 @@ class Staging:
                 size = os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
-            self._partial.replace(self.output / name)
-            _sync(self.output)
+            path = self.output / name
+            path.parent.mkdir(exist_ok=True)  # additional_chat_templates/
+            self._partial.replace(path)
+            _sync(path.parent)
             self._record("files", name, {"size": size, **details})
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -149,8 +153,8 @@ class Staging:
             shutil.rmtree(self.folder)
             return
         expected = set(self.manifest["files"])
-        for path in self.output.iterdir():
-            if path.name not in expected:
+        for path in self.output.rglob("*"):
+            if path.is_file() and path.relative_to(self.output).as_posix() not in expected:
                 path.unlink()
         _sync(self.output)
         if self.target.exists() and any(self.target.iterdir()):
@@ -236,13 +240,8 @@ def check_target(
     folder that does not look like such an output; a folder where a file is written and the other way round. key: where
     the target is named. marker: a file that every such output folder has.
     """
+    check_place(target, inputs=inputs, key=key, is_file=is_file)
     real = Path(os.path.realpath(target))
-    for path in inputs:
-        other = Path(os.path.realpath(path))
-        if real == other or real in other.parents or other in real.parents:
-            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
-    if real.exists() and real.is_dir() == is_file:
-        raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
     if not real.exists() or (not is_file and not any(real.iterdir())):
         return
     if is_file:
@@ -254,12 +253,23 @@ def check_target(
             f"the output {target} is not empty, and not what this command would write with these inputs: choose "
             f"another {key}, or replace it with --overwrite"
         )
-    strangers = [path.name for path in sorted(real.iterdir()) if path.is_dir()]
+    strangers = [path.name for path in sorted(real.iterdir()) if path.is_dir() and path.name != TEMPLATES]
     if not (real / marker).exists() or strangers:
         what = f"it holds the folder {strangers[0]}" if strangers else f"it has no {marker}"
         raise OutputError(
             f"the output {target} was not written by this command ({what}), so --overwrite refuses to delete it"
         )
+
+
+def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path", is_file: bool = False) -> None:
+    """Raise OutputError when no option could allow to write there: in or around an input, or over the other kind."""
+    real = Path(os.path.realpath(target))
+    for path in inputs:
+        other = Path(os.path.realpath(path))
+        if real == other or real in other.parents or other in real.parents:
+            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
+    if real.exists() and real.is_dir() == is_file:
+        raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
 
 
 def check_space(target: Path, needed: int) -> None:

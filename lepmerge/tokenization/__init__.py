@@ -1,1 +1,1 @@
-"""Corpus → tokenizer: train, extend, optimize, and report."""
+"""Make a tokenizer from a corpus: train, extend, optimize, and report on tokenizers."""

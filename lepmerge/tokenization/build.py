@@ -1,4 +1,4 @@
-"""Corpus and old tokenizer → new tokenizer folder: the steps of each command, gates included."""
+"""Make a new tokenizer folder from a corpus and an old tokenizer: the steps of each command, with their checks."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,8 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 SAMPLE_TEXTS = 2000
 SAMPLE_EVERY = 97
 SMALLEST = [["<unk>", 0.0], *([token, -9.0] for token in BYTE_TOKENS), ["▁", -1.0]]
-"""Pieces of a Unigram that spells every text: shows before a training whether transformers would load the result."""
+"""The smallest Unigram that can spell every text. It is checked before the training, which may take long, to see
+whether transformers will load the result."""
 
 
 def extend_tokenizer(
@@ -49,14 +50,14 @@ def extend_tokenizer(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the tokenizer of `model` with new tokens learned on the corpus; return what lepmerge_tokenizer.json holds.
+    """Write the tokenizer of `model` with new tokens learned from the corpus.
 
-    layout: new ids come `after` the last used id, so that no old id moves, or `before` the added tokens at the end.
-    Exactly one of num_tokens and vocab_size is given. only_from names a tokenizer: only tokens that it has are added
-    (the paper's Extension).
+    Exactly one of num_tokens and vocab_size is given. only_from: a tokenizer; only tokens that it contains are added
+    (the paper's Extension). layout: `after` puts new ids after the last used id, so that no old id moves; `before` puts
+    them before the added tokens at the end. Return the contents of lepmerge_tokenizer.json.
 
     Raises:
-        LepmergeError: nothing is written then.
+        LepmergeError: the inputs are unusable or a check failed; nothing is written.
     """
     check_free(output)
     folder = resolve(model).folder
@@ -101,11 +102,13 @@ def optimize_tokenizer(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the tokenizer of `model`, shrunk to the share `keep` of its tokens that the corpus uses most, then extended
-    to vocab_size; id_map.json beside it has old id → new id. Return what lepmerge_tokenizer.json holds.
+    """Shrink the tokenizer of `model` to the tokens that the corpus uses most, then extend it to vocab_size.
+
+    keep: fraction of the old tokens that are kept. The file id_map.json in the output maps old id → new id. Return the
+    contents of lepmerge_tokenizer.json.
 
     Raises:
-        LepmergeError: nothing is written then.
+        LepmergeError: the inputs are unusable or a check failed; nothing is written.
     """
     check_free(output)
     folder = resolve(model).folder
@@ -156,11 +159,12 @@ def train_tokenizer(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a new tokenizer (kind: bpe or unigram) with the special tokens and chat template of the model `like`;
-    return what lepmerge_tokenizer.json holds.
+    """Train a new tokenizer and write it with the special tokens and chat template of the model `like`.
+
+    kind: bpe or unigram. Return the contents of lepmerge_tokenizer.json.
 
     Raises:
-        LepmergeError: nothing is written then.
+        LepmergeError: the inputs are unusable or a check failed; nothing is written.
     """
     check_free(output)
     folder = resolve(like).folder
@@ -190,7 +194,7 @@ def train_tokenizer(
 def report_on(
     tokenizers: Sequence[str], files: Sequence[str], *, column: str = "text", limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return text file → tokenizer → figures (report.FIGURES); the others are compared with the first tokenizer."""
+    """Return text file → tokenizer → metrics (report.FIGURES). Each tokenizer is compared with the first one."""
     vocabularies = {name: Vocabulary.in_folder(resolve(name).folder) for name in tokenizers}
     first = next(iter(vocabularies.values()))
     found: dict[str, dict[str, Any]] = {}
@@ -233,7 +237,7 @@ def _described(
 
 
 def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:
-    """Yield the texts and keep every 97th of them, at most 2000."""
+    """Yield the texts, and collect every 97th in `sample` (at most 2000) for the checks after the training."""
     for number, text in enumerate(stream):
         if number % SAMPLE_EVERY == 0 and len(sample) < SAMPLE_TEXTS:
             sample.append(text)

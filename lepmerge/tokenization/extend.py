@@ -1,7 +1,7 @@
-"""Continued BPE: new merges are learned on words that the old merges have already split.
+"""Continued BPE: learn new merges on words that the old merges have already split.
 
-Old merges keep their ranks and new ones follow, so text falls into old tokens first; the new merges then join these. A
-new token is therefore always reached, and nothing changes where no new merge applies.
+Old merges keep their ranks and new merges follow. So a text is first split into old tokens, which the new merges then
+join. Hence every new token can occur, and where no new merge applies, the tokens are the same as before.
 """
 
 import heapq
@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Extension:
-    """New tokens (strings, in the order of their ids) and merges (pairs of strings, in the order of their ranks)."""
+    """New token strings in the order of their ids, and new merges in the order of their ranks."""
 
     tokens: tuple[str, ...]
     merges: tuple[tuple[str, str], ...]
@@ -36,10 +36,11 @@ def learn(
     allowed: Allowed,
     progress: Progress | None = None,
 ) -> Extension:
-    """Return at most num_tokens new tokens with their merges: each step joins the most frequent allowed pair.
+    """Learn at most num_tokens new tokens and their merges. Each step joins the most frequent allowed pair.
 
-    Ties go to the pair of lowest ids. A pair whose joined string is an old token is never joined: an old merge could go
-    on from there. Characters that the model does not know come first, where its alphabet is one of characters.
+    Of equally frequent pairs, the one with the lowest ids is joined. A pair whose joined string is an old token is
+    never joined, because an old merge could then apply to the result. If the model's alphabet consists of characters
+    rather than bytes, characters that it lacks become tokens first.
 
     Raises:
         VocabularyError: the old vocabulary is not a BPE.
@@ -77,7 +78,7 @@ def learn(
 
 
 def _new_letters(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, allowed: Allowed) -> list[str]:
-    """Return the characters of a SentencePiece-like vocabulary's words that it lacks, most frequent first."""
+    """Return the characters in the words that the vocabulary lacks, most frequent first; none if it is byte-level."""
     if vocabulary.family == "byte_level":
         return []
     counts: dict[str, int] = defaultdict(int)
@@ -90,7 +91,7 @@ def _new_letters(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, allow
 
 
 def _split(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, letters: dict[str, int]) -> list[list[int]]:
-    """Return the ids of each word; a new letter stands for itself, and what surrounds it is split on its own."""
+    """Return the ids of each word. A new letter gets its own id, and the parts around it are tokenized separately."""
     split = list(old_tokens((word for word, _ in words), vocabulary))
     if letters:
         for place, (word, _) in enumerate(words):
@@ -112,7 +113,11 @@ def _around(word: str, letters: dict[str, int]) -> list[str]:
 
 
 class _Learner:
-    """Counts of neighbouring pairs over words, kept up to date as pairs are joined."""
+    """Counts of adjacent pairs in the words, updated as pairs are joined.
+
+    The heap may hold outdated counts. `best` corrects them when they reach the top, which is cheaper than searching the
+    heap at every change.
+    """
 
     def __init__(self, words: list[list[int]], counts: Sequence[int]) -> None:
         self.words, self.counts = words, counts
@@ -128,7 +133,7 @@ class _Learner:
         self.dropped: set[Pair] = set()
 
     def best(self) -> Pair | None:
-        """Return the most frequent pair, None when all are too rare."""
+        """Return the most frequent pair, or None if all remaining pairs are rarer than LEAST_COUNT."""
         while self.heap:
             negative, pair = self.heap[0]
             count = self.count_of.get(pair, 0)
@@ -140,12 +145,12 @@ class _Learner:
         return None
 
     def drop(self, pair: Pair) -> None:
-        """Never offer this pair again."""
+        """Exclude this pair from now on."""
         self.dropped.add(pair)
         self.words_of.pop(pair, None)
 
     def join(self, pair: Pair, new: int) -> None:
-        """Replace the pair by one id in every word, from left to right."""
+        """Replace the pair by the id `new` in every word, from left to right."""
         left, right = pair
         changes: dict[Pair, int] = defaultdict(int)
         for number in self.words_of.pop(pair):
@@ -160,7 +165,7 @@ class _Learner:
                     joined.append(ids[place])
                     place += 1
             if len(joined) == len(ids):
-                continue  # an earlier change took the pair out of this word
+                continue  # an earlier merge removed the pair from this word
             for old_pair in zip(ids, ids[1:], strict=False):
                 changes[old_pair] -= count
             for new_pair in zip(joined, joined[1:], strict=False):
@@ -179,9 +184,9 @@ class _Learner:
 
 
 def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str = "after") -> dict:
-    """Return the tokenizer.json with the new tokens behind the last used id, so that no old id moves.
+    """Return the tokenizer.json with the new tokens after the last used id, so that no old id moves.
 
-    With the layout `before` they stand in front of the added tokens that end the vocabulary.
+    With the layout `before` the new tokens come before the added tokens at the end of the vocabulary.
     """
     if layout == "before":
         vocabulary = _with_room(vocabulary, len(extension.tokens))
@@ -193,14 +198,14 @@ def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str =
     as_strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
     merges = [" ".join(pair) if as_strings else list(pair) for pair in extension.merges]
     spec = {**vocabulary.spec, "model": {**model, "vocab": vocab, "merges": [*model["merges"], *merges]}}
-    if Vocabulary(spec).unfaithful_ids():  # the library numbers added tokens by count unless the model holds them
+    if Vocabulary(spec).unfaithful_ids():  # the library numbers added tokens by count unless the model contains them
         added = {token.content: token.id for token in vocabulary.added.values()}
         spec["model"]["vocab"] = {**vocab, **added}
     return spec
 
 
 def _with_room(vocabulary: Vocabulary, count: int) -> Vocabulary:
-    """Return the vocabulary with the added tokens behind the last ordinary one moved up by `count` ids."""
+    """Return the vocabulary with the added tokens after the last ordinary token moved up by `count` ids."""
     last = max(vocabulary.ordinary.values())
     id_map = {token.id: token.id + count * (token.id > last) for token in vocabulary.added.values()}
     moved = {content: id_map[token.id] for content, token in vocabulary.added.items()}

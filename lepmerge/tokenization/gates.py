@@ -1,4 +1,4 @@
-"""What must hold of a new tokenizer before it is written; each gate raises VocabularyError with an example."""
+"""Checks of a new tokenizer before it is written. Each check raises VocabularyError with an example."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +13,13 @@ NUM_RANDOM_TEXTS = 10_000
 def check_extension(
     old: Vocabulary, new: Vocabulary, sample: Sequence[str], *, added_move: bool = False
 ) -> dict[str, Any]:
-    """Return the figures of every gate for a vocabulary that extends an old one; added_move: added tokens may move.
+    """Run all checks of a vocabulary that extends an old one, and return their results.
+
+    added_move: the ids of added tokens may change.
 
     Raises:
-        VocabularyError: an old id moved, a special token changed, a new token is never reached, or a text comes back
-            worse than it did from the old tokenizer.
+        VocabularyError: an old id moved, a special token changed, a new token can never occur, or a text that the old
+            tokenizer decoded exactly is no longer decoded exactly.
     """
     check_ids(old, new, added_move=added_move)
     new_ids = sorted(id for token, id in new.all_ids.items() if token not in old.all_ids)
@@ -30,7 +32,7 @@ def check_extension(
 
 
 def check_ids(old: Vocabulary, new: Vocabulary, *, added_move: bool = False) -> None:
-    """Raise when an old token has another id in the new vocabulary, or is missing there."""
+    """Raise if an old token has another id in the new vocabulary, or is missing there."""
     moved = [
         (token, id, new.all_ids.get(token))
         for token, id in (old.ordinary if added_move else old.all_ids).items()
@@ -46,7 +48,7 @@ def check_ids(old: Vocabulary, new: Vocabulary, *, added_move: bool = False) -> 
 
 
 def check_added(old: Vocabulary, new: Vocabulary) -> None:
-    """Raise when a special or added token is missing or has other flags."""
+    """Raise if a special or added token is missing or its flags changed."""
     for content, token in old.added.items():
         now = new.added.get(content)
         flags = {key: value for key, value in token.entry.items() if key != "id"}
@@ -55,7 +57,7 @@ def check_added(old: Vocabulary, new: Vocabulary) -> None:
 
 
 def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
-    """Return 0; raise when a token's own bytes fall into other tokens, so that it would never be used."""
+    """Return 0. Raise if a token's own bytes are tokenized into other tokens, so that it would never be used."""
     ids = list(ids)
     lost = [
         id
@@ -69,9 +71,9 @@ def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
 
 
 def num_lost(old: Vocabulary, new: Vocabulary, new_id_of: Mapping[int, int]) -> int:
-    """Return how many tokens that the old vocabulary reached from their own bytes the new one no longer reaches.
+    """Count the tokens that the old vocabulary produced from their own bytes, and that the new one no longer does.
 
-    Byte-fallback tokens do not count: a character that the new vocabulary knows needs them no longer.
+    Byte-fallback tokens do not count: the new vocabulary does not need them for a character that it contains.
     """
     ids = [id for id in new_id_of if id in old.bytes_of and _is_text(old.bytes_of[id])]
     ids = [id for id in ids if not old.is_byte_token(old.token_of[id])]
@@ -81,7 +83,7 @@ def num_lost(old: Vocabulary, new: Vocabulary, new_id_of: Mapping[int, int]) -> 
 
 
 def _is_text(data: bytes) -> bool:
-    """Tell whether bytes are whole characters; a part of one is never alone in a text."""
+    """Return whether bytes are whole characters. A part of a character never occurs alone in a text."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -92,9 +94,10 @@ def _is_text(data: bytes) -> bool:
 def check_round_trips(
     new: Vocabulary, sample: Sequence[str], *, old: Vocabulary | None = None
 ) -> dict[str, dict[str, int]]:
-    """Return the figures of `check_round_trip` for sampled texts and for random strings.
+    """Return the results of `check_round_trip` for sampled texts and for random strings.
 
-    old: None for a Unigram of ours. It gives every text back but U+2581, its sign for a space, which does not count.
+    old: None for a Unigram that lepmerge trained. Such a Unigram decodes every text exactly, except that U+2581, its
+    sign for a space, becomes a space. Texts with this character are not checked.
     """
     given = {"sampled": list(sample), "random": random_texts()}
     if old is None:
@@ -103,7 +106,10 @@ def check_round_trips(
 
 
 def check_round_trip(new: Vocabulary, texts: Sequence[str], *, old: Vocabulary | None = None) -> dict[str, int]:
-    """Return how many texts come back exactly; raise when one does not, or only the old tokenizer brought it back."""
+    """Encode and decode the texts, and count those that come back exactly.
+
+    Raise if a text changes. With `old`, raise only if the old tokenizer decodes that text exactly.
+    """
     good = [text == back for text, back in zip(texts, _there_and_back(new, texts), strict=True)]
     if all(good):
         return {"texts": len(texts), "exact": len(texts)}
@@ -124,7 +130,7 @@ def _there_and_back(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
 
 
 def check_digits(old: Vocabulary, new: Vocabulary) -> int:
-    """Return the number of texts of digits that were compared; raise when one falls into other tokens than before."""
+    """Return the number of digit strings compared. Raise if one is split into other tokens than before."""
     texts = [str(7**n) for n in range(40)] + ["3.14159", "2024-12-31", "x1y22z333", " 1 000 000"]
     split = (
         [
@@ -140,7 +146,7 @@ def check_digits(old: Vocabulary, new: Vocabulary) -> int:
 
 
 def random_texts(count: int = NUM_RANDOM_TEXTS, *, seed: int = 0) -> list[str]:
-    """Return strings of random Unicode characters of every plane, with spaces and line ends among them."""
+    """Return strings of random Unicode characters of planes 0 to 2, mixed with spaces and line ends."""
     generator = random.Random(seed)
     ranges = [(0x20, 0x7F), (0x80, 0x250), (0x370, 0x530), (0x530, 0x2000), (0x2000, 0xD800), (0xE000, 0x30000)]
     texts = []

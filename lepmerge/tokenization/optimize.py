@@ -1,7 +1,7 @@
-"""Shrink a BPE to the tokens that a corpus uses; with what `extend` then adds, this is the paper's Optimization.
+"""Shrink a BPE to the tokens that a corpus uses. Followed by `extend`, this is the paper's Optimization.
 
-A token is kept with what its merges need, so that every kept token is still reached. Kept tokens keep their order and
-are numbered anew.
+A token is kept together with the tokens that its merges need, so that every kept token can still occur. Kept tokens
+stay in their order and get new ids.
 """
 
 from collections import Counter
@@ -27,13 +27,13 @@ def token_counts(words: Iterable[tuple[str, int]], vocabulary: Vocabulary) -> Co
 def shrunk_spec(
     vocabulary: Vocabulary, counts: Counter[int], *, num_kept: int
 ) -> tuple[dict[str, Any], dict[int, int]]:
-    """Return a tokenizer.json with at most num_kept ordinary tokens, and old id → new id of the kept ones.
+    """Return a tokenizer.json with at most num_kept ordinary tokens, and old id → new id of the kept tokens.
 
-    Taken in the order of their use (ties: lower id first), each with the tokens that its merges need. Bytes, single
-    characters, numbers, special and added tokens stay in any case.
+    Tokens are kept in the order of their use, most used first (ties: lower id first), each with the tokens that its
+    merges need. Bytes, single characters, numbers, special and added tokens are always kept.
 
     Raises:
-        VocabularyError: not a BPE, or num_kept is less than what must stay.
+        VocabularyError: the vocabulary is not a BPE, or num_kept is less than the number of tokens always kept.
     """
     model = vocabulary.spec["model"]
     if model["type"] != "BPE":
@@ -43,7 +43,7 @@ def shrunk_spec(
     joined = {left + right for left, right in pairs}
     kept = {token for token in vocabulary.ordinary if token not in joined or vocabulary.is_byte_token(token)}
     for token, id in vocabulary.ordinary.items():
-        if vocabulary.bytes_of[id].strip().isdigit():  # numbers fall into the same tokens as before
+        if vocabulary.bytes_of[id].strip().isdigit():  # so that numbers are tokenized as before
             kept |= _with_parts(token, rank)
     if num_kept < len(kept):
         raise VocabularyError(
@@ -77,7 +77,7 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 
 def _with_parts(token: str, rank: Mapping[tuple[str, str], int]) -> set[str]:
-    """Return the token and the tokens that BPE goes through to make it of its characters."""
+    """Return the token and all intermediate tokens through which BPE builds it from its characters."""
     found = {token}
     parts = list(token)
     while len(parts) > 1:

@@ -1,4 +1,4 @@
-"""How tokenizers treat a text: the paper's symbols per token, and what a reader needs to judge a vocabulary."""
+"""Metrics of tokenizers on texts: the paper's symbols per token, and others that help to judge a vocabulary."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ FIGURES = {
     "speed_up": "tokens of the first tokenizer by tokens of this one: how much faster a text is written",
 }
 SHARES = {"split_characters", "new_tokens_share", "unused_tokens", "exact_texts"}
-"""Figures from 0 to 1, shown as percentages."""
+"""Metrics that are fractions from 0 to 1. They are shown as percentages."""
 
 
 def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary | None = None) -> dict[str, Any]:
-    """Return the figures of one tokenizer on some texts; `first` is the tokenizer that it is compared with."""
+    """Return the metrics of a tokenizer on some texts. first: the tokenizer that it is compared with."""
     used = _used(vocabulary, texts)
     num_tokens = max(1, used.total())
     bytes_of = {id: vocabulary.text_bytes_of.get(id, b"") for id in used}
@@ -48,7 +48,7 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
 
 
 def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str]) -> list[int]:
-    """Return the places of the texts that fall into other tokens, told by the tokens' bytes."""
+    """Return the positions of the texts that two tokenizers split differently, judged by the bytes of the tokens."""
     encoded = [v.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False) for v in (first, second)]
     found = []
     for place, (a, b) in enumerate(zip(*encoded, strict=True)):
@@ -59,7 +59,7 @@ def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str])
 
 
 def num_lost_in(vocabulary: Vocabulary) -> int:
-    """Return how many tokens of whole characters are not reached from their own bytes; byte-fallback tokens apart."""
+    """Count the tokens of whole characters whose own bytes are tokenized differently; byte-fallback tokens excluded."""
     ids = [id for id, data in vocabulary.bytes_of.items() if data and _whole(data)]
     ids = [id for id in ids if not vocabulary.is_byte_token(vocabulary.token_of[id])]
     encoded = vocabulary.encode([vocabulary.bytes_of[id] for id in ids])

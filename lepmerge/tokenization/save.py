@@ -1,4 +1,4 @@
-"""A tokenizer folder that AutoTokenizer loads and swap_vocabulary takes, written whole or not at all."""
+"""Write a tokenizer folder that AutoTokenizer and swap_vocabulary can read. It is written whole or not at all."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ CARRIED = ("chat_template.jinja", "additional_chat_templates")
 
 
 def check_free(target: Path) -> None:
-    """Raise OutputError when there is something at the target already."""
+    """Raise OutputError if the target is a file or a folder that is not empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"the output {target} is not empty: choose another folder")
 
@@ -22,11 +22,11 @@ def check_free(target: Path) -> None:
 def save_tokenizer(
     target: Path, vocabulary: Vocabulary, *, like: Vocabulary, report: Mapping[str, Any], files: Mapping[str, Any] = {}
 ) -> Path:
-    """Write tokenizer.json, its settings and the chat template of `like`, and what was done; return the folder.
+    """Write tokenizer.json, its settings, the chat template of `like` and the report; return the folder.
 
     Raises:
         OutputError: the target is not empty, or cannot be written to.
-        VocabularyError: AutoTokenizer gives other ids than the tokenizer.json.
+        VocabularyError: AutoTokenizer would produce other ids than the tokenizer.json.
     """
     check_tokenizer(like, vocabulary)
     assert like.folder is not None

@@ -1,4 +1,4 @@
-"""Which byte strings may become tokens: whole characters of chosen scripts; other languages stay as they are."""
+"""Decide which byte strings may become tokens. Only chosen scripts get new ones, so other languages do not change."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ MARKS = r"\p{M}"
 
 
 def allowed_tokens(scripts: Sequence[str] = (), *, longest: int = 32, among: frozenset[bytes] | None = None) -> Allowed:
-    """Return a test for byte strings: may this become a new token?
+    """Return a function that decides whether a byte string may become a new token.
 
-    It may when, after at most one space, it is whole characters without digits and white space, at most `longest`, all
-    of the given Unicode scripts (combining marks belong to every one), and `among` holds it; or when it is the
-    beginning of one character, and no character outside the scripts begins so.
+    Accepted: an optional leading space followed by 1 to `longest` letters, punctuation marks or symbols (no digits or
+    whitespace), all from the given Unicode scripts, if `among` is None or contains it. Combining marks belong to every
+    script. Also accepted: the first bytes of a character, if no character outside the scripts begins with them.
 
     Raises:
-        VocabularyError: Unicode knows no such script.
+        VocabularyError: Unicode has no such script.
     """
     for script in scripts:
         _script_pattern(script)
@@ -50,7 +50,7 @@ def _script_pattern(script: str) -> regex.Pattern[str]:
 
 @cache
 def _beginnings(scripts: tuple[str, ...]) -> frozenset[bytes]:
-    """Return the byte strings, two at least, that begin characters of the scripts and no others that are assigned."""
+    """Return the byte strings (of 2 bytes or more) that begin characters of the scripts and no others."""
     patterns = [_script_pattern(script) for script in scripts]
     inside: set[bytes] = set()
     outside: set[bytes] = set()

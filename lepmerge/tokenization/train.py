@@ -1,6 +1,6 @@
-"""A new tokenizer from a corpus: BPE by the tokenizers library, Unigram by sentencepiece.
+"""Train a new tokenizer on a corpus: BPE with the tokenizers library, Unigram with sentencepiece.
 
-The special tokens are those of a model, and for BPE its normalizer and way of splitting too.
+The special tokens come from a model. A BPE also takes the model's normalizer and pre-tokenizer.
 """
 
 import io
@@ -20,11 +20,11 @@ LONGEST_SENTENCE = 1 << 20
 
 
 def train_bpe(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) -> dict[str, Any]:
-    """Return the tokenizer.json of a BPE of vocab_size tokens, special tokens and bytes included.
+    """Return the tokenizer.json of a BPE with vocab_size tokens, special tokens and bytes included.
 
     Raises:
-        VocabularyError: vocab_size is too small, or the tokenizer of the model splits no words.
-        CorpusError: the corpus has not enough different words.
+        VocabularyError: vocab_size is too small, or the model's tokenizer does not split text into words.
+        CorpusError: the corpus has too few different words.
     """
     byte_fallback = like.family == "sentencepiece"
     tokenizer = Tokenizer(models.BPE())
@@ -62,13 +62,13 @@ def train_bpe(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) -> dic
 
 
 def train_unigram(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) -> dict[str, Any]:
-    """Return the tokenizer.json of a Unigram with byte fallback of vocab_size tokens; no text is lost on it.
+    """Return the tokenizer.json of a Unigram with byte fallback and vocab_size tokens.
 
-    Only U+2581, the sign that stands for a space in such vocabularies, comes back as a space.
+    It decodes every text exactly, except that U+2581, which means a space in such vocabularies, becomes a space.
 
     Raises:
         VocabularyError: sentencepiece is not installed, or vocab_size is too small.
-        CorpusError: the corpus has not enough different words.
+        CorpusError: the corpus has too few different words.
     """
     try:
         import sentencepiece
@@ -106,7 +106,10 @@ def train_unigram(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) ->
 
 
 def unigram_spec(pieces: list[list[Any]], *, like: Vocabulary) -> dict[str, Any]:
-    """Return the tokenizer.json of a Unigram: pieces (token, score) with <unk> first, the added tokens of `like`."""
+    """Return the tokenizer.json of a Unigram with the added tokens of `like`.
+
+    pieces: [token, score], <unk> first.
+    """
     special = [content for content in like.added if content != "<unk>"]
     lowest = min(score for _, score in pieces)
     vocab = [pieces[0], *([content, lowest] for content in special), *pieces[1:]]
@@ -122,7 +125,10 @@ def unigram_spec(pieces: list[list[Any]], *, like: Vocabulary) -> dict[str, Any]
 
 
 def _like(like: Vocabulary, model: dict[str, Any], first: list[str]) -> dict[str, Any]:
-    """Return the tokenizer.json of `like` with another model, its added tokens and post-processor renumbered."""
+    """Return the tokenizer.json of `like` with another model and new ids in its added tokens and post-processor.
+
+    first: the first tokens of the new model, in id order; they include every added token of `like`.
+    """
     id_of = {content: first.index(content) for content in like.added}
     added = sorted(
         ({**token.entry, "id": id_of[content]} for content, token in like.added.items()), key=lambda entry: entry["id"]
@@ -137,7 +143,8 @@ def _like(like: Vocabulary, model: dict[str, Any], first: list[str]) -> dict[str
 
 
 def renumbered(part: Any, id_map: dict[int, int]) -> Any:
-    """Return a post-processor with its token ids renamed: lists under `ids`, and (token, id) pairs of sep and cls."""
+    """Return a post-processor with new token ids. Ids occur in lists under `ids` and in the pairs (token, id) of `sep`
+    and `cls`."""
     if isinstance(part, dict):
         return {key: _renamed(key, value, id_map) for key, value in part.items()}
     return [renumbered(item, id_map) for item in part] if isinstance(part, list) else part

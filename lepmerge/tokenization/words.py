@@ -1,4 +1,4 @@
-"""The words of a corpus as the old tokenizer sees them: how often each occurs, and its old tokens."""
+"""Count the words of a corpus as the old tokenizer splits them, and tokenize words with the old tokenizer."""
 
 import json
 from collections import Counter
@@ -11,14 +11,15 @@ from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SENTENCEPIECE_WORDS = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^▁\p{L}\p{M}\p{N}]+"
-"""SentencePiece models split nothing off, but none of their tokens goes beyond a word, a digit or a run of signs."""
+"""Words for SentencePiece models. They have no pre-tokenizer, but none of their tokens extends beyond a word, a digit
+or a run of other characters."""
 WORDS_AT_ONCE = 16384
 
 
 def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
-    """Return word → number of occurrences; words are written as the tokenizer's model gets them (Ġпривет, ▁привет).
+    """Return word → number of occurrences. Words are written as the tokenizer's model sees them (Ġпривет, ▁привет).
 
-    Memory grows with the number of different words, not with the corpus.
+    Memory grows with the number of different words, not with the size of the corpus.
     """
     tokenizer = vocabulary.tokenizer
     normalizer = tokenizer.normalizer or normalizers.Sequence([])
@@ -35,7 +36,7 @@ def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
 
 
 def old_tokens(words: Iterable[str], vocabulary: Vocabulary) -> Iterator[list[int]]:
-    """Yield the ids of the old tokens of each word, without what surrounds the tokenizer's model."""
+    """Yield the old ids of each word from the bare model, without normalizer, pre-tokenizer and post-processor."""
     model_only = {"version": "1.0", "added_tokens": [], "model": vocabulary.spec["model"]}
     bare = Tokenizer.from_str(json.dumps(model_only, ensure_ascii=False))
     words = iter(words)

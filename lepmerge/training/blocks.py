@@ -9,41 +9,32 @@ import torch
 
 from lepmerge.errors import LepmergeError
 from lepmerge.progress import Progress, no_progress
+from lepmerge.training.batch import Batch, Reading, Totals
+from lepmerge.training.config import TrainingSource
+from lepmerge.training.lessons import Source, read_source
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.setting import Setting, digest
-from lepmerge.training.tokens import Tokens, tokenized
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Blocks as the model takes them, each (B, L): ids, positions in the document, labels (the next id or IGNORED)."""
-
-    id_BL: torch.Tensor
-    position_BL: torch.Tensor
-    label_BL: torch.Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        if device.type != "cuda":
-            return self
-        return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in vars(self).values()))
+from lepmerge.training.tokens import Tokens, in_memory, tokenized
 
 
 @dataclass(frozen=True)
 class Blocks:
     """The blocks of all sources in the order of training."""
 
-    sources: tuple[Tokens, ...]
+    sources: tuple[Source, ...]
     weights: tuple[float, ...]
-    prefix_ids: tuple[int, ...]
     block_size: int
     isolated: bool
     """Whether the documents of a block know nothing of one another."""
     seed: int
+    answer_weight: float = 1.0
 
     @property
     def num_blocks(self) -> int:
         """Blocks in an epoch."""
-        return sum(self._count(tokens, weight) for tokens, weight in zip(self.sources, self.weights, strict=True))
+        return sum(
+            self._count(source.tokens, weight) for source, weight in zip(self.sources, self.weights, strict=True)
+        )
 
     def _count(self, tokens: Tokens, weight: float) -> int:
         return max(1, round(tokens.num_blocks * weight))
@@ -51,15 +42,16 @@ class Blocks:
     @property
     def tokens_per_block(self) -> float:
         """Tokens of text in a block, on average."""
-        counts = [self._count(tokens, weight) for tokens, weight in zip(self.sources, self.weights, strict=True)]
-        totals = [tokens.num_tokens / tokens.num_blocks for tokens in self.sources]
+        counts = [self._count(source.tokens, weight) for source, weight in zip(self.sources, self.weights, strict=True)]
+        totals = [source.tokens.num_tokens / source.tokens.num_blocks for source in self.sources]
         return sum(count * total for count, total in zip(counts, totals, strict=True)) / sum(counts)
 
     def order(self, epoch: int) -> torch.Tensor:
         """Return (num_blocks, 2) int64: source and block, in the order of an epoch."""
         generator = torch.Generator().manual_seed(digest_seed(self.seed, epoch))
         chosen = []
-        for number, (tokens, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
+        for number, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
+            tokens = source.tokens
             count = self._count(tokens, weight)
             rounds = -(-count // tokens.num_blocks)
             index = torch.cat([torch.randperm(tokens.num_blocks, generator=generator) for _ in range(rounds)])[:count]
@@ -67,59 +59,90 @@ class Blocks:
         order = torch.cat(chosen)
         return order[torch.randperm(len(order), generator=generator)]
 
-    def num_labels(self, place_B2: Iterable[Sequence[int]]) -> int:
-        """Return how many tokens of these blocks are predicted."""
-        total = 0
-        for source, block in place_B2:
-            length_P = self._pieces(source, block)[:, 1]
-            used = int(length_P.sum()) + len(length_P) * len(self.prefix_ids)
-            total += used - len(length_P) * max(1, len(self.prefix_ids)) if self.isolated else used - 1
-        return total
+    def totals(self, place_B2: Iterable[Sequence[int]]) -> Totals:
+        """Return what the losses of some blocks are divided by."""
+        num_labels, pair_weight = 0, 0.0
+        for number, block in place_B2:
+            source = self.sources[number]
+            num_labels += self._num_labels(source, block)
+            if source.lessons is not None:
+                for start, count in source.lessons.lesson_P4[self._pieces(source, block), 2:]:
+                    answers = int(source.lessons.answered_N[start : start + count].sum())
+                    pair_weight += int(count) - answers + answers * self.answer_weight
+        return Totals(num_labels, pair_weight)
+
+    def _num_labels(self, source: Source, block: int) -> int:
+        pieces = source.tokens.piece_P2[self._pieces(source, block)]
+        if source.answer_T is not None:
+            return sum(int(source.answer_T[start + 1 : start + length].sum()) for start, length in pieces)
+        prefix = len(source.prefix_ids)
+        used = int(pieces[:, 1].sum()) + len(pieces) * prefix
+        return used - len(pieces) * max(1, prefix) if self.isolated else used - 1
 
     def batch(self, place_B2: Sequence[Sequence[int]]) -> Batch:
         id_BL = torch.zeros(len(place_B2), self.block_size, dtype=torch.int64)
         position_BL = torch.zeros_like(id_BL)
         label_BL = torch.full_like(id_BL, IGNORED)
-        prefix = torch.tensor(self.prefix_ids, dtype=torch.int64)
-        for row, (source, block) in enumerate(place_B2):
-            tokens = self.sources[source]
+        reading = Reading(self.answer_weight)
+        for row, (number, block) in enumerate(place_B2):
+            source = self.sources[number]
+            prefix = torch.tensor(source.prefix_ids, dtype=torch.int64)
             place = 0
-            for start, length in self._pieces(source, block):
-                part = torch.from_numpy(tokens.token_T[start : start + length].astype(np.int64))
+            reading.begin_row()
+            for piece in range(*self._pieces(source, block).indices(len(source.tokens.piece_P2))):
+                start, length = source.tokens.piece_P2[piece]
+                part = torch.from_numpy(source.tokens.token_T[start : start + length].astype(np.int64))
                 part = torch.cat([prefix, part])
                 stop = place + len(part)
                 id_BL[row, place:stop] = part
                 position_BL[row, place:stop] = torch.arange(len(part))
                 first = max(1, len(prefix))
                 label_BL[row, place + first - 1 : stop - 1] = part[first:]
+                if source.answer_T is not None:
+                    is_asked = torch.from_numpy(source.answer_T[start + 1 : start + length] == 0)
+                    label_BL[row, place : stop - 1][is_asked] = IGNORED
+                if source.lessons is not None:
+                    reading.add(source.lessons, piece, row * self.block_size + place + len(prefix))
                 place = stop
             if not self.isolated:
                 position_BL[row] = torch.arange(self.block_size)
                 label_BL[row, : place - 1] = id_BL[row, 1:place]
             else:
                 position_BL[row, place:] = torch.arange(self.block_size - place)
-        return Batch(id_BL, position_BL, label_BL)
+        return Batch(id_BL, position_BL, label_BL, reading.lesson() if reading.pairs else None)
 
-    def _pieces(self, source: int, block: int) -> np.ndarray:
-        tokens = self.sources[source]
-        return tokens.piece_P2[tokens.block_B1[block] : tokens.block_B1[block + 1]]
+    def _pieces(self, source: Source, block: int) -> slice:
+        return slice(*source.tokens.block_B1[block : block + 2].tolist())
 
 
 def digest_seed(seed: int, epoch: int) -> int:
     return int(digest([seed, epoch])[:15], 16)
 
 
-def blocks_of(setting: Setting, folder: Path, progress: Progress = no_progress) -> Blocks:
-    """Return the blocks of a setting's data; what is tokenized is kept in `folder`."""
+def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_progress) -> Blocks:
+    """Return the blocks of a setting's data. What is tokenized is kept in `folder`; without one, in memory."""
     config = setting.config
     if len(setting.prefix_ids) + 2 > config.block_size:
         raise LepmergeError(f"block_size: {config.block_size} has no room beside the tokenizer's prefix")
-    return blocks_from(setting, [tokenized(setting, source, folder, progress) for source in config.data])
+    return blocks_from(setting, [_source(setting, source, folder, progress) for source in config.data])
 
 
-def blocks_from(setting: Setting, sources: Sequence[Tokens]) -> Blocks:
+def blocks_from(setting: Setting, sources: Sequence[Source]) -> Blocks:
     """Return the blocks of tokenized sources in the order of training."""
     config = setting.config
     weights = tuple(source.weight for source in config.data)
     isolated = config.packing == "documents"
-    return Blocks(tuple(sources), weights, tuple(setting.prefix_ids), config.block_size, isolated, config.seed)
+    return Blocks(tuple(sources), weights, config.block_size, isolated, config.seed, config.distill.answer_weight)
+
+
+def source_in_memory(setting: Setting, source: TrainingSource) -> Source:
+    """Return the blocks of a source without writing anything."""
+    return _source(setting, source, None, no_progress)
+
+
+def _source(setting: Setting, source: TrainingSource, folder: Path | None, progress: Progress) -> Source:
+    if setting.config.objective != "text":
+        return read_source(setting, source, folder, progress)
+    if folder is None:
+        return Source(in_memory(setting, source, setting.files(source)), tuple(setting.prefix_ids))
+    return Source(tokenized(setting, source, folder, progress), tuple(setting.prefix_ids))

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepmerge.config.entries import InitName, InitPerTable, ModelEntry
+from lepmerge.config.entries import InitName, InitPerTable, ModelEntry, other_command
 from lepmerge.config.schema import Schema, Strict, num_bytes
+from lepmerge.errors import RecipeError
 from lepmerge.paths import is_path
 
 Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
@@ -38,10 +39,38 @@ class Source(Strict):
 
 
 class TrainingSource(Source):
-    """A source of training text."""
+    """A source of training text or chats."""
 
+    kind: Literal["text", "chat"] = "text"
+    """`text`, or `chat`: .jsonl rows with `messages`; a chat that ends with the user's message is a prompt."""
+    prompt: str | None = None
+    """Make a prompt of each text: a user message such as `"Summarize: {text}"`."""
+    cut: Size | None = None
+    """Cut texts before spaces into parts of at most this many bytes, e.g. for `prompt`."""
     weight: float = Field(default=1.0, gt=0)
     """How often each of its blocks is seen in an epoch: 0.5 takes a half of them, 2 takes each twice."""
+
+    @property
+    def is_chats(self) -> bool:
+        """Whether a chat template writes what is read of it."""
+        return self.kind == "chat" or self.prompt is not None
+
+    @model_validator(mode="after")
+    def _prompt_has_a_place(self) -> "TrainingSource":
+        if self.prompt is not None and "{text}" not in self.prompt:
+            raise ValueError("prompt should hold {text}, where the text goes")
+        if self.kind == "chat" and (self.prompt or self.cut):
+            raise ValueError("`prompt` and `cut` are for texts, not for `kind: chat`")
+        return self
+
+
+class Distill(Strict):
+    """The loss of `objective: distill`: cross entropy of the next token + `weight` · divergence from the teacher."""
+
+    weight: float = Field(default=4.0, gt=0)
+    """Weight of the divergence, per position, beside the cross entropy, per token."""
+    answer_weight: float = Field(default=20.0, gt=0)
+    """Weight of a position after which an answer of the assistant comes; other positions weigh 1."""
 
 
 class Trained(Strict):
@@ -70,14 +99,22 @@ class Evaluation(Strict):
 class TrainConfig(Strict):
     """What is trained, on what, and how; the defaults are the paper's."""
 
+    objective: Literal["text", "distill", "chat"] = "text"
+    """`text`: predict plain text. `distill`: learn from `teacher`, see [calibration](calibration.md). `chat`: predict
+    what the assistant says in chats."""
     model: ModelEntry
-    """The base model; a text is short for `path`."""
+    """The model that learns; a text is short for `path`."""
+    teacher: ModelEntry | None = None
+    """The model that `objective: distill` learns from, with a vocabulary and chat template of its own: the original
+    instruct model."""
     tokenizer: str | None = None
     """Folder or Hub id with the new vocabulary; default: the model's own."""
     init: InitName | InitPerTable = "mean"
     """How the rows of new tokens begin; see swap_vocabulary."""
     data: list[TrainingSource] = Field(min_length=1)
     """What is read; one source needs no list, and a text is short for `path`."""
+    distill: Distill = Distill()
+    """How `objective: distill` learns."""
     train: Trained = Trained()
     """Which parts of the embeddings learn."""
     packing: Literal["documents", "concatenate"] = "documents"
@@ -126,8 +163,9 @@ class TrainConfig(Strict):
         if not isinstance(value, dict):
             return value
         value = dict(value)
-        if isinstance(value.get("model"), str):
-            value["model"] = {"path": value["model"]}
+        for key in ("model", "teacher"):
+            if isinstance(value.get(key), str):
+                value[key] = {"path": value[key]}
         if "data" in value:
             data = value["data"]
             value["data"] = _from_text(data if isinstance(data, list) else [data])
@@ -147,6 +185,20 @@ class TrainConfig(Strict):
             raise ValueError("a sweep needs both: several rates in learning_rate, and sweep: 20%")
         if several and self.evaluate is None:
             raise ValueError("a sweep chooses by held-out bits per byte: give evaluate.data")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> "TrainConfig":
+        if (self.objective == "distill") != (self.teacher is not None):
+            raise ValueError("`objective: distill` and `teacher` need one another")
+        if self.objective == "text" and any(source.is_chats or source.cut for source in self.data):
+            raise ValueError("`kind: chat`, `prompt` and `cut` need another objective than text")
+        if self.objective == "chat" and any(source.kind != "chat" for source in self.data):
+            raise ValueError("`objective: chat` reads chats: set `kind: chat` for each source of `data`")
+        if self.objective != "text" and self.packing != "documents":
+            raise ValueError(
+                f"`packing: {self.packing}` is for plain text: `objective: {self.objective}` needs documents"
+            )
         return self
 
     @property
@@ -186,6 +238,8 @@ def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainC
     Raises:
         RecipeError: naming key, line and the nearest valid key.
     """
+    if other_command(Path(path), key="models", instead_of="data"):
+        raise RecipeError(f"{path} is a recipe, not a training configuration: use `lepmerge run {path}`")
     return _SCHEMA.load(Path(path), overrides)[0]
 
 
@@ -194,14 +248,21 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
         return True
     if re.fullmatch(r"(evaluate\.)?data(\.[^.]+)?(\.path)?", key):
         return is_path(text, folder)  # no Hub id has the signs of a glob
-    return key in ("model", "model.path", "tokenizer") and is_path(text, folder)
+    return key in ("model", "model.path", "teacher", "teacher.path", "tokenizer") and is_path(text, folder)
 
 
 _SCHEMA = Schema(
     TrainConfig,
     what="training configuration",
-    parts={"model": ModelEntry, "data": TrainingSource, "train": Trained, "evaluate": Evaluation},
+    parts={
+        "model": ModelEntry,
+        "teacher": ModelEntry,
+        "distill": Distill,
+        "data": TrainingSource,
+        "train": Trained,
+        "evaluate": Evaluation,
+    },
     choices={"InitPerTable": InitPerTable},
     names_a_path=_names_a_path,
-    short_form={"data": "path"},
+    short_form={"data": lambda text, folder: {"path": text}},
 )

@@ -15,13 +15,15 @@ from lepmerge.models.configs import text_configs
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import TORCH_DTYPES
 from lepmerge.text_files import COMPRESSIONS
-from lepmerge.training.blocks import blocks_from
+from lepmerge.training.blocks import blocks_from, source_in_memory
 from lepmerge.training.body import check_architecture
 from lepmerge.training.config import TrainConfig, TrainingSource
+from lepmerge.training.distill import divergence_chunk
 from lepmerge.training.learner import num_steps
+from lepmerge.training.lessons import Source
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
-from lepmerge.training.tokens import Tokens, in_memory
+from lepmerge.training.teacher import alike
 
 SAMPLE_BYTES = 8 << 20
 """Text of each source that is tokenized for the estimate."""
@@ -47,20 +49,27 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
     check_architecture(setting.base.folder, isolated=config.packing == "documents", num_rows=setting.start.num_rows)
     sampled = [_sampled(setting, source) for source in config.data]
     counts = [_num_tokens(setting, *pair) for pair in zip(config.data, sampled, strict=True)]
-    epoch = sum(count * source.weight for count, source in zip(counts, config.data, strict=True))
+    epoch, taught = (
+        sum(count[n] * source.weight for count, source in zip(counts, config.data, strict=True)) for n in (0, 1)
+    )
     tokens = config.max_tokens or epoch * config.epochs
-    is_exact = all(tokens.is_whole for tokens in sampled)
+    is_exact = all(sample.is_whole for sample in sampled)
     if is_exact:
-        steps = num_steps(config, blocks_from(setting, [sample.tokens for sample in sampled]))
+        steps = num_steps(config, blocks_from(setting, [sample.read for sample in sampled]))
     else:
         steps = ceil(tokens / (config.batch_size * config.block_size * PACKED))
     micro = first_micro_batch(config, device)
     parts = memory_parts(setting, micro, device)
-    flop = flop_per_token(setting)
+    flop = flop_per_token(setting) + round(taught / epoch * teacher_flop_per_token(setting))
     return {
+        "objective": config.objective,
         "model": str(setting.base.folder),
+        **_teacher(setting, round(tokens * taught / epoch)),
         "rows": {"old": setting.base.num_rows, "new": setting.start.num_rows, **_trained(setting)},
-        "sources": {source.path: {"tokens": round(count)} for source, count in zip(config.data, counts, strict=True)},
+        "sources": [
+            {"path": source.path, "tokens": round(count)}
+            for source, (count, _) in zip(config.data, counts, strict=True)
+        ],
         "tokens": round(tokens),
         "tokens_are_exact": is_exact,
         "steps": steps,
@@ -106,8 +115,18 @@ def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str
         "activations": int(tokens * size * kept),
         "logits": logits,
     }
+    if setting.teacher is not None:
+        parts |= teacher_memory(setting, setting.teacher, micro, device, size)
     loading = parts["process"] + 2 * body + old_tables if device.type == "cpu" else 0
     return parts | ({"loading": max(0, loading - sum(parts.values()))} if device.type == "cpu" else {})
+
+
+def teacher_memory(setting: Setting, teacher: Model, micro: int, device: torch.device, size: int) -> dict[str, int]:
+    """Return what a teacher takes: its tables, its body unless it is like the student's, the divergence's logits."""
+    tables = sum(prod(teacher.table(role).shape) for role in teacher.tables)
+    body = 0 if alike(teacher, setting.base) else body_parameters(teacher)
+    positions = min(micro * setting.config.block_size, divergence_chunk(teacher.num_rows, device))
+    return {"teacher": size * (tables + body), "divergence": 4 * 4 * positions * teacher.num_rows}
 
 
 def activation_elements(model: Model) -> float:
@@ -153,7 +172,7 @@ def flop_per_token(setting: Setting) -> int:
 
 @dataclass(frozen=True)
 class _Sample:
-    tokens: Tokens
+    read: Source
     is_whole: bool
     """Whether the sample is all of its source."""
 
@@ -161,18 +180,39 @@ class _Sample:
 def _sampled(setting: Setting, source: TrainingSource) -> _Sample:
     """Return the blocks of a source, of a large one those of its beginning."""
     limit = min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)
-    tokens = in_memory(setting, source.model_copy(update={"limit": limit}), setting.files(source))
-    return _Sample(tokens, is_whole=tokens.num_bytes < limit or limit == source.limit)
+    read = source_in_memory(setting, source.model_copy(update={"limit": limit}))
+    return _Sample(read, is_whole=read.tokens.num_bytes < limit or limit == source.limit)
 
 
-def _num_tokens(setting: Setting, source: TrainingSource, sample: _Sample) -> float:
-    """Return the tokens of a source, in proportion to the bytes of its files where only a part was tokenized."""
+def _num_tokens(setting: Setting, source: TrainingSource, sample: _Sample) -> tuple[float, float]:
+    """Return the tokens of a source for model and teacher, in proportion to the bytes where only a part was read."""
+    counts = sample.read.tokens.num_tokens, len(sample.read.lessons.token_T) if sample.read.lessons else 0
     if sample.is_whole:
-        return sample.tokens.num_tokens
-    files = setting.files(source)
+        return counts
+    files, num_bytes = setting.files(source), sample.read.tokens.num_bytes
     size = sum(f.stat().st_size * (1 if f.suffix not in COMPRESSIONS[1:] else GZIP_RATIO) for f in files)
-    size = max(min(size, source.limit or size), sample.tokens.num_bytes)
-    return sample.tokens.num_tokens * size / sample.tokens.num_bytes
+    size = max(min(size, source.limit or size), num_bytes)
+    return counts[0] * size / num_bytes, counts[1] * size / num_bytes
+
+
+def teacher_flop_per_token(setting: Setting) -> int:
+    """Return the floating-point operations for a token that the teacher reads: forward, and the divergence there.
+
+    The divergence takes three products with the teacher's output table where both tokenizations meet, which is at most
+    once per token.
+    """
+    if setting.teacher is None:
+        return 0
+    model = setting.teacher
+    width = model.table(INPUT).row_width
+    text = next(iter(text_configs(model.config)), model.config)
+    layers = text.get("num_hidden_layers") or text.get("n_layer") or 1
+    body = 2 * body_parameters(model) + 2 * layers * setting.config.block_size * width
+    return body + 6 * model.num_rows * width
+
+
+def _teacher(setting: Setting, tokens: int) -> dict[str, Any]:
+    return {"teacher": {"model": str(setting.teacher.folder), "tokens": tokens}} if setting.teacher else {}
 
 
 def _trained(setting: Setting) -> Mapping[str, str]:

@@ -30,7 +30,7 @@ class StepDone:
     until: int
     """Last step of this run of steps."""
     loss: float
-    """Mean cross entropy in nats per token."""
+    """The loss in nats per token: the mean cross entropy; with a teacher, the weighted divergence added to it."""
     learning_rate: float
     grad_norm: float
     """Norm of the gradient before clipping."""
@@ -48,12 +48,14 @@ class StepDone:
     """Blocks that went through the model at once."""
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)
     """Name of a held-out text → bits per byte, in steps that measure it."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """The parts of a loss that has several: cross_entropy and divergence."""
 
     def metrics(self) -> dict[str, Any]:
         """Return what repeats byte for byte: a line of the metrics file."""
         names = ("step", "loss", "learning_rate", "grad_norm", "tokens")
         bits = {"bits_per_byte": dict(self.bits_per_byte)} if self.bits_per_byte else {}
-        return {**{name: getattr(self, name) for name in names}, **bits}
+        return {**{name: getattr(self, name) for name in names}, **self.terms, **bits}
 
     def speed(self) -> dict[str, Any]:
         """Return what differs from run to run: a line of the file of timings."""

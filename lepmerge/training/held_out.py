@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lepmerge.corpus import no_text
+from lepmerge.corpus import cut, no_text
 from lepmerge.errors import CorpusError
 from lepmerge.progress import no_progress
 from lepmerge.text_files import Counts, texts_of
@@ -50,21 +50,6 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
         ids = sorted(((*prefix, *encoding.ids) for encoding in encodings), key=len)
         found[name] = HeldOut(tuple(ids), sum(len(piece.encode()) for piece in pieces))
     return found
-
-
-def cut(text: str, num_bytes: int) -> Iterator[str]:
-    """Yield the text in pieces of at most `num_bytes` bytes of UTF-8, cut before spaces where there are any."""
-    data = text.encode()
-    start = 0
-    while start < len(data):
-        stop = start + num_bytes
-        if stop < len(data):
-            space = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
-            stop = space if space > start else stop
-            while data[stop] & 0xC0 == 0x80:  # not within a character
-                stop -= 1
-        yield data[start:stop].decode()
-        start = stop
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Legend: B rows of a micro batch, L tokens in a row, D width.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,15 @@ import torch.distributed
 
 from lepmerge.models.model import INPUT, OUTPUT
 from lepmerge.tensors import ahead
-from lepmerge.training.blocks import Batch, Blocks
+from lepmerge.training.batch import Batch, Lesson, Totals
+from lepmerge.training.blocks import Blocks
 from lepmerge.training.body import Body
 from lepmerge.training.config import TrainConfig
+from lepmerge.training.distill import head_divergence
 from lepmerge.training.loss import linear_cross_entropy
 from lepmerge.training.setting import Setting
 from lepmerge.training.tables import TrainedTable
+from lepmerge.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,30 @@ class Group:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What a step found: mean cross entropy in nats a token, the norm of the gradient before clipping, tokens seen."""
+    """Metrics of a step: the loss in nats per token, the gradient's norm before clipping, tokens, terms of the loss."""
 
     loss: float
     grad_norm: float
     num_tokens: int
+    terms: Mapping[str, float]
 
 
 class Learner:
     """Body, tables and optimizer of one training at one learning rate."""
 
-    def __init__(self, setting: Setting, body: Body, blocks: Blocks, group: Group, *, rate: float, steps: int) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        body: Body,
+        blocks: Blocks,
+        group: Group,
+        *,
+        rate: float,
+        steps: int,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.config: TrainConfig = setting.config
-        self.body, self.blocks, self.group = body, blocks, group
+        self.body, self.blocks, self.group, self.teacher = body, blocks, group, teacher
         self.rate, self.steps = rate, steps
         dtype = torch.bfloat16 if setting.config.precision == "bf16" else torch.float32
         self.tables = {
@@ -98,19 +112,22 @@ class Learner:
         What it raises, and running out of memory, leaves tables and optimizer as they were after the step before.
         """
         places = self.places(number)
-        num_tokens = self.blocks.num_labels(places)
-        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        totals = self.blocks.totals(places)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         mine = self.group.share(places)
         starts = range(0, len(mine), micro_batch)
         for batch in ahead(self.blocks.batch(mine[s : s + micro_batch]).to(self.group.device) for s in starts):
             between()
-            total += self.accumulate(batch, scale=1 / max(1, num_tokens))
-        self.group.sum(total)
+            sums += self.accumulate(batch, totals)
+        self.group.sum(sums)
         for master in self.masters:
             assert master.grad is not None
             self.group.sum(master.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.config.max_grad_norm or math.inf)
-        figures = StepFigures(float(total) / max(1, num_tokens), float(norm), num_tokens)
+        cross_entropy, divergence = (sums / sums.new_tensor(totals.divisors)).tolist()
+        terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
+        loss = cross_entropy + self.config.distill.weight * divergence
+        figures = StepFigures(loss, float(norm), totals.num_labels, terms)
         if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
             for options in self.optimizer.param_groups:
                 options["lr"] = self.learning_rate(number)
@@ -120,27 +137,46 @@ class Learner:
         self.forget_gradients()
         return figures
 
-    def accumulate(self, batch: Batch, *, scale: float) -> torch.Tensor:
-        """Add the gradient of `scale` times the summed cross entropy to the trained rows; return the sum in nats."""
+    def accumulate(self, batch: Batch, totals: Totals) -> torch.Tensor:
+        """Add the gradients of a micro batch; return the sums of cross entropy and divergence, (2,) float64."""
         learns_input = self.input.is_trained
         embedded_BLD = self.body.embed(self.input.table_VD, batch.id_BL).requires_grad_(learns_input)
         with torch.set_grad_enabled(learns_input):
             hidden_BLD = self.body(embedded_BLD, batch.position_BL)
-        total, grad_ND = linear_cross_entropy(
-            hidden_BLD.detach().flatten(0, 1),
+        hidden_ND = hidden_BLD.detach().flatten(0, 1)
+        cross_entropy, grad_ND = linear_cross_entropy(
+            hidden_ND,
             self.output.table_VD,
             batch.label_BL.flatten(),
-            scale=scale,
+            scale=1 / totals.divisors[0],
             transform=self.body.transform,
             grad_RD=self.output.grad_RD,
             first_row=self.output.first_row,
             needs_hidden=learns_input,
         )
+        divergence = torch.zeros_like(cross_entropy)
+        if self.teacher is not None and batch.lesson is not None:
+            divergence, grad_PD = self._divergence(
+                self.teacher, batch.lesson, hidden_ND, self.config.distill.weight / totals.divisors[1]
+            )
+            if grad_ND is not None:
+                grad_ND.index_add_(0, batch.lesson.student_P, grad_PD)
         if grad_ND is not None:
             hidden_BLD.backward(grad_ND.view_as(hidden_BLD))
             assert embedded_BLD.grad is not None
             self.input.add_gradient(batch.id_BL.flatten(), embedded_BLD.grad.flatten(0, 1) * self.body.scale)
-        return total
+        return torch.stack([cross_entropy, divergence])
+
+    @torch.no_grad()
+    def _divergence(
+        self, teacher: Teacher, lesson: Lesson, hidden_ND: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted divergence from the teacher, and the gradient of `scale` times it at each pair."""
+        teacher_PD = teacher.hidden(lesson.id_BT, lesson.position_BT).flatten(0, 1)[lesson.teacher_P]
+        student_PD = hidden_ND[lesson.student_P]
+        return head_divergence(
+            student_PD, teacher_PD, teacher.output_VD, lesson.weight_P, scale=scale, transform=teacher.body.transform
+        )
 
     def forget_gradients(self) -> None:
         for master in self.masters:

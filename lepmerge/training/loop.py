@@ -158,6 +158,7 @@ def run_steps(
             tokens=num_tokens,
             step_tokens=figures.num_tokens,
             bits_per_byte=_rounded(bits_per_byte(learner, held_out)) if is_measured else {},
+            terms=_rounded(figures.terms),
             seconds=time.perf_counter() - began,
             micro_batch=micro_batch,
             memory=process_memory(),
@@ -221,7 +222,7 @@ def gpu_memory(device: torch.device) -> int | None:
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return float(f"{value:.9g}")
 

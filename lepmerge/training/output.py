@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lepmerge.models.checkpoint import EMBEDDINGS, read_json
+from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
 from lepmerge.output.carried_files import carried_files, to_json
 from lepmerge.output.plots import curves
@@ -27,6 +28,8 @@ from lepmerge.training.setting import Setting
 from lepmerge.version import __version__
 
 REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
+TERMS = ("cross_entropy", "divergence")
+"""The parts of a loss that has several."""
 
 
 def write_output(
@@ -67,11 +70,9 @@ def report_of(
         "versions": versions(),
         "fingerprint": setting.fingerprint,
         "config": setting.config.plain(),
-        "model": {
-            "reference": setting.reference.text,
-            "commit": setting.reference.commit,
-            "local": setting.reference.hub_id is None,
-        },
+        "model": _reference(setting.reference),
+        **({"teacher": _reference(setting.teacher_reference)} if setting.teacher_reference else {}),
+        **({"data": _data(setting, learner)} if setting.config.objective != "text" else {}),
         "rows": {
             "total": setting.start.num_rows,
             "trained": {role: [rows.start, rows.stop] for role, rows in setting.rows.items()},
@@ -80,7 +81,8 @@ def report_of(
         "learning_rate": learner.rate,
         "steps": lines[-1]["step"],
         "tokens": lines[-1].get("tokens", 0),
-        "loss": _losses(lines),
+        "loss": _losses(lines, "loss"),
+        **{term: _losses(lines, term) for term in TERMS if term in lines[-1]},
         "bits_per_byte": {"first": evaluated[0]["bits_per_byte"], "last": evaluated[-1]["bits_per_byte"]}
         if evaluated
         else {},
@@ -88,14 +90,24 @@ def report_of(
     }
 
 
-def _losses(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _reference(reference: Reference) -> dict[str, Any]:
+    return {"reference": reference.text, "commit": reference.commit, "local": reference.hub_id is None}
+
+
+def _data(setting: Setting, learner: Learner) -> list[dict[str, Any]]:
+    """Return the blocks of each source, and what of it was skipped."""
+    read = zip(setting.config.data, (source.tokens for source in learner.blocks.sources), strict=True)
+    return [{"path": source.path, "blocks": t.num_blocks, "skipped": t.skipped} for source, t in read]
+
+
+def _losses(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
     """Return the mean over the tokens of the first and of the last tenth of the steps; one step says little."""
-    steps = [line for line in lines if "loss" in line]
+    steps = [line for line in lines if key in line]
     seen = [0, *(line["tokens"] for line in steps)]
     count = -(-len(steps) // 10)
 
     def mean(start: int, stop: int) -> float:
-        total = sum(steps[i]["loss"] * (seen[i + 1] - seen[i]) for i in range(start, stop))
+        total = sum(steps[i][key] * (seen[i + 1] - seen[i]) for i in range(start, stop))
         return round(total / (seen[stop] - seen[start]), 4)
 
     return {"first": mean(0, count), "last": mean(len(steps) - count, len(steps))}
@@ -117,11 +129,11 @@ def card_of(report: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         "# Embeddings for another vocabulary",
-        f"Trained by lepmerge {report['lepmerge']} on plain text; the rest of the base model was frozen. The folder "
-        f"holds embeddings only: `lepmerge run` takes it as the adapted model of a recipe.",
+        f"Trained by lepmerge {report['lepmerge']} {_how(report)}; the rest of the model was frozen. The folder holds "
+        f"embeddings only: `lepmerge run` puts them into a model by a recipe.",
         f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. {trained}. "
         f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token (means of the first and the "
-        f"last tenth of the steps).",
+        f"last tenth of the steps).{_terms(report)}",
     ]
     if report["bits_per_byte"]:
         first, last = report["bits_per_byte"]["first"], report["bits_per_byte"]["last"]
@@ -144,10 +156,37 @@ def card_of(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _named(reference: Mapping[str, Any]) -> str:
+    """Return a model's name without the path of this machine."""
+    return Path(reference["reference"]).name if reference["local"] else reference["reference"]
+
+
+def _how(report: Mapping[str, Any]) -> str:
+    """Return what was learned from."""
+    if "teacher" in report:
+        return f"to predict what {_named(report['teacher'])} predicts, in the old vocabulary, of the same text"
+    return {"text": "on plain text", "chat": "on the assistant's part of chats"}[report["config"]["objective"]]
+
+
+def _terms(report: Mapping[str, Any]) -> str:
+    found = (
+        f" {term.replace('_', ' ').capitalize()} {report[term]['first']:.4f} → {report[term]['last']:.4f}."
+        for term in TERMS
+        if term in report
+    )
+    return "".join(found)
+
+
 def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Draw the loss of every step, and bits per byte where they were measured."""
     steps = [line["step"] for line in lines if "loss" in line]
-    panels = {"loss, nats a token": {"": (steps, [line["loss"] for line in lines if "loss" in line])}}
+    terms = [term for term in TERMS if term in lines[-1]]
+    panels = {
+        "loss, nats per token": {
+            "" if term == "loss" and not terms else term: (steps, [line[term] for line in lines if term in line])
+            for term in ("loss", *terms)
+        }
+    }
     evaluated = [line for line in lines if "bits_per_byte" in line]
     if evaluated:
         at = [line["step"] for line in evaluated]

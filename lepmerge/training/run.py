@@ -24,6 +24,7 @@ from lepmerge.training.loop import StopSignal, Track, run_steps
 from lepmerge.training.output import write_output
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
+from lepmerge.training.teacher import Teacher, load_teacher
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ class Session:
     group: Group
     stop: StopSignal
     on_event: OnEvent
+    teacher: Teacher | None = None
 
     @property
     def steps(self) -> int:
         return num_steps(self.setting.config, self.blocks)
 
     def learner(self, rate: float) -> Learner:
-        return Learner(self.setting, self.body, self.blocks, self.group, rate=rate, steps=self.steps)
+        return Learner(
+            self.setting, self.body, self.blocks, self.group, rate=rate, steps=self.steps, teacher=self.teacher
+        )
 
     def run(self, learner: Learner, track: Track, *, until: int) -> None:
         """Train up to a step, from where the track stands."""
@@ -78,7 +82,8 @@ def train(
     """
     group = group or Group(torch.device("cpu"))
     setting = prepare(config)
-    inputs = [setting.base.folder, *(path for source in config.data for path in setting.files(source))]
+    models = [model.folder for model in (setting.base, setting.teacher) if model]
+    inputs = [*models, *(path for source in config.data for path in setting.files(source))]
     run = Run(
         target=config.target, fingerprint=setting.fingerprint, inputs=tuple(inputs), key="output", overwrite=overwrite
     )
@@ -105,20 +110,24 @@ def train(
 def open_session(
     setting: Setting, folder: Path, group: Group, stop: StopSignal, on_event: OnEvent, *, compile: bool = False
 ) -> Session:
-    """Load the body, tokenize what is not yet tokenized, read the held-out text.
+    """Load the body and the teacher, tokenize what is not yet tokenized, read the held-out text.
 
     The body comes first: a model that cannot be trained is refused before hours of tokenizing.
     """
     config = setting.config
     tokens = folder / "tokens"
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     body = load_body(
         setting.base.folder,
-        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        dtype=dtype,
         device=group.device,
         isolated=config.packing == "documents",
         num_rows=setting.start.num_rows,
         activation_checkpointing=config.activation_checkpointing,
     )
+    teacher = None
+    if setting.teacher is not None:
+        teacher = load_teacher(setting.teacher, setting.base, body, dtype=dtype, device=group.device)
 
     def reading(what: str, num_bytes: int, total: int | None = None, /) -> None:
         on_event(TextRead(what, num_bytes))
@@ -131,11 +140,11 @@ def open_session(
         group.wait()
     held_out = held_out_texts(setting)
     for source, read in zip(config.data, blocks.sources, strict=True):
-        if read.skipped:
-            on_event(Note(f"data: {source.path}: {read.skipped}"))
+        if read.tokens.skipped:
+            on_event(Note(f"data: {source.path}: {read.tokens.skipped}"))
     if compile:
         body.compile()
-    session = Session(setting, body, blocks, held_out, group, stop, on_event)
+    session = Session(setting, body, blocks, held_out, group, stop, on_event, teacher)
     if session.steps < 10:
         of = f"{config.batch_size} blocks ({blocks.num_blocks} an epoch)"
         on_event(Note(f"only {session.steps} steps of {of}: a smaller batch_size gives more"))

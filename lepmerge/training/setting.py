@@ -9,15 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lepmerge.corpus import find_files, is_dataset
 from lepmerge.errors import CheckpointError, RecipeError
 from lepmerge.models.checkpoint import files_of, is_embeddings_only, open_checkpoint
+from lepmerge.models.configs import text_configs
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.tables import new_rows
+from lepmerge.training.templates import Template, chat_template_in
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
@@ -34,14 +38,31 @@ class Setting:
     base: Model
     start: Model
     rows: Mapping[str, range]
+    teacher: Model | None = None
+    teacher_reference: Reference | None = None
 
     @cached_property
     def prefix_ids(self) -> list[int]:
         """What the tokenizer puts before a text, such as <s>; every document and every part of one begins with it."""
-        tokenizer = self.start.vocabulary.tokenizer
-        bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
-        found = (whole[:place] for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
-        return next(found, [])
+        return prefix_of(self.start.vocabulary.tokenizer)
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template that renders chats: the teacher's, else the model's.
+
+        Raises:
+            CheckpointError: there is none, or the student has another one, so that it would learn the wrong chats.
+        """
+        if self.teacher is None:
+            return Template(self.base.folder, key="model")
+        template = Template(self.teacher.folder, key="teacher")
+        own = chat_template_in(self.base.folder)
+        if own is not None and own != template.tokenizer.chat_template:
+            raise CheckpointError(
+                f"model: the chat template of {self.base.folder} is not that of the teacher {self.teacher.folder}: the "
+                f"student would learn from chats that it is never given; copy the teacher's template to the model"
+            )
+        return template
 
     @cached_property
     def end_id(self) -> int | None:
@@ -61,14 +82,21 @@ class Setting:
         """The identity of everything that decides what is learned."""
         evaluated = self.config.evaluate.data.values() if self.config.evaluate else []
         files = [
-            *(file.path for file in files_of(self.base)),
+            *(file.path for model in (self.base, self.teacher) if model for file in files_of(model)),
             *(file for source in [*self.config.data, *evaluated] for file in self.files(source)),
         ]
-        return digest({"config": self.config.plain(), "vocabulary": self.vocabulary_digest, "files": identities(files)})
+        return digest({"config": self.config.plain(), "reading": self.reading_digest, "files": identities(files)})
 
     @cached_property
-    def vocabulary_digest(self) -> str:
-        return digest(self.start.vocabulary.spec)
+    def reading_digest(self) -> str:
+        """The identity of everything beside the data that decides what is read of it."""
+        if self.config.objective == "text":
+            return digest(self.start.vocabulary.spec)
+        folder = (self.teacher or self.base).folder
+        templates = [path.read_text() for path in sorted(folder.glob("*template*")) if path.is_file()]
+        templates += [path.read_text() for path in [folder / "tokenizer_config.json"] if path.exists()]
+        vocabularies = [model.vocabulary.spec for model in (self.start, self.teacher) if model]
+        return digest([self.config.objective, vocabularies, templates])
 
 
 def prepare(config: TrainConfig) -> Setting:
@@ -89,17 +117,56 @@ def prepare(config: TrainConfig) -> Setting:
     init = config.init if isinstance(config.init, str) else {INPUT: config.init.input, OUTPUT: config.init.output}
     start = base if config.tokenizer is None else swap_vocabulary(base, tokenizer=vocabulary, init=init)
     check_tokenizer(base.vocabulary, start.vocabulary)
-    return Setting(config, reference, base, start, _trained_rows(config, base, start))
+    of_teacher = config.teacher and resolve(
+        config.teacher.path or "", revision=config.teacher.revision, relative_to=config.folder
+    )
+    teacher = _teacher(of_teacher, base) if of_teacher else None
+    rows = _trained_rows(config, teacher or base, base, start)
+    setting = Setting(config, reference, base, start, rows, teacher, of_teacher)
+    if any(source.is_chats for source in config.data):
+        _ = setting.template  # its faults come before anything is read
+    return setting
 
 
-def _trained_rows(config: TrainConfig, base: Model, start: Model) -> dict[str, range]:
+def _teacher(reference: Reference, student: Model) -> Model:
+    teacher = open_checkpoint(reference, name="teacher")
+    if is_embeddings_only(teacher):
+        raise CheckpointError(f"teacher: {teacher.folder} holds only embeddings: name the whole model")
+    if "quantization_config" in teacher.config:
+        raise CheckpointError(f"teacher: {teacher.folder} is quantized: name the original weights")
+    widths = [model.table(INPUT).row_width for model in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise CheckpointError(
+            f"teacher: {teacher.folder} has hidden states of width {widths[1]}, the student {student.folder} of width "
+            f"{widths[0]}: they cannot be compared; the teacher should be the model that the student was made from"
+        )
+    return teacher
+
+
+def prefix_of(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that a tokenizer puts before a text, such as <s>."""
+    bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    found = (whole[:place] for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return next(found, [])
+
+
+def context_of(model: Model) -> int:
+    """Return how many tokens a model can see at once by its config; without a limit there, a very large number."""
+    for part in (*text_configs(model.config), model.config):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(part.get(key), int):
+                return part[key]
+    return 1 << 30
+
+
+def _trained_rows(config: TrainConfig, old: Model, base: Model, start: Model) -> dict[str, range]:
     tables = {"input": [INPUT], "output": [OUTPUT], "both": [INPUT, OUTPUT]}[config.train.tables]
     if start.tied and config.train.tables != "both":
         raise RecipeError(
             f"train.tables: {config.train.tables}: the input and output embeddings of {base.folder} are one tensor "
             f"(tied): use both"
         )
-    rows = new_rows(base, start.vocabulary) if config.train.rows == "new" else range(start.num_rows)
+    rows = new_rows(old, start.vocabulary) if config.train.rows == "new" else range(start.num_rows)
     return {role: rows if role in tables else range(0) for role in start.tables}
 
 

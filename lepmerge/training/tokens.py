@@ -12,9 +12,10 @@ than a block is cut within. Pieces are packed into blocks so that little room is
 import json
 import shutil
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,6 +34,7 @@ TEXTS_AT_ONCE = 1 << 20
 LONGEST_DOCUMENT = 1 << 20
 OPEN_BLOCKS = 1024
 """Blocks that wait for a piece that fits; the fullest one is closed when there are more."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,28 @@ def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress
     Raises:
         CorpusError: a file that cannot be read as text, or no text at all.
     """
-    files = setting.files(source)
-    described = source.model_dump(exclude={"weight"})
-    key = digest([READING, described, identities(files), setting.vocabulary_digest, setting.config.block_size])[:16]
-    finished = folder / key
-    if not finished.exists():
-        partial = folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(setting, source, files, partial, progress)
-        partial.rename(finished)
+    finished = stored(setting, source, folder, lambda files, partial: _write(setting, source, files, partial, progress))
     return Tokens(
         np.memmap(finished / "tokens.bin", dtype=np.uint32, mode="r"),
         np.load(finished / "pieces.npy"),
         np.load(finished / "blocks.npy"),
         **json.loads((finished / "counts.json").read_text()),
     )
+
+
+def stored(setting: Setting, source: Source, folder: Path, write: Callable[[list[Path], Path], None]) -> Path:
+    """Return the folder of a source's tokens. Call `write` with its files and a new folder where it does not exist."""
+    files = setting.files(source)
+    described = source.model_dump(exclude={"weight"})
+    key = digest([READING, described, identities(files), setting.reading_digest, setting.config.block_size])[:16]
+    finished = folder / key
+    if not finished.exists():
+        partial = folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(files, partial)
+        partial.rename(finished)
+    return finished
 
 
 def _write(setting: Setting, source: Source, files: Sequence[Path], folder: Path, progress: Progress) -> None:
@@ -133,7 +141,7 @@ def documents(
     end = [] if setting.end_id is None else [setting.end_id]
     collected: list[int] = []
     num_bytes = 0
-    for batch in _batches(_numbered(source, files, progress, counts)):
+    for batch in batches(numbered(source, files, progress, counts)):
         encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
         for (text, is_last), encoding in zip(batch, encodings, strict=True):
             collected += encoding.ids
@@ -143,7 +151,7 @@ def documents(
                 collected, num_bytes = [], 0
 
 
-def _numbered(source: Source, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[tuple[str, bool]]:
+def numbered(source: Source, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[tuple[str, bool]]:
     """Yield (text, whether its document ends); the paragraphs of a .txt file are one document, with blank lines."""
     left = source.limit
     is_empty = True
@@ -165,8 +173,9 @@ def _numbered(source: Source, files: Sequence[Path], progress: Progress, counts:
         raise CorpusError(no_text(f"data: {source.path}", counts))
 
 
-def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    waiting: list[tuple[str, bool]] = []
+def batches(texts: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
+    """Yield texts, each with something of its own, as many as are tokenized at once."""
+    waiting: list[tuple[str, Item]] = []
     size = 0
     for item in texts:
         waiting.append(item)

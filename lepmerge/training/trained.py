@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from lepmerge.merge.recipe import Recipe
+from lepmerge.models.model import Model
 from lepmerge.training.config import TrainConfig, load_train_config
 from lepmerge.training.output import is_finished
+from lepmerge.training.setting import prepare
 
 
 def trained_folders(recipe: Recipe) -> dict[str, Path]:
@@ -15,6 +17,11 @@ def trained_folders(recipe: Recipe) -> dict[str, Path]:
 def unfinished_trainings(recipe: Recipe) -> dict[str, TrainConfig]:
     """Return model name → configuration of every training of a recipe that is not finished."""
     return {name: config for name, config in _configs(recipe).items() if not is_finished(config)}
+
+
+def untrained_models(recipe: Recipe) -> dict[str, Model]:
+    """Return model name → the model before its training, for every training of a recipe that is not finished."""
+    return {name: prepare(config).start for name, config in unfinished_trainings(recipe).items()}
 
 
 def _configs(recipe: Recipe) -> dict[str, TrainConfig]:

@@ -1,1 +1,1 @@
-"""tokenizer.json as parsed, tokens as bytes, the conversion T between two vocabularies."""
+"""Read tokenizers, represent tokens as bytes, and build the conversion T between two vocabularies."""

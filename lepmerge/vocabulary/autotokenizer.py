@@ -1,9 +1,9 @@
-"""The tokenizer that transformers' AutoTokenizer makes of a folder.
+"""Read a folder's tokenizer as transformers' AutoTokenizer loads it.
 
-tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json and the model type decide together
-which ids a text gets. Classes such as Qwen2Tokenizer replace the normalizer and the pre-tokenizer of tokenizer.json;
-added_tokens.json and names of special tokens add tokens to it. transformers takes seconds to import, so it is asked
-only where one of these files could change something.
+Which ids a text gets depends on tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json and
+the model type together. Classes such as Qwen2Tokenizer replace the normalizer and the pre-tokenizer of tokenizer.json.
+added_tokens.json and the names of special tokens add tokens to it. Importing transformers takes seconds, so this module
+imports it only when one of these files could change the tokenizer.
 """
 
 import importlib.metadata
@@ -24,18 +24,20 @@ from lepmerge.vocabulary.token_names import GENERIC, IN_TOKENIZER_JSON, as_text,
 from lepmerge.vocabulary.valid_json import FLAGS, check_spec, read_spec
 
 MODEL_TYPES = (None, "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3")
-"""Model types for which transformers 4 and 5 respect a generic class. Version 5 ignores it for some others (qwen2)."""
+"""Model types for which transformers 4 and 5 respect a generic tokenizer class. For some others, such as qwen2,
+version 5 ignores it."""
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 CHANGES = ("auto_map", *IN_TOKENIZER_JSON)
-"""Settings with which even a generic class may change tokenizer.json, or is not loaded at all."""
+"""Settings that let even a generic class change tokenizer.json, or prevent it from being loaded at all."""
 SAMPLES = ("Hello, world! 123", "Привет, мир!\n\n  x", "a  b\tc", "don't ½ 2024-12-31")
 
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A tokenizer as loaded: its tokenizer.json, the names of its special tokens, and a note on what differs.
+    """A tokenizer as AutoTokenizer loads it.
 
-    names: key of tokenizer_config.json → token (bos_token → "<s>"), or tokens for `additional_special_tokens`.
+    spec: its tokenizer.json. names: key of tokenizer_config.json → special token, such as bos_token → "<s>";
+    `additional_special_tokens` → a list of tokens. note: how it differs from the stored tokenizer.json, for the user.
     """
 
     spec: dict[str, Any]
@@ -47,14 +49,14 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     """Return the tokenizer of a folder as AutoTokenizer loads it.
 
     Raises:
-        VocabularyError: no tokenizer, a damaged one, or one that AutoTokenizer does not load.
+        VocabularyError: there is no tokenizer, it is damaged, or AutoTokenizer cannot load it.
     """
     path = folder / "tokenizer.json"
     stored = read_spec(path) if path.exists() else None
     settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
     named = names_in(settings.get("tokenizer_config.json", {}), settings.get("special_tokens_map.json", {}))
     if stored is not None:
-        stored = {**stored, "truncation": None, "padding": None}  # transformers sets both anew for every text
+        stored = {**stored, "truncation": None, "padding": None}  # transformers sets both again for every text
         if not (folder / "tekken.json").exists() and _is_loaded_as_stored(stored, settings):
             return FolderTokenizer(stored, named)
     try:
@@ -79,9 +81,9 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
 def check_loads(
     spec: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], *, like: str
 ) -> None:
-    """Raise VocabularyError unless AutoTokenizer gives texts the ids of a tokenizer.json that is to be written.
+    """Raise VocabularyError unless AutoTokenizer will produce the ids of `spec`, a tokenizer.json not yet written.
 
-    tokenizer_config and config: contents of the files beside it. like: the model that the tokenizer is made for.
+    tokenizer_config, config: contents of the other files of the new folder. like: model that the tokenizer is made for.
     """
     settings = {"tokenizer_config.json": tokenizer_config, "config.json": config}
     if _is_loaded_as_stored(spec, settings):
@@ -121,7 +123,7 @@ def _refusal(model_type: str | None, problem: str, name: str | None, like: str) 
 
 
 def class_of_model_type(model_type: str | None) -> str:
-    """Return the class that AutoTokenizer takes for a model type when tokenizer_config.json names the generic one."""
+    """Return the class that AutoTokenizer uses for a model type when tokenizer_config.json names the generic one."""
     vocab = {chr(code): code - 33 for code in range(33, 127)}
     spec = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}}
     files = {"tokenizer.json": spec, "tokenizer_config.json": {"tokenizer_class": GENERIC[0]}}
@@ -132,10 +134,10 @@ def class_of_model_type(model_type: str | None) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return what AutoTokenizer makes of a local folder, a fast tokenizer; no code of the folder is run.
+    """Load the fast tokenizer of a local folder with AutoTokenizer. No code from the folder is run.
 
     Raises:
-        VocabularyError: with the reason of transformers, or the package that is missing.
+        VocabularyError: transformers cannot load it, or the conversion needs a package that is not installed.
     """
     _require_what_converts(folder)
     with _quiet():
@@ -143,12 +145,12 @@ def load_tokenizer(folder: Path) -> Any:
 
         options = as_text(read_object(folder / "tokenizer_config.json"))
         if (folder / "tekken.json").exists() and int(_version().partition(".")[0]) >= 5:
-            options["mistral_format"] = False  # else mistral-common, where it is installed, gives a slow tokenizer
+            options["mistral_format"] = False  # mistral-common, if installed, would give a slow tokenizer
         try:
             loaded: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
             )
-        except Exception as error:  # transformers and tokenizers raise every kind for what is wrong in the files
+        except Exception as error:  # damaged files make transformers and tokenizers raise any type of exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise VocabularyError(f"{folder}: transformers cannot load the tokenizer: {reason}") from error
     if not loaded.is_fast:
@@ -160,7 +162,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _require_what_converts(folder: Path) -> None:
-    """Raise VocabularyError when a folder without tokenizer.json has nothing that this environment can convert."""
+    """Raise VocabularyError if a folder has neither tokenizer.json nor files that can be converted to it here."""
     if (folder / "tokenizer.json").exists():
         return
     models = sorted(folder.glob("*.model"))
@@ -170,8 +172,13 @@ def _require_what_converts(folder: Path) -> None:
                 f"{folder} has tekken.json but no tokenizer.json: transformers converts tekken.json from version 5 on; "
                 f"pip install 'transformers>=5', or add the tokenizer.json of the model"
             )
+        if _is_missing("mistral_common"):
+            raise VocabularyError(
+                f"{folder} has tekken.json but no tokenizer.json. Converting it needs mistral-common: "
+                f"pip install mistral-common"
+            )
     elif models:
-        is_sentencepiece = models[0].read_bytes()[:1] == b"\n"  # the tag of a piece; tiktoken files are base64 text
+        is_sentencepiece = models[0].read_bytes()[:1] == b"\n"  # protobuf tag; tiktoken files are base64 text
         needed = ("sentencepiece", "google.protobuf") if is_sentencepiece else ("tiktoken",)
         if any(_is_missing(package) for package in needed):
             packages = "lepmerge[sentencepiece]" if is_sentencepiece else "tiktoken"
@@ -187,7 +194,7 @@ def _require_what_converts(folder: Path) -> None:
 def _is_missing(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is None
-    except ModuleNotFoundError:  # the parent, `google`, is missing too
+    except ModuleNotFoundError:  # the parent package, `google`, is missing too
         return True
 
 
@@ -197,7 +204,7 @@ def _version() -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' advice on how to load a tokenizer away from the user, who cannot follow it."""
+    """Hide transformers' warnings on how to load a tokenizer: the user does not make these calls."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -208,7 +215,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_loaded_as_stored(spec: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Tell whether AutoTokenizer takes tokenizer.json as it is: a generic class, and no file that adds a token."""
+    """Return whether AutoTokenizer uses tokenizer.json unchanged: the class is generic and no file adds a token."""
     if not settings:
         return True
     config, model = settings.get("tokenizer_config.json", {}), settings.get("config.json", {})
@@ -235,10 +242,10 @@ def _changed_parts(stored: Mapping[str, Any], loaded: dict[str, Any], folder: Pa
     """Return the keys of tokenizer.json that a loaded tokenizer changed."""
     try:
         canonical = json.loads(Tokenizer.from_str(json.dumps(stored, ensure_ascii=False)).to_str())
-    except Exception as error:  # the tokenizers library raises plain Exception for every fault of a tokenizer.json
+    except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
         raise VocabularyError(f"{folder / 'tokenizer.json'}: the tokenizers library refuses it: {error}") from error
     keys = ("normalizer", "pre_tokenizer", "decoder", "model", "added_tokens")
-    for spec in (canonical, loaded):  # a prefix or an unknown token may be null or empty
+    for spec in (canonical, loaded):  # null, empty and absent mean the same for a prefix or an unknown token
         spec["model"] = {key: value for key, value in spec["model"].items() if value not in (None, "", False)}
     changed = [key for key in keys if canonical.get(key) != loaded.get(key)]
     before, after = (_template(spec.get("post_processor")) for spec in (canonical, loaded))
@@ -246,7 +253,7 @@ def _changed_parts(stored: Mapping[str, Any], loaded: dict[str, Any], folder: Pa
 
 
 def _template(post_processor: Any) -> Any:
-    """Return a post-processor, None for one that adds nothing."""
+    """Return the post-processor, or None if it adds no tokens."""
     if not isinstance(post_processor, dict) or post_processor.get("type") != "TemplateProcessing":
         return post_processor
     return None if [next(iter(piece)) for piece in post_processor["single"]] == ["Sequence"] else post_processor

@@ -1,6 +1,6 @@
-"""The vocabulary conversion T: how rows of a new table are made of rows of an old one (paper section 2.1.2, eq. 1-2).
+"""The vocabulary conversion T, which makes the rows of a new table from those of an old one (paper section 2.1.2).
 
-Legend: V new rows, N entries of T, D width of a table.
+Shape suffixes: V new rows, N entries of T, D width of a table, U old rows in use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,15 @@ KINDS = ("exact", "decomposed", "inexact", "added", "without_source")
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """T as a list of old ids for each new row, the row being their mean (weighted, where there are weights).
+    """T as a list of old ids for each new row. A new row is the mean of its old rows, weighted if there are weights.
 
-    The old ids of row v are `old_N[start_V1[v] : start_V1[v + 1]]`; weight_N holds their weights, which sum to 1 for a
-    row. kind_V tells how they were found: identical bytes (exact), the old tokenization of the token's bytes
-    (decomposed), one that loses some of the bytes (inexact), an added token's content (added), or not at all (none): id
-    holes, padding, bytes that the old vocabulary cannot spell.
+    The old ids of row v are `old_N[start_V1[v] : start_V1[v + 1]]`. weight_N holds their weights, which sum to 1 within
+    a row. kind_V says how the old ids were found:
+        exact           an old token has identical bytes
+        decomposed      the old tokenizer splits the token's bytes into these ids
+        inexact         as decomposed, but some of the bytes are lost
+        added           by the content of an added token
+        without_source  none found: an id hole, padding, or bytes that the old vocabulary cannot spell
     """
 
     start_V1: torch.Tensor
@@ -40,26 +43,27 @@ class Conversion:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many new rows are of each kind."""
+        """Kind → number of new rows."""
         return {name: int((self.kind_V == kind).sum()) for kind, name in enumerate(KINDS)}
 
     @cached_property
     def single_V(self) -> torch.Tensor:
-        """The old id of each row that is one old row, -1 elsewhere."""
+        """The old id of each new row that comes from exactly one old row, -1 for the others."""
         one = self.start_V1[1:] - self.start_V1[:-1] == 1
         single = torch.full((self.num_rows,), -1)
         single[one] = self.old_N[self.start_V1[:-1][one]]
         return single
 
     def rows_of(self, *kinds: int) -> torch.Tensor:
-        """Return the new ids whose rows are of these kinds, ascending."""
+        """Return the new ids whose rows are of these kinds, in ascending order."""
         return torch.isin(self.kind_V, torch.tensor(kinds, dtype=self.kind_V.dtype)).nonzero().squeeze(1)
 
 
 def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num_rows: int | None = None) -> Conversion:
-    """Return T from one vocabulary to another; `num_rows` counts padding rows of the new table too.
+    """Return T from `old` to `new`. num_rows: rows of the new table, padding included.
 
-    Tokens are matched as bytes, added tokens by content. Old ids at or above num_old_rows have no row and are not used.
+    Tokens are matched by their bytes, added tokens by their content. Old ids from num_old_rows on have no row and are
+    not used.
     """
     num_rows = max(new.size, num_rows or 0)
     kinds = [NONE] * num_rows
@@ -91,7 +95,7 @@ def build_conversion(old: Vocabulary, new: Vocabulary, *, num_old_rows: int, num
         if ids:
             sources[id] = ids
             kinds[id] = DECOMPOSED if old.spells(ids, data) else INEXACT
-    for token in new.added.values():  # their instruct rows move for reasons of their own: never part of a fit
+    for token in new.added.values():  # fine-tuning moves rows of added tokens in its own way, so a fit never uses them
         kinds[token.id] = ADDED if sources[token.id] else NONE
     return _packed(kinds, sources, num_old_rows, identity=False)
 
@@ -104,7 +108,10 @@ def _packed(kinds: list[int], sources: list[Sequence[int]], num_old_rows: int, *
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConvertedTensor(LazyTensor):
-    """T E: each row the mean of its old rows; one old row keeps its bits; a row without old rows is zero."""
+    """T E (paper eq. 1-2). Each row is the mean of its old rows.
+
+    A row with exactly one old row keeps its bits. A row without old rows is zero.
+    """
 
     conversion: Conversion
 
@@ -135,7 +142,7 @@ class ConvertedTensor(LazyTensor):
 
 
 def converted(table: LazyTensor, conversion: Conversion) -> LazyTensor:
-    """Return the table in the new vocabulary; the table itself when nothing changes."""
+    """Return the table in the new vocabulary, or the table itself if T is the identity."""
     assert table.shape[0] == conversion.num_old_rows
     if conversion.identity:
         return table
@@ -144,7 +151,7 @@ def converted(table: LazyTensor, conversion: Conversion) -> LazyTensor:
 
 
 def differing_tokens(first: Vocabulary, second: Vocabulary) -> Mapping[str, tuple[int | None, int | None]]:
-    """Return token → (id in first, id in second) of the ordinary tokens where two vocabularies differ."""
+    """Return token → (id in first, id in second) for the ordinary tokens whose ids differ or that one side lacks."""
     if first is second or first.ordinary == second.ordinary:
         return {}
     tokens = sorted({*first.ordinary, *second.ordinary})

@@ -1,15 +1,15 @@
-"""Bytes as tokens write them: GPT-2's alphabet, byte-fallback tokens, and text that is not all valid UTF-8."""
+"""How token strings write bytes: GPT-2's alphabet, byte-fallback tokens, and bytes that are only partly valid UTF-8."""
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for characters from U+0100 on."""
+    """Return GPT-2's alphabet: printable Latin-1 bytes map to themselves, the others to characters from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(0x100 + n) for n, byte in enumerate(others)}}
 
 
 CHARACTER_OF = _byte_alphabet()
-TO_LATIN_1 = {  # the byte's own character; one that Latin-1 lacks where a character is outside the alphabet
+TO_LATIN_1 = {  # a character outside the alphabet maps to U+FFFF, so that encoding it as Latin-1 fails
     **{byte: "\uffff" for byte in range(256)},
     **{ord(character): chr(byte) for byte, character in CHARACTER_OF.items()},
 }
@@ -17,7 +17,7 @@ BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 def valid_parts(data: bytes) -> list[tuple[str, bytes]]:
-    """Return the longest valid UTF-8 stretches, each with the undecodable bytes that follow it."""
+    """Split bytes into the longest stretches of valid UTF-8, each with the undecodable bytes that follow it."""
     parts: list[tuple[str, bytes]] = []
     while data:
         try:

@@ -1,6 +1,7 @@
-"""The settings of a tokenizer: which special tokens they name, and as they are written for another vocabulary.
+"""The settings of a tokenizer: read the special tokens that they name, and write settings for another vocabulary.
 
-Files name a token by its text or by an object with its `content`; the lists of further tokens have two keys.
+Files name a token by its text or by an object with the key `content`. The list of additional special tokens occurs
+under two keys (LISTS).
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.valid_json import read_json_file
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes that take tokenizer.json as it is."""
+"""Tokenizer classes that use tokenizer.json unchanged."""
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 SLOW_ONLY = ("auto_map", "sp_model_kwargs", "legacy", "spaces_between_special_tokens", "vocab_file", "tokenizer_file",
              "merges_file", "from_slow", "backend", "is_local", "local_files_only")  # fmt: skip
@@ -20,10 +21,10 @@ IN_TOKENIZER_JSON = ("add_prefix_space", "add_bos_token", "add_eos_token", "spli
 
 
 def generic_config(config: Mapping[str, Any], names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer_config.json for another tokenizer.json and the generic class.
+    """Return the tokenizer_config.json for another tokenizer.json (`spec`) and the generic class.
 
-    Named classes replace the pre-tokenizer of a tokenizer.json by their own; the generic one does not. Names of tokens
-    that the tokenizer.json lacks are left out, or transformers would add these tokens to it.
+    Model-specific classes replace the pre-tokenizer of a tokenizer.json with their own; the generic class does not.
+    Tokens that the tokenizer.json lacks are not named, because transformers would add them to it.
     """
     kept = {
         key: value
@@ -36,12 +37,12 @@ def generic_config(config: Mapping[str, Any], names: Mapping[str, Any], spec: Ma
         if present and (isinstance(present, list) or present in entries):
             kept[key] = present
     decoder = {str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries.values()}
-    kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # not token types
+    kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # without token types, which the models lack
     return {**kept, "added_tokens_decoder": decoder, "tokenizer_class": GENERIC[0]}
 
 
 def names_in(config: Mapping[str, Any], special_tokens_map: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the special tokens that a tokenizer_config.json and a special_tokens_map.json name, as text."""
+    """Return key → text of the special tokens that tokenizer_config.json and special_tokens_map.json name."""
     merged = {**special_tokens_map, **config}
     merged |= as_text(merged)
     names: dict[str, Any] = {
@@ -56,7 +57,7 @@ def names_in(config: Mapping[str, Any], special_tokens_map: Mapping[str, Any]) -
 
 
 def names_of(loaded: Any) -> dict[str, Any]:
-    """Return the special tokens that a loaded tokenizer names, as text."""
+    """Return key → text of the special tokens that a loaded tokenizer names."""
     names: dict[str, Any] = {
         key: str(value) for key, value in loaded.special_tokens_map.items() if key not in LISTS and value is not None
     }
@@ -67,7 +68,7 @@ def names_of(loaded: Any) -> dict[str, Any]:
 
 
 def as_text(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a tokenizer_config.json that hold tokens as objects, with their text instead."""
+    """Return the settings of a tokenizer_config.json that hold tokens as objects, with each object replaced by text."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if key.endswith("_token") and _is_token(value):
@@ -84,7 +85,7 @@ def _is_token(value: Any) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, {} when there is no such file."""
+    """Return the object in a JSON file, or {} if the file does not exist."""
     value = read_json_file(path) if path.exists() else {}
     if not isinstance(value, dict):
         raise VocabularyError(f"{path} should hold a JSON object, not a {type(value).__name__}")

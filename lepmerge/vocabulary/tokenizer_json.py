@@ -1,4 +1,4 @@
-"""A parsed tokenizer.json: how it writes bytes, and how it treats the middle of a text."""
+"""A parsed tokenizer.json: how it writes bytes, how it tokenizes the middle of a text, tokens without rows."""
 
 import copy
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
 
 
 def family_of(spec: Mapping[str, Any]) -> str:
-    """Return how bytes are written as token strings: byte_level, sentencepiece, wordpiece or plain."""
+    """Return how token strings write bytes: byte_level, sentencepiece, wordpiece or plain."""
     items = [item for part in _PARTS for item in _flattened(spec.get(part))]
     names = {item.get("type") for item in items}
     if "ByteLevel" in names:
@@ -25,7 +25,10 @@ def family_of(spec: Mapping[str, Any]) -> str:
 
 
 def of_the_middle(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tokenizer.json of the same tokenizer as it treats the middle of a text."""
+    """Return the tokenizer.json changed so that it treats every text as the middle of a longer one.
+
+    It adds no prefix space, strips nothing, and knows no added tokens.
+    """
     middle = {**spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     middle["normalizer"] = _without(spec.get("normalizer"), {"Prepend", "Strip"})
     middle["pre_tokenizer"] = _without(spec.get("pre_tokenizer"), set())
@@ -38,12 +41,13 @@ def of_the_middle(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_tokens_beyond(spec: dict[str, Any], num_rows: int, *, where: str) -> dict[str, Any]:
-    """Return the tokenizer.json without the added tokens whose ids are at or above num_rows.
+    """Return the tokenizer.json without the tokens whose ids are num_rows or higher.
 
-    Gemma-3-1B and CodeLlama-Python are published with such tokens; the models fail on texts that hold them.
+    Gemma-3-1B and CodeLlama-Python are published with added tokens that have no row. The models fail on texts that
+    contain them.
 
     Raises:
-        VocabularyError: tokens beyond the rows are ordinary ones, which any text may fall into.
+        VocabularyError: some of these tokens are ordinary ones, so any text may contain them.
     """
     added = spec.get("added_tokens") or []
     beyond = {entry["content"] for entry in added if entry["id"] >= num_rows}
@@ -68,7 +72,7 @@ def without_tokens_beyond(spec: dict[str, Any], num_rows: int, *, where: str) ->
 
 
 def _is_reached(token: str, model: Mapping[str, Any]) -> bool:
-    """Tell whether text can fall into an ordinary token: in a BPE, only a character or the result of a merge."""
+    """Return whether a text can contain an ordinary token. In a BPE, only characters and results of merges occur."""
     if model["type"] != "BPE" or model.get("ignore_merges") or len(token) == 1:
         return True
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
@@ -76,7 +80,7 @@ def _is_reached(token: str, model: Mapping[str, Any]) -> bool:
 
 
 def _flattened(item: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the part of a tokenizer.json and, for a Sequence, its members at every depth."""
+    """Return a part of a tokenizer.json and, if it is a Sequence, its members at every depth."""
     if item is None:
         return []
     members = [member for key in _LISTS for member in item.get(key, ())]

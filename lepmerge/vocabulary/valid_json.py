@@ -1,4 +1,4 @@
-"""What lepmerge requires of a tokenizer.json: every key that it reads, with a value of the right type."""
+"""Validate a tokenizer.json: every key that lepmerge reads must have a value of the right type."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ def read_json_file(path: Path) -> Any:
     """Return the contents of a JSON file.
 
     Raises:
-        VocabularyError: it cannot be read, is not JSON, or holds text that is not Unicode.
+        VocabularyError: the file cannot be read, is not JSON, or contains text that is not valid Unicode.
     """
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped half of a character, perhaps without the other half
+        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError, OSError) as error:
         raise VocabularyError(f"{path} is not readable JSON: {error}; download it again") from error
@@ -33,7 +33,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     """Return a parsed and validated tokenizer.json.
 
     Raises:
-        VocabularyError: naming the file and the first key that is missing or holds a value of another type.
+        VocabularyError: a key is missing or has a value of the wrong type; the error names the file and the first one.
     """
     spec = read_json_file(path)
     check_spec(spec, str(path))
@@ -41,21 +41,21 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 def check_spec(spec: Any, where: str) -> None:
-    """Raise VocabularyError unless a parsed tokenizer.json has everything that lepmerge reads, in the right types."""
+    """Raise VocabularyError unless a parsed tokenizer.json has every key that lepmerge reads, with the right types."""
     fault = _fault_of(spec)
     if fault is not None:
         raise VocabularyError(f"{where} is not a valid tokenizer.json: {fault}; download it or save it again")
 
 
 def _fault_of(spec: Any) -> str | None:
-    """Return what is wrong with a parsed tokenizer.json, None when nothing is."""
+    """Return what is wrong with a parsed tokenizer.json, or None if it is valid."""
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         return "it should be an object with a `model`"
     if spec["model"].get("type") not in MODELS:
         return f"model.type {spec['model'].get('type')!r} is not one of {', '.join(MODELS)}"
-    checks = (_fault_of_vocab(spec["model"]), _fault_of_merges(spec["model"]), _fault_of_added(spec))
-    parts = (fault for part in PARTS for fault in [_fault_of_part(spec.get(part), part)])
-    return next((fault for fault in (*checks, *parts) if fault is not None), None)
+    model = spec["model"]
+    fault = _fault_of_vocab(model) or _fault_of_unknown(model) or _fault_of_merges(model) or _fault_of_added(spec)
+    return fault or next((fault for part in PARTS if (fault := _fault_of_part(spec.get(part), part))), None)
 
 
 def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
@@ -63,15 +63,29 @@ def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
     for key, kind in (("byte_fallback", bool), ("continuing_subword_prefix", str), ("unk_token", str)):
         if not isinstance(model.get(key), kind | None):
             return f"model.{key} should be a {kind.__name__}, not {model[key]!r}"
+    if model["type"] == "WordPiece" and not isinstance(model.get("continuing_subword_prefix"), str):
+        return "model.continuing_subword_prefix should be a text such as ##"
     if model["type"] == "Unigram":
         if not isinstance(vocab, list):
             return "model.vocab should be a list of [token, score]"
-        wrong = next((item for item in vocab if not _is_pair(item, str, (int, float))), None)
-        return None if wrong is None else f"model.vocab should hold [token, score], not {wrong!r}"
+        wrong = [item for item in vocab if not _is_pair(item, str, (int, float))]
+        return f"model.vocab should hold [token, score], not {wrong[0]!r}" if wrong else None
     if not isinstance(vocab, dict):
         return "model.vocab should be an object of token: id"
     wrong = next(((token, id) for token, id in vocab.items() if not _is_id(id)), None)
     return None if wrong is None else f"model.vocab: the id of {wrong[0]!r} should be a whole number, not {wrong[1]!r}"
+
+
+def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the token for unknown text, without which these models fail on such text."""
+    if model["type"] == "BPE":
+        return None
+    if model["type"] == "Unigram":
+        id = model.get("unk_id")
+        is_place = isinstance(id, int) and _is_id(id) and id < len(model["vocab"])
+        return None if is_place else f"model.unk_id {id!r} is not an index into model.vocab"
+    token = model.get("unk_token")
+    return None if token in model["vocab"] else f"model.unk_token {token!r} is not in model.vocab"
 
 
 def _fault_of_merges(model: Mapping[str, Any]) -> str | None:
@@ -80,12 +94,15 @@ def _fault_of_merges(model: Mapping[str, Any]) -> str | None:
     merges = model.get("merges")
     if not isinstance(merges, list):
         return "model.merges should be a list"
+    prefix = model.get("continuing_subword_prefix") or ""
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not _is_pair(pair, str, str):
             return f"model.merges should hold pairs of tokens, not {merge!r}"
         if not (pair[0] in model["vocab"] and pair[1] in model["vocab"]):
             return f"model.merges: {merge!r} joins a token that model.vocab lacks"
+        if not pair[1].startswith(prefix):
+            return f"model.merges: the second part of {merge!r} lacks the prefix {prefix!r}"
     return None
 
 
@@ -107,7 +124,7 @@ def _fault_of_added(spec: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_part(part: Any, where: str) -> str | None:
-    """Return what is wrong with a normalizer, pre-tokenizer, post-processor or decoder, or with a member of one."""
+    """Return what is wrong with a normalizer, pre-tokenizer, post-processor or decoder, or with one of its members."""
     if part is None:
         return None
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):

@@ -1,9 +1,9 @@
-"""A vocabulary: what bytes each token of a tokenizer.json stands for, and how other bytes fall into its tokens.
+"""A vocabulary: which bytes each token of a tokenizer.json represents, and how it tokenizes other bytes.
 
-Four ways to write bytes as a token string:
+There are four families of token strings:
     byte_level     every byte is one character of GPT-2's alphabet (space → Ġ)
     sentencepiece  UTF-8 with ▁ for the space; <0xNN> is one byte when byte fallback is on
-    wordpiece      ##x continues a word with x, any other token x stands for " x"
+    wordpiece      ##x continues a word with x; any other token x means " x"
     plain          UTF-8 as it is
 """
 
@@ -22,23 +22,23 @@ from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_
 from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, without_tokens_beyond
 
 BYTES_PER_TOKEN = 1200
-"""Resident memory per token: the parsed file, the tables of bytes, the library's own copy (measured: 1.1 kB)."""
+"""Resident memory per token: the parsed file, the byte tables and the library's copy (measured: 1.1 kB)."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An entry of `added_tokens`: it is found in text as it stands, before the model sees the text."""
+    """An entry of `added_tokens`. Its content is matched in the text before the model tokenizes the rest."""
 
     id: int
     content: str
     special: bool
     entry: Mapping[str, Any]
     data: bytes
-    """The bytes that it stands for."""
+    """The bytes that the token represents."""
 
 
 class Vocabulary:
-    """The vocabulary of a tokenizer.json, given as its parsed `spec` or read from a folder when first asked for."""
+    """The vocabulary of a tokenizer.json, which is given as a parsed `spec` or read from `folder` on first use."""
 
     def __init__(
         self, spec: dict[str, Any] | None = None, *, folder: Path | None = None, num_rows: int | None = None
@@ -49,15 +49,15 @@ class Vocabulary:
 
     @classmethod
     def in_folder(cls, folder: Path, *, num_rows: int | None = None) -> "Vocabulary":
-        """Return the vocabulary of a model or tokenizer folder; nothing is read yet.
+        """Return the vocabulary of a model or tokenizer folder. The folder is read on first use.
 
-        num_rows: rows of the model's tables. Added tokens beyond them, which the model cannot compute, are left out.
+        num_rows: rows of the model's tables. Added tokens beyond them are left out: the model cannot compute them.
         """
         return cls(folder=folder, num_rows=num_rows)
 
     @cached_property
     def loaded(self) -> FolderTokenizer:
-        """What AutoTokenizer makes of the folder; raises what `read_tokenizer` raises."""
+        """The folder's tokenizer as AutoTokenizer loads it. Raises the errors of `read_tokenizer`."""
         assert self.folder is not None
         return read_tokenizer(self.folder)
 
@@ -66,7 +66,7 @@ class Vocabulary:
         """The parsed tokenizer.json.
 
         Raises:
-            VocabularyError: it cannot be read, or text falls into tokens that the model has no rows for.
+            VocabularyError: it cannot be read, or texts can contain tokens that the model has no rows for.
         """
         if self.num_rows is None:
             return self.loaded.spec
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the folder was read; nothing before it was."""
+        """Notes for the user on how the folder was read; empty until it is read."""
         if "loaded" not in vars(self):
             return ()
         beyond = len(self.loaded.spec.get("added_tokens") or []) - len(self.added)
@@ -96,14 +96,14 @@ class Vocabulary:
         found = {}
         for entry in sorted(self.spec.get("added_tokens") or [], key=lambda entry: entry["id"]):
             content, special = entry["content"], bool(entry.get("special"))
-            of_model = not special and content in self.model_ids  # Gemma's ▁▁ stands for two spaces
+            of_model = not special and content in self.model_ids  # such as Gemma's ▁▁, which means two spaces
             data = self.token_bytes(content) if of_model else content.encode()
             found[content] = AddedToken(int(entry["id"]), content, special, entry, data)
         return found
 
     @cached_property
     def model_ids(self) -> dict[str, int]:
-        """Token string → id, of the tokenizer's model (without the added tokens that it does not hold)."""
+        """Token string → id in the tokenizer's model. Added tokens are included only if the model contains them too."""
         vocab = self.spec["model"]["vocab"]
         if isinstance(vocab, dict):
             return vocab
@@ -111,7 +111,7 @@ class Vocabulary:
 
     @cached_property
     def ordinary(self) -> dict[str, int]:
-        """Token string → id, without added tokens."""
+        """Token string → id of the tokens that are not added tokens."""
         added_ids = {token.id for token in self.added.values()}
         return {token: id for token, id in self.model_ids.items() if id not in added_ids}
 
@@ -121,12 +121,12 @@ class Vocabulary:
 
     @cached_property
     def size(self) -> int:
-        """The highest id and one: the rows that a table needs at least."""
+        """The highest id plus one: the fewest rows that a table for this vocabulary can have."""
         return max(self.all_ids.values(), default=-1) + 1
 
     @property
     def num_bytes(self) -> int:
-        """The memory that it takes once it was read, roughly; 0 before."""
+        """Approximate memory in bytes; 0 until the vocabulary is read."""
         return BYTES_PER_TOKEN * self.size if "spec" in vars(self) else 0
 
     @cached_property
@@ -134,18 +134,18 @@ class Vocabulary:
         return bool(self.spec["model"].get("byte_fallback"))
 
     def is_byte_token(self, token: str) -> bool:
-        """Tell whether the token string is a byte-fallback token such as <0x0A>."""
+        """Return whether the token string is a byte-fallback token such as <0x0A>."""
         return self.byte_fallback and token in BYTE_TOKENS
 
     def token_bytes(self, token: str) -> bytes:
-        """Return the bytes that an ordinary token stands for."""
+        """Return the bytes that an ordinary token represents."""
         if self.family == "byte_level":
             try:
                 return token.translate(TO_LATIN_1).encode("latin-1")
-            except UnicodeEncodeError:  # characters outside the alphabet: decoders take the token as text
+            except UnicodeEncodeError:  # with characters outside the alphabet, decoders treat the token as text
                 return token.encode("utf-8", "surrogatepass")
         if self.family == "wordpiece":
-            prefix = self.spec["model"].get("continuing_subword_prefix", "##")
+            prefix = self.spec["model"]["continuing_subword_prefix"]
             return (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
         if self.family == "sentencepiece":
             if self.is_byte_token(token):
@@ -155,12 +155,12 @@ class Vocabulary:
 
     @cached_property
     def bytes_of(self) -> dict[int, bytes]:
-        """Id → bytes, of the ordinary tokens in id order."""
+        """Id → bytes of the ordinary tokens, in id order."""
         return {id: self.token_bytes(token) for token, id in sorted(self.ordinary.items(), key=lambda item: item[1])}
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, tuple[int, ...]]:
-        """Bytes → ids of the ordinary tokens with these bytes, which are not unique, lowest id first."""
+        """Bytes → ids of all ordinary tokens with these bytes (there may be several), lowest id first."""
         found: dict[bytes, tuple[int, ...]] = {}
         for id, data in self.bytes_of.items():
             found[data] = (*found[data], id) if data in found else (id,)
@@ -173,23 +173,33 @@ class Vocabulary:
 
     @cached_property
     def plain_tokens(self) -> dict[bytes, int]:
-        """Bytes → id of the added tokens that are not special (runs of spaces, for example)."""
+        """Bytes → id of the added tokens that are not special, for example runs of spaces."""
         return {token.data: token.id for token in self.added.values() if not token.special}
 
     @cached_property
     def text_bytes_of(self) -> dict[int, bytes]:
-        """Id → bytes of the tokens that the model makes of text: the ordinary ones, and its plain added ones."""
+        """Id → bytes of the tokens that the model itself produces from text.
+
+        These are the ordinary tokens, and those added tokens that are not special and that the model contains.
+        """
         plain = (token for token in self.added.values() if not token.special and token.content in self.model_ids)
         return {**self.bytes_of, **{token.id: token.data for token in plain}}
 
     def id_of_added(self, token: AddedToken) -> int | None:
-        """Return the id here of another vocabulary's added token, matched by its content."""
+        """Return this vocabulary's id of another vocabulary's added token.
+
+        It is matched by its content, and by its bytes if it is not special.
+        """
         if token.content in self.all_ids:
             return self.all_ids[token.content]
         return None if token.special else self.id_of_bytes(token.data)
 
     def id_of_bytes(self, data: bytes, *, token: str | None = None, byte_token: bool = False) -> int | None:
-        """Return the id of a token with these bytes: the same string first, then the same kind, then the lowest id."""
+        """Return the id of a token with these bytes.
+
+        Preferred is the token with the same string `token`, then one of the same kind (byte-fallback token or not),
+        then the lowest id.
+        """
         candidates = self.ids_by_bytes.get(data)
         if not candidates:
             return self.plain_tokens.get(data)
@@ -202,7 +212,7 @@ class Vocabulary:
         return min(candidates, key=preference)
 
     def ids_in(self, other: "Vocabulary") -> dict[int, int]:
-        """Return id → id in `other`, for the tokens that both have: added ones by content, ordinary ones by bytes."""
+        """Return id → id in `other` for the shared tokens. Added tokens match by content, ordinary ones by bytes."""
         ids: dict[int, int | None] = {token.id: other.id_of_added(token) for token in self.added.values()}
         for token, id in self.ordinary.items():
             same_string = token if self.family == other.family else None
@@ -210,12 +220,12 @@ class Vocabulary:
         return {id: new_id for id, new_id in ids.items() if new_id is not None}
 
     def with_added_of(self, other: "Vocabulary") -> "Vocabulary":
-        """Return this vocabulary with the added tokens of `other` that it lacks, in the order of their ids there.
+        """Return this vocabulary with the added tokens of `other` that it lacks, in the order of their ids in `other`.
 
-        New ones follow the highest id. A special token that stands here as an ordinary one keeps that id.
+        New tokens get the ids after the highest one. A special token that is an ordinary token here keeps its id.
 
         Raises:
-            VocabularyError: the tokenizers library cannot give a token the id that it should have.
+            VocabularyError: the tokenizers library cannot give a token the intended id.
         """
         entries = []
         num_new = 0
@@ -230,7 +240,7 @@ class Vocabulary:
     def _with_entries(self, entries: list[dict[str, Any]]) -> "Vocabulary":
         spec = {**self.spec, "added_tokens": [*(self.spec.get("added_tokens") or []), *entries]}
         extended = Vocabulary(spec)
-        if extended.unfaithful_ids():  # the library numbers added tokens by count, which holes in the ids defeat
+        if extended.unfaithful_ids():  # the library numbers added tokens by count, which is wrong if ids have holes
             vocab = self.spec["model"]["vocab"]
             if not isinstance(vocab, dict):
                 raise VocabularyError(
@@ -238,11 +248,13 @@ class Vocabulary:
                 )
             spec["model"] = {**self.spec["model"], "vocab": {**vocab, **{e["content"]: e["id"] for e in entries}}}
             extended = Vocabulary(spec)
-            assert not extended.unfaithful_ids()
+            if unfaithful := extended.unfaithful_ids():
+                content, (wanted, given) = next(iter(unfaithful.items()))
+                raise VocabularyError(f"the tokenizers library gives {content!r} the id {given} instead of {wanted}")
         return extended
 
     def unfaithful_ids(self) -> dict[str, tuple[int, int | None]]:
-        """Return content → (id in the file, id that the tokenizers library gives) of added tokens where they differ."""
+        """Return content → (id in the file, id in the tokenizers library) for the added tokens whose two ids differ."""
         given = {content: self.tokenizer.token_to_id(content) for content in self.added}
         return {content: (self.added[content].id, id) for content, id in given.items() if id != self.added[content].id}
 
@@ -251,10 +263,10 @@ class Vocabulary:
         return self._load(self.spec)
 
     def encode(self, data: Iterable[bytes]) -> list[list[int]]:
-        """Return the ids of each byte string as the middle of a text: no prefix space, no special or added tokens.
+        """Tokenize each byte string as the middle of a text: no prefix space, no special or added tokens.
 
-        Ids that would stand for other bytes (a normalizer's doing) are replaced by those of the bare model. What the
-        vocabulary cannot express at all is left out, so a list may be empty or cover only a part.
+        A normalizer may change the bytes; then the ids come from the bare model instead. Bytes that the vocabulary
+        cannot express are left out, so a list of ids may be empty or cover only a part of the bytes.
         """
         data = list(data)
         encoded: list[list[int]] = [[] for _ in data]
@@ -278,7 +290,7 @@ class Vocabulary:
 
     @cached_property
     def _middle(self) -> Tokenizer:
-        """The tokenizer as it treats the middle of a text."""
+        """The tokenizer for the middle of a text."""
         return self._load(of_the_middle(self.spec))
 
     def _encode_bare(self, data: bytes) -> list[int]:
@@ -297,7 +309,7 @@ class Vocabulary:
     def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
         try:
             return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-        except Exception as error:  # the tokenizers library raises plain Exception for every fault of a tokenizer.json
+        except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
             raise VocabularyError(
                 f"{self.folder or 'the tokenizer'}: the tokenizers library refuses it: {error}"
             ) from error

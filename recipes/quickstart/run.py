@@ -35,7 +35,8 @@ def main() -> None:
         "mean": result_of(HERE / "mean.yaml"),
     }
     for method in METHODS:
-        overrides = [f"steps.0.method={method}", f"output.path={HERE / 'out' / method}"]
+        as_in_the_paper = [f"steps.0.method={method}", "steps.0.keep_shared_rows=false"]
+        overrides = [*as_in_the_paper, f"output.path={HERE / 'out' / method}"]
         folders[method] = result_of(HERE / "recipe.yaml", overrides)
     models = [f"{name}={folder}" for name, folder in folders.items()]
     measured = ("--text", f"ru={HERE / 'heldout_ru.txt'}", "--task", HERE / "task.jsonl", "--copies", "0")

@@ -1,0 +1,100 @@
+"""A batch as model and teacher take it.
+
+Legend: B rows of a batch, L tokens in a row, T tokens in a row of the teacher's, P pairs of tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lepmerge.training.lessons import Lessons
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Blocks as the model takes them, each (B, L): ids, positions in the document, labels (the next id or IGNORED)."""
+
+    id_BL: torch.Tensor
+    position_BL: torch.Tensor
+    label_BL: torch.Tensor
+    lesson: "Lesson | None" = None
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type != "cuda":
+            return self
+        parts = (_sent(part, device) for part in (self.id_BL, self.position_BL, self.label_BL))
+        lesson = self.lesson and Lesson(*(_sent(part, device) for part in vars(self.lesson).values()))
+        return Batch(*parts, lesson=lesson)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher reads of a batch, (B, T), and the P pairs of tokens that end at the same byte.
+
+    student_P and teacher_P are places in the flattened rows of each; weight_P is how much a pair counts.
+    """
+
+    id_BT: torch.Tensor
+    position_BT: torch.Tensor
+    student_P: torch.Tensor
+    teacher_P: torch.Tensor
+    weight_P: torch.Tensor
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the losses of a step are divided by: tokens that are predicted, and the weight of all pairs."""
+
+    num_labels: int
+    pair_weight: float
+
+    @property
+    def divisors(self) -> tuple[float, float]:
+        """The two totals where they are not 0, else 1."""
+        return self.num_labels or 1, self.pair_weight or 1.0
+
+
+class Reading:
+    """The rows that a teacher reads, as long as the longest of them."""
+
+    def __init__(self, answer_weight: float) -> None:
+        self.answer_weight = answer_weight
+        self.rows: list[list[np.ndarray]] = []
+        self.positions: list[list[np.ndarray]] = []
+        self.pairs: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def begin_row(self) -> None:
+        self.rows.append([])
+        self.positions.append([])
+
+    def add(self, lessons: Lessons, piece: int, student: int) -> None:
+        """Add a piece to the last row; `student` is the place of its first token in the student's flattened rows."""
+        start, length, first, count = lessons.lesson_P4[piece].tolist()
+        ids = np.concatenate([lessons.prefix_ids, lessons.token_T[start : start + length]]).astype(np.int64)
+        place = sum(map(len, self.rows[-1])) + len(lessons.prefix_ids)
+        self.rows[-1].append(ids)
+        self.positions[-1].append(np.arange(len(ids)))
+        pair_P2 = lessons.pair_N2[first : first + count].astype(np.int64) + [student, place]
+        weight_P = np.where(lessons.answered_N[first : first + count], self.answer_weight, 1.0)
+        self.pairs.append((len(self.rows) - 1, pair_P2[:, 0], pair_P2[:, 1], weight_P))
+
+    def lesson(self) -> Lesson:
+        length = max(sum(map(len, row)) for row in self.rows)
+        id_BT = torch.zeros(len(self.rows), length, dtype=torch.int64)
+        position_BT = torch.zeros_like(id_BT)
+        for row, (ids, positions) in enumerate(zip(self.rows, self.positions, strict=True)):
+            used = sum(map(len, ids))
+            if used:
+                id_BT[row, :used] = torch.from_numpy(np.concatenate(ids))
+                position_BT[row, :used] = torch.from_numpy(np.concatenate(positions))
+            position_BT[row, used:] = torch.arange(length - used)
+        student_P = np.concatenate([part for _, part, _, _ in self.pairs])
+        teacher_P = np.concatenate([row * length + part for row, _, part, _ in self.pairs])
+        weight_P = np.concatenate([part for *_, part in self.pairs])
+        return Lesson(id_BT, position_BT, torch.from_numpy(student_P), torch.from_numpy(teacher_P),
+                      torch.from_numpy(weight_P).float())  # fmt: skip

@@ -1,0 +1,112 @@
+"""A chat as the text that a chat template makes of it, and where the assistant speaks in this text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepmerge.chats import Message
+from lepmerge.errors import CheckpointError, CorpusError
+
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the assistant says, in bytes of a text: where its header begins, its content, and where its end token ends.
+
+    In a text that ends where the assistant is to answer, all three are the text's end.
+    """
+
+    header: int
+    content: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A text to be read. A chat has answers and, by `shorter`, a form with fewer messages; a plain text can be cut."""
+
+    text: str
+    answers: tuple[Answer, ...] = ()
+    shorter: Callable[[], "Record | None"] | None = None
+
+
+class Template:
+    """The chat template of a model's folder."""
+
+    def __init__(self, folder: Path, *, key: str) -> None:
+        """Load the tokenizer of a folder; `key` names it in errors.
+
+        Raises:
+            CheckpointError: transformers cannot load it, or it has no chat template.
+        """
+        self.folder, self.tokenizer = folder, _tokenizer(folder, key)
+        if not self.tokenizer.chat_template:
+            raise CheckpointError(f"{key}: {folder} has no chat template, which chats need")
+
+    def render(self, messages: Sequence[Message], where: str, *, asks: bool = False) -> str:
+        """Return the text of a chat; `asks` adds the header of the answer that is expected next.
+
+        Raises:
+            CorpusError: the template refuses these messages.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template([*messages], tokenize=False, add_generation_prompt=asks)
+        except TemplateError as error:
+            raise CorpusError(f"{where}: the chat template of {self.folder} refuses these messages: {error}") from error
+
+    def record(self, messages: Sequence[Message], where: str) -> Record:
+        """Return a chat with its answers. One that does not end with the assistant's message asks for an answer.
+
+        Raises:
+            CorpusError: the template refuses the messages, or writes the beginning of a chat otherwise than that
+                beginning alone, so that the assistant's part cannot be told apart.
+        """
+        asks = messages[-1]["role"] != ASSISTANT
+        text = self.render(messages, where, asks=asks)
+        places = [self._answer(messages[: number + 1], text, where) for number in _answers(messages)]
+        if asks:
+            places.append((len(text), len(text), len(text)))
+        answers = tuple(Answer(*(len(text[:place].encode()) for place in answer)) for answer in places)
+
+        def shorter() -> Record | None:
+            earlier = _answers(messages[:-1])
+            return self.record(messages[: earlier[-1] + 1], where) if earlier else None
+
+        return Record(text, answers, shorter)
+
+    def _answer(self, messages: Sequence[Message], text: str, where: str) -> tuple[int, int, int]:
+        """Return where the header, the content and the end of the last message are in a chat that begins with these."""
+        parts = [self.render(messages[:-1], where, asks=asks) if len(messages) > 1 else "" for asks in (False, True)]
+        before, header = parts
+        after = self.render(messages, where)
+        begin = len(header) if after.startswith(header) else len(before)
+        content = after.find(messages[-1]["content"].strip(), begin)
+        if not (text.startswith(after) and after.startswith(before) and content >= 0):
+            raise CorpusError(
+                f"{where}: the chat template of {self.folder} writes message {len(messages)} differently inside a "
+                f"longer chat, so the assistant's tokens cannot be found: use another template, or remove such chats"
+            )
+        return len(before), content, len(after)
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    return [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
+
+
+def chat_template_in(folder: Path) -> Any:
+    """Return the chat template of a model's folder, None when it has none."""
+    return _tokenizer(folder, "model").chat_template or None
+
+
+def _tokenizer(folder: Path, key: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{key}: transformers cannot load the tokenizer of {folder}: {reason}") from error

@@ -1,0 +1,91 @@
+"""Quantized bodies: untouched bytes are carried; what must compute on them says what it needs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+LAYER = "model.layers.0.mlp.up_proj."
+BODIES = {
+    "gptq": {"qweight": (torch.int32, (2, 32)), "qzeros": (torch.int32, (1, 4)), "scales": (torch.float16, (1, 32)),
+             "g_idx": (torch.int32, (16,))},
+    "awq": {"qweight": (torch.int32, (16, 4)), "qzeros": (torch.int32, (1, 4)), "scales": (torch.float16, (1, 32))},
+    "fp8": {"weight": (torch.float8_e4m3fn, (32, 16)), "weight_scale_inv": (torch.float32, (1, 1))},
+    "bitsandbytes": {"weight": (torch.uint8, (256, 1)), "weight.absmax": (torch.float32, (8,)),
+                     "weight.quant_map": (torch.float32, (16,)),
+                     "weight.quant_state.bitsandbytes__nf4": (torch.uint8, (90,))},
+    "compressed-tensors": {"weight_packed": (torch.int32, (32, 2)), "weight_scale": (torch.bfloat16, (32, 1)),
+                           "weight_shape": (torch.int64, (2,))},
+}  # fmt: skip
+
+
+@pytest.fixture(params=BODIES)
+def folder(request, tmp_path: Path, setting) -> Path:
+    """The instruct model with one projection as this method stores it."""
+    folder = Path(shutil.copytree(setting["instruct"], tmp_path / "instruct"))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"{LAYER}weight"]
+    generator = torch.Generator().manual_seed(0)
+    for name, (dtype, shape) in BODIES[request.param].items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        data = torch.randint(0, 60, (size,), generator=generator, dtype=torch.uint8)
+        tensors[LAYER + name] = data.view(dtype).view(shape)
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": request.param}}))
+    return folder
+
+
+def run(tmp_path: Path, folder: Path, step: str, *options: str):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"models: {{instruct: {folder}}}\nsteps:\n  - {step}\noutput: {{path: out}}\n")
+    return pico.command("run", recipe, "--device", "cpu", *options)
+
+
+def test_a_new_vocabulary_carries_the_bytes_of_the_body(tmp_path: Path, folder: Path, russian) -> None:
+    pico.save_tokenizer(russian, tmp_path / "tokenizer")
+    result = run(tmp_path, folder, "{op: swap_vocabulary, tokenizer: ./tokenizer}")
+    assert result.exit_code == 0, result.stderr
+    got, before = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
+    assert got.keys() == before.keys()
+    for name, tensor in before.items():
+        if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert got[name].dtype == tensor.dtype and torch.equal(
+                got[name].view(torch.uint8), tensor.view(torch.uint8)
+            )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"] == json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+def test_what_must_compute_says_what_it_needs(tmp_path: Path, folder: Path) -> None:
+    integers = [name for name, tensor in load_file(folder / "model.safetensors").items() if LAYER in name
+                if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32)]  # fmt: skip
+    result = run(tmp_path, folder, "{op: arithmetic, tensors: body, expression: 2 * instruct}")
+    pico.assert_one_line_error(result, 1, "tensor model.layers.0.mlp.up_proj.", "dequantize the model first")
+    assert integers and any(name in result.stderr for name in integers)
+    cast = run(
+        tmp_path, folder, "{op: arithmetic, tensors: '*norm*', expression: instruct}", "--set", "output.dtype=float16"
+    )
+    pico.assert_one_line_error(cast, 2, "output.dtype", "quantized", "remove output.dtype")
+    (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH))
+    (tmp_path / "train.yaml").write_text(f"model: {folder}\ndata: text.txt\noutput: trained\n")
+    trained = pico.command("train", tmp_path / "train.yaml")
+    pico.assert_one_line_error(trained, 1, str(folder), "is quantized: train on the original weights")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "trained").exists()
+
+
+def test_a_quantized_output_table_is_named(tmp_path: Path, setting) -> None:
+    folder = Path(shutil.copytree(setting["instruct"], tmp_path / "instruct"))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    rows = len(tensors.pop("lm_head.weight"))
+    save_file({**tensors, "lm_head.weight_packed": torch.zeros(rows, 2, dtype=torch.int32)}, path)
+    result = run(tmp_path, folder, "{op: arithmetic, tensors: '*norm*', expression: instruct}")
+    pico.assert_one_line_error(
+        result, 1, "the output table is quantized (lm_head.weight_packed)", "quantize the body only"
+    )

@@ -1,0 +1,143 @@
+"""What a command refuses is refused by the plan too, with the same line, before anything is computed or written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+PROPAGATE = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "delta"}
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def narrow(path: Path) -> None:
+    tensors = {name: tensor[:, :8].contiguous() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def integers(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int32)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def arithmetic(expression: str, tensors: str = "body") -> dict:
+    return {"steps": [{"op": "arithmetic", "tensors": tensors, "expression": expression}]}
+
+
+Change = Callable[[Path], object]
+RECIPES: dict[str, tuple[dict, str]] = {
+    "unknown model": ({"start": "nobody"}, "there is no model 'nobody'"),
+    "unknown operation": ({"steps": [{"op": "swap"}]}, "there is no operation 'swap'"),
+    "unknown method": ({"steps": [{**PROPAGATE, "method": "dleta"}]}, "did you mean delta?"),
+    "unknown tokenizer": ({"steps": [{"op": "swap_vocabulary", "tokenizer": "./none"}]}, "no such folder"),
+    "no such model": ({"models": {"instruct": "./none"}, "steps": []}, "models.instruct: no such folder"),
+    "expression": (arithmetic("instruct +"), "expected an operator"),
+    "expression of an unknown model": (arithmetic("instuct"), "did you mean instruct?"),
+    "nothing selected": (arithmetic("base", "model.nothing*"), "selects nothing"),
+    "a tensor that a model lacks": (arithmetic("adapted"), "adapted"),
+    "output in an input": ({"output": {"path": "instruct/out"}}, "holds or lies in the input"),
+    "output over an input": ({"output": {"path": "base"}}, "holds or lies in the input"),
+    "output is a file": ({"output": {"path": "recipe.yaml"}}, "is a file"),
+    "not trained": ({"models": {"instruct": {"train": "none.yaml"}}, "steps": []}, "none.yaml cannot be read"),
+    "base of another vocabulary": ({"steps": [{**PROPAGATE, "base": "adapted"}]}, "should share their vocabulary"),
+}
+FILES: dict[str, tuple[str, Change, str]] = {
+    "no config": ("instruct/config.json", Path.unlink, "config.json"),
+    "no tokenizer": ("adapted/tokenizer.json", Path.unlink, "tokenizer"),
+    "config is no JSON": ("base/config.json", lambda path: path.write_text("{"), "config.json"),
+    "cut weights": ("instruct/model.safetensors", cut, "model.safetensors"),
+    "no weights": ("base/model.safetensors", Path.unlink, "base"),
+    "other width": ("adapted/embeddings.safetensors", narrow, "width"),
+    "quantized, with a dtype": (
+        "instruct/config.json",
+        lambda path: edit_json(path, quantization_config={"quant_method": "gptq"}),
+        "is quantized",
+    ),
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path, setting: dict[str, Path]) -> Path:
+    for name, folder in setting.items():
+        shutil.copytree(folder, tmp_path / name)
+    return tmp_path
+
+
+def assert_refused(work: Path, changed: dict, part: str) -> None:
+    models = {"base": "base", "instruct": "instruct", "adapted": "adapted", **changed.get("models", {})}
+    recipe = {"steps": [PROPAGATE], "output": {"path": "out"}, **changed, "models": models}
+    (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    before = pico.tree(work)
+    planned = pico.command("plan", work / "recipe.yaml")
+    run = pico.command("run", work / "recipe.yaml", "--device", "cpu")
+    pico.assert_one_line_error(run, run.exit_code, part)
+    assert planned.exit_code == run.exit_code != 0 and planned.stderr == run.stderr
+    assert planned.stdout == "", "the plan showed something before it refused"
+    assert pico.tree(work) == before, "something was written"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_is_refused(work: Path, name: str) -> None:
+    assert_refused(work, *RECIPES[name])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_refused(work: Path, name: str) -> None:
+    file, change, part = FILES[name]
+    change(work / file)
+    assert_refused(work, {"output": {"path": "out", "dtype": "float16"}}, part)
+
+
+def test_an_output_that_is_there_is_noted_by_the_plan_and_refused_by_the_run(work: Path) -> None:
+    recipe = pico.write_recipe(
+        work / "recipe.yaml", base=Path("base"), instruct=Path("instruct"), adapted=Path("adapted")
+    )
+    (work / "out").mkdir()
+    (work / "out" / "notes.txt").write_text("mine")
+    before = pico.tree(work)
+    planned = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert any("is not empty" in note and "--overwrite" in note for note in planned["notes"])
+    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "not empty", "--overwrite")
+    assert pico.tree(work) == before
+
+
+def test_the_other_kind_of_file_names_its_command(work: Path) -> None:
+    (work / "train.yaml").write_text("model: base\ndata: text.txt\noutput: out\n")
+    recipe = pico.write_recipe(work / "recipe.yaml", base=work / "base", instruct=work / "base", adapted=work / "base")
+    for command in ("run", "plan"):
+        pico.assert_one_line_error(pico.command(command, work / "train.yaml"), 2, "use `lepmerge train ")
+    pico.assert_one_line_error(pico.command("train", recipe), 2, "is a recipe", "use `lepmerge run ")
+
+
+def test_a_model_whose_training_was_interrupted_is_named(work: Path) -> None:
+    (work / ".new.lepmerge").mkdir()
+    models = {"base": work / "base", "instruct": work / "instruct", "adapted": work / "new"}
+    result = pico.command("run", pico.write_recipe(work / "recipe.yaml", **models))
+    pico.assert_one_line_error(result, 1, "models.adapted", "is not finished", ".new.lepmerge", "lepmerge train")
+
+
+def test_a_recipe_from_standard_input(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from lepmerge.commands.main import main
+
+    monkeypatch.chdir(work)
+    text = pico.write_recipe(work / "r.yaml", base=Path("base"), instruct=Path("instruct"), adapted=Path("adapted"))
+    result = CliRunner().invoke(main, ["run", "-", "--device", "cpu"], input=text.read_text())
+    assert result.exit_code == 0, result.output
+    assert (work / "out" / "model.safetensors").exists()
+    wrong = CliRunner().invoke(main, ["plan", "-"], input="models: {a: b}\nstart: c\noutput: {path: out}\n")
+    assert wrong.exit_code == 2 and "standard input:2" in wrong.stderr
