@@ -79,6 +79,7 @@ FAULTS = {
     "bias": ("body", config(bias="all"), ["`bias: all`"]),
     "pissa": ("body", config(init_lora_weights="pissa"), ["pissa", "path_initial_model_for_weight_conversion"]),
     "option": ("body", config(layer_replication=[[0, 2], [1, 2]]), ["`layer_replication`", "repeats layers"]),
+    "experts": ("body", config(target_parameters=["mlp.experts.down_proj"]), ["`target_parameters`", "fused"]),
     "type": ("body", config(r="many"), ["adapter_config.json: r: ", "integer"]),
     "not JSON": ("body", lambda a: (a / "adapter_config.json").write_text("{"), ["not readable JSON"]),
     "no config": ("body", lambda a: (a / "adapter_config.json").unlink(), ["adapter_config.json is missing"]),

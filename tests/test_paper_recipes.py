@@ -93,7 +93,21 @@ def test_the_numbers_are_the_papers(rows) -> None:
     there = {path.relative_to(PAPER).as_posix() for path in PAPER.glob("*/*.yaml")}
     expected = {f"{model}/{vocabulary}-{method}.yaml" for model, vocabulary, method in RECIPES}
     expected |= {f"{model}/{vocabulary}.train.yaml" for model, vocabulary in TRAININGS}
-    assert there == expected | {f"{model}/model.yaml" for model in MODELS}
+    chats = {"self_calibration/train.yaml", "tuning/train.yaml"}
+    assert there == expected | chats | {f"{model}/model.yaml" for model in MODELS}
+
+
+@pytest.mark.parametrize(
+    ("folder", "rate", "epochs", "batch", "block", "decay", "tables"),
+    [("self_calibration", 4e-5, 2, 128, 2048, 0.1, "both"), ("tuning", 5e-5, 1, 128, 4096, 0.05, "output")],
+)
+def test_training_on_chats_has_the_papers_values(folder, rate, epochs, batch, block, decay, tables) -> None:
+    config = load_train_config(PAPER / folder / "train.yaml")
+    assert config.objective == "chat" and [source.kind for source in config.data] == ["chat"]
+    assert (config.learning_rate, config.epochs, config.batch_size, config.block_size) == (rate, epochs, batch, block)
+    assert (config.weight_decay, config.warmup_steps, config.schedule, config.seed) == (decay, 16, "cosine", 1337)
+    assert (config.train.tables, config.train.rows) == (tables, "all")
+    assert config.resolve(config.model.path).resolve() == PAPER / "out/openchat-3.5-bpe-conversion"
 
 
 @pytest.mark.parametrize(("model", "vocabulary", "method"), RECIPES, ids=str)

@@ -27,6 +27,7 @@ REFUSED = {
     "kasa_config": "it truncates the base weights",
     "megatron_config": "its layers are Megatron's",
     "monteclora_config": "its matrices are sampled",
+    "target_parameters": "it trains the fused parameters of experts",
 }
 """Options of LoRA that change more than B A, with the reason."""
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
@@ -57,7 +58,6 @@ class AdapterConfig(BaseModel):
     init_lora_weights: bool | str = True
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
-    target_parameters: list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
     modules_to_save: list[str] | None = None

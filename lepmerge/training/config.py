@@ -67,7 +67,7 @@ class TrainingSource(Source):
 class Distill(Strict):
     """The loss of `objective: distill`: cross entropy of the next token + `weight` · divergence from the teacher."""
 
-    weight: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=2.0, gt=0)
     """Weight of the divergence, per position, beside the cross entropy, per token."""
     answer_weight: float = Field(default=20.0, gt=0)
     """Weight of a position after which an answer of the assistant comes; other positions weigh 1."""

@@ -38,6 +38,8 @@ def main() -> None:
         as_in_the_paper = [f"steps.0.method={method}", "steps.0.keep_shared_rows=false"]
         overrides = [*as_in_the_paper, f"output.path={HERE / 'out' / method}"]
         folders[method] = result_of(HERE / "recipe.yaml", overrides)
+    run("train", HERE / "calibrate.yaml", "--device", "cpu", "--overwrite")
+    folders["calibrated"] = result_of(HERE / "calibrated.yaml")
     models = [f"{name}={folder}" for name, folder in folders.items()]
     measured = ("--text", f"ru={HERE / 'heldout_ru.txt'}", "--task", HERE / "task.jsonl", "--copies", "0")
     run("compare", *models, *measured, "--device", "cpu", "--html", HERE / "out" / "report.html")

@@ -1,0 +1,106 @@
+"""Calibration of the quickstart's models: what each choice gives, one cell of the grid after another.
+
+    python recipes/quickstart/run.py
+    python benchmarks/calibration_grid.py [CELL ...]
+
+A cell is recipes/quickstart/calibrate.yaml with some overrides. Its metrics are added to results/calibration_grid.json:
+accuracy of the task, bits per byte of held-out Russian and of an English text (the GPL), CPU seconds of the training on
+one thread. Neither the task nor the held-out text is trained on.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepmerge.comparison.loading import load_model
+from lepmerge.comparison.prompts import read_prompts
+from lepmerge.comparison.task import measure_task, task_figures
+from lepmerge.comparison.texts import measure_texts, read_text, text_of
+from lepmerge.config.entries import ModelEntry
+from lepmerge.merge.execute import run_plan
+from lepmerge.merge.plan import make_plan
+from lepmerge.merge.recipe import Output, Recipe
+from lepmerge.operations.arithmetic import Arithmetic
+from lepmerge.training.config import load_train_config
+from lepmerge.training.run import train
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = ROOT / "recipes/quickstart"
+RESULTS = Path(__file__).parent / "results/calibration_grid.json"
+TEXT = f"{{path: {QUICKSTART / 'train_ru.jsonl.gz'}, weight: 0.5}}"
+GENERAL = ["{text}", "Перескажи:\\n{text}", "О чём это?\\n{text}", "Переведи на английский:\\n{text}"]
+PROMPTS = ", ".join(
+    f'{{path: {QUICKSTART / "train_ru.jsonl.gz"}, cut: 320, weight: 0.25, prompt: "{prompt}"}}' for prompt in GENERAL
+)
+CELLS: dict[str, list[str]] = {
+    "default": [],
+    "weight 1": ["distill.weight=1"],
+    "weight 4": ["distill.weight=4"],
+    "answers weigh 1": ["distill.answer_weight=1"],
+    "answers weigh 5": ["distill.answer_weight=5"],
+    "two epochs": ["epochs=2"],
+    "from mean": [f"model={QUICKSTART / 'out/mean'}"],
+    "from conversion": [f"model={QUICKSTART / 'out/conversion'}", "train.rows=all"],
+    "prompts of other kinds": [f"data=[{TEXT}, {PROMPTS}]"],
+    "plain text only": [f"data=[{{path: {QUICKSTART / 'train_ru.jsonl.gz'}, weight: 1.75}}]"],
+}
+
+
+def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any], list[bool]]:
+    """Return accuracy, p against the reference and bits per byte of a model, and which answers are right."""
+    model = load_model(folder)
+    right = measure_task(model, read_prompts(QUICKSTART / "task.jsonl", with_answer=True))
+    english = (QUICKSTART / "licenses/GPL-2").read_text(encoding="utf-8").split("\n\n")
+    read = [
+        read_text("ru", [str(QUICKSTART / "heldout_ru.txt")], piece_bytes=500),
+        text_of("en", english, piece_bytes=500),
+    ]
+    bits = {name: round(found.bits_per_byte, 4) for name, found in measure_texts(model, read).items()}
+    return {**task_figures(right, reference), "bits_per_byte": bits}, right
+
+
+def calibrated(overrides: list[str], work: Path) -> tuple[Path, float]:
+    """Return the whole model that a cell trains, and the CPU seconds of the training."""
+    config = load_train_config(QUICKSTART / "calibrate.yaml", [*overrides, f"output={work / 'tables'}"])
+    began = time.process_time()
+    train(config)
+    seconds = time.process_time() - began
+    student = config.resolve(config.model.path or "")
+    recipe = Recipe(
+        models={"student": ModelEntry(path=str(student)), "tables": ModelEntry(path=str(work / "tables"))},
+        start="student",
+        steps=[Arithmetic(op="arithmetic", tensors="embeddings", expression="tables")],
+        output=Output(path=str(work / "model")),
+    )
+    return run_plan(make_plan(recipe), device="cpu"), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(CELLS)}; default: all")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    reference, right = measured(QUICKSTART / "instruct", None)
+    for name in options.cells or CELLS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, seconds = calibrated(CELLS[name], Path(temporary))
+            report = json.loads((Path(temporary) / "tables/lepmerge_train.json").read_text())
+            found, _ = measured(folder, right)
+        entry = {"cpu_s": round(seconds), "steps": report["steps"], "tokens": report["tokens"], **found}
+        cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        cells |= {"instruct": reference, name: {"overrides": [_relative(text) for text in CELLS[name]], **entry}}
+        RESULTS.write_text(json.dumps(cells, indent=2, ensure_ascii=False) + "\n")
+        print(name, json.dumps(entry), flush=True)
+
+
+def _relative(text: str) -> str:
+    return text.replace(f"{QUICKSTART}/", "")
+
+
+if __name__ == "__main__":
+    main()
