@@ -1,12 +1,12 @@
 """What the documents tell a user to type works as it stands there."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import paper_models
@@ -16,7 +16,6 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -44,23 +43,27 @@ DOCS = {path.name: path for path in sorted((ROOT / "docs").glob("*.md")) if path
 """The tutorial's commands depend on one another: test_tutorial.py."""
 
 
-def test_commands(checkout: Path) -> None:
+def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(line.startswith("lepmerge run") for line in commands())
-    run(commands(), checkout)
+    monkeypatch.chdir(checkout)
+    run(commands())
 
 
 @pytest.mark.parametrize("page", [name for name, path in DOCS.items() if commands(path.read_text())])
-def test_commands_of_the_docs(checkout: Path, page: str) -> None:
-    run(commands(DOCS[page].read_text()), checkout)
+def test_commands_of_the_docs(checkout: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    run(commands(DOCS[page].read_text()))
 
 
-def run(lines: list[str], checkout: Path) -> None:
+def run(lines: list[str]) -> None:
+    """Run commands in the current folder and in this process: a start of Python takes longer than most of them."""
     for line in lines:
-        done = subprocess.run(line, shell=True, cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        words = [found for word in shlex.split(line, comments=True) for found in (sorted(glob(word)) or [word])]
+        done = pico.command(*words[1:])
+        assert done.exit_code == 0, f"{line}\n{done.stderr}\n{done.exception!r}"
 
 
-def test_vocabularies_of_the_paper(tmp_path: Path) -> None:
+def test_vocabularies_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of recipes/paper with small models and sizes in place of the real ones, in their order."""
     small = {
         "mistralai/Mistral-7B-v0.1": "sentencepiece",
@@ -74,11 +77,11 @@ def test_vocabularies_of_the_paper(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "ru.txt").write_text(text, encoding="utf-8")
     found = commands((ROOT / "recipes/paper/README.md").read_text())
     assert len(found) == 7
+    monkeypatch.chdir(tmp_path)
     for line in found:
         for old, new in small.items():
             line = line.replace(old, new)
-        done = subprocess.run(line, shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        run([line])
     assert len(list((tmp_path / "tokenizers").iterdir())) == 7
 
 
