@@ -71,7 +71,7 @@ def translated(do: Callable[[], Any], what: str) -> Any:
 
 
 def text_model(network: Any) -> Any:
-    """Return the submodule that turns embedded tokens into hidden states. In a multimodal model it is the text model."""
+    """Return the submodule that computes hidden states from embedded tokens: of a multimodal model, the text model."""
     inner = getattr(network.base_model, "language_model", network.base_model)
     return inner.model if hasattr(inner, "lm_head") else inner  # Llama 4's language model includes the head
 
