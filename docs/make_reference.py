@@ -95,7 +95,7 @@ def in_words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         if isinstance(mark, str):
             return MARKS[mark]
         if isinstance(mark, BeforeValidator):
-            return "size" if mark.func is num_bytes else "share"
+            return "size" if mark.func is num_bytes else "fraction"
     if origin is Literal:
         return " | ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):

@@ -1,1 +1,1 @@
-"""What an adaptation gained and what it cost: models side by side on texts, chats and a task."""
+"""Compare models on texts, chats and a task, to measure what an adaptation gained and what it cost."""

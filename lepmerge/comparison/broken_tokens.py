@@ -1,19 +1,23 @@
-"""Which tokens look broken: they, or what follows them, cost many more bits than the same bytes under the reference.
+"""Find tokens that look broken: the model needs many more bits for them, or after them, than the reference does.
 
-A row of the output table that belongs to another token makes its token improbable where it stands; such a row of the
-input table makes what follows improbable. Both happen at the same places, so they are told apart: with x_k the bits of
-the k-th token of a text beyond the reference's bits for the same bytes,
+If a row of the output table belongs to another token, its own token becomes improbable where it occurs. If a row of the
+input table does, whatever follows its token becomes improbable. In a text both effects overlap, so a fit separates
+them. Let x_k be the bits that the model needs for the k-th token of a text, minus the bits that the reference needs for
+the same bytes. Then
 
     x_k = written[token k] + read[token k-1] + noise
 
-is fitted over all texts by alternating means (shrunk by one occurrence). `written` is the excess of a token, `read` the
-excess that it causes behind it, both in bits an occurrence.
+is fitted over all texts by alternating means (shrunk by one occurrence). `written` is the excess of a token itself
+(output table), `read` is the excess that it causes in the next token (input table), both in bits per occurrence.
 
-Measured on the quickstart's models (158 kB of Russian and a sixth of it; references with old and new vocabulary): the
-largest excess less its standard error of any token of a sound model (swap, overlap, conversion, delta, adapted base) is
-below 4 bits but for one in some comparisons of different vocabularies, the median below 1. With 200 of 1024 new rows
-permuted, 22 (on the sixth) to 106 tokens are beyond 4 bits in the table that was broken, and at most 4 others. New
-rows that are untrained means of old ones have a median of 1.7 (read) and 2.8 bits (written).
+The thresholds below were chosen from measurements on the quickstart's models, with 158 kB of Russian and with a sixth
+of it, against references with the old and with the new vocabulary:
+
+- Sound models (swap, overlap, conversion, delta, adapted base): the largest excess of any token, minus its standard
+  error, is below 4 bits; in some comparisons of different vocabularies one token exceeds it. The median is below 1 bit.
+- 200 of 1024 new rows permuted: 22 (with the sixth) to 106 tokens exceed 4 bits in the table that was broken, and at
+  most 4 in the other.
+- New rows that are untrained means of old rows: the median is 1.7 bits (read) and 2.8 bits (written).
 """
 
 from collections.abc import Mapping
@@ -27,20 +31,20 @@ from lepmerge.comparison.texts import Predicted, bits_up_to
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 EXCESS_BITS = 4.0
-"""A token is suspect when its excess, less one standard error and the model's median, is larger."""
+"""A token is suspect if its excess, minus one standard error and minus the model's median, is larger than this."""
 LEAST_SUSPECTS = 5
 LEAST_OCCURRENCES = 3
 LEAST_JUDGED = 20
-"""Tokens that must occur often enough before anything is said."""
+"""No token is called suspect unless at least this many tokens occur often enough to be judged."""
 UNTRAINED_BITS = 1.5
-"""Median excess of the new tokens from which they count as untrained as a whole."""
+"""If the median excess of the new tokens is larger than this, the new tokens as a whole count as untrained."""
 NAMED = 8
 ROUNDS = 4
 
 
 @dataclass(frozen=True)
 class Excess:
-    """The excess of each token in bits an occurrence, its standard error, and the occurrences (each (V,))."""
+    """The excess of each token in bits per occurrence, its standard error, the number of occurrences (each (V,))."""
 
     bits_V: np.ndarray
     error_V: np.ndarray
@@ -51,7 +55,7 @@ class Excess:
         return self.count_V >= LEAST_OCCURRENCES
 
     def median(self, among_V: np.ndarray) -> float:
-        """Return the median excess of the judged tokens of a mask, 0 where there are none."""
+        """Return the median excess of the judged tokens in a mask, 0 if there are none."""
         chosen = self.bits_V[self.judged_V & among_V]
         return float(np.median(chosen)) if len(chosen) else 0.0
 
@@ -64,7 +68,7 @@ class Excess:
 
 
 def new_tokens(vocabulary: Vocabulary, reference: Vocabulary) -> set[int]:
-    """Return the ids of the tokens of text whose bytes no token of the reference's vocabulary has."""
+    """Return the ids of ordinary tokens whose bytes are not a token of the reference's vocabulary."""
     if vocabulary is reference:
         return set()
     return {id for id, data in vocabulary.text_bytes_of.items() if reference.id_of_bytes(data) is None}
@@ -73,14 +77,14 @@ def new_tokens(vocabulary: Vocabulary, reference: Vocabulary) -> set[int]:
 def excess_of(
     predicted: Mapping[str, Predicted], reference: Mapping[str, Predicted], num_rows: int
 ) -> dict[str, Excess]:
-    """Return `written` and `read` → excess, from the same texts under a model and under the reference."""
+    """Return `written` and `read` → excess, given the same texts predicted by a model and by the reference."""
     tokens, before, extra = [], [], []
     for name, own in predicted.items():
         spread = bits_up_to(reference[name])
         for ids, bits, ends, reference_bits in zip(own.ids, own.bits, own.ends, spread, strict=True):
             starts = np.concatenate([[0], ends[:-1]])
             tokens.append(np.array(ids, dtype=np.int64))
-            before.append(np.array((num_rows, *ids[:-1]), dtype=np.int64)[: len(ids)])  # num_rows: the prefix
+            before.append(np.array((num_rows, *ids[:-1]), dtype=np.int64)[: len(ids)])  # num_rows stands for the prefix
             extra.append(bits - (reference_bits[ends] - reference_bits[starts]))
     token_N, before_N, extra_N = (np.concatenate(part) for part in (tokens, before, extra))
     size = num_rows + 1
@@ -105,9 +109,10 @@ def check_tokens(
     reference: str,
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
-    """Return the figures of both tables, with the suspect tokens, and `warnings` for people.
+    """Return the metrics of both tables, the suspect tokens, and `warnings` in plain words.
 
-    predicted, expected: what model and reference needed for the same texts. reference, vocabulary: of the reference.
+    predicted, expected: the same texts as predicted by the model and by the reference. reference, vocabulary: name and
+    vocabulary of the reference.
     """
     num_rows = model.checkpoint.num_rows
     new = new_tokens(model.vocabulary, vocabulary)
@@ -160,5 +165,5 @@ def _warnings(name: str, reference: str, side: str, figures: Mapping[str, Any]) 
 
 
 def token_text(vocabulary: Vocabulary, id: int) -> str:
-    """Return a token as text; bytes that are no text by themselves as \\x escapes."""
+    """Return a token as text. Bytes that are not valid UTF-8 alone are shown as \\x escapes."""
     return vocabulary.text_bytes_of.get(id, b"").decode(errors="backslashreplace")

@@ -1,4 +1,8 @@
-"""Agreement with a reference in chats: what its greedy answers cost another model, and how often it gives the same."""
+"""Measure agreement with a reference in chats.
+
+There are two metrics: the bits that a model needs for the reference's greedy answers, and how often its own greedy
+answers equal them.
+"""
 
 from collections.abc import Sequence
 from math import log
@@ -18,7 +22,7 @@ def answers_of(
     batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
 ) -> list[str]:
-    """Return the model's greedy answers, stripped, of at most `max_new_tokens` tokens and what the context leaves."""
+    """Return the model's greedy answers, stripped. They end at `max_new_tokens` tokens or when the context is full."""
     ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
     limits = [max(1, min(max_new_tokens, model.context - len(row))) for row in ids]
     written = generate(model, ids, limits, batch_size=batch_size, progress=progress, what=f"{model.name}: chat")
@@ -36,7 +40,8 @@ def answers_and_bits(
 ) -> tuple[list[str], list[float]]:
     """Return the model's greedy answers, and the bits that it needs for the reference's answers.
 
-    The forward pass that gives the bits also says how far each answer is the model's own. Generation begins there.
+    The forward pass that gives the bits also shows up to which token the model would have given the reference's answer.
+    Generation starts from that token, which saves time.
     """
     rows, starts, found = _scored_answers(model, prompts, reference, batch_size=None, progress=progress)
     ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
@@ -57,10 +62,10 @@ def bits_of_answers(
     batch_size: int | None = None,
     progress: Progress = no_progress,
 ) -> list[float]:
-    """Return the bits that the model needs for each answer behind its prompt, all of the answer's tokens summed.
+    """Return the bits that the model needs for each answer after its prompt, summed over the answer's tokens.
 
-    Prompt and answer are tokenized together; a token that holds the end of the prompt counts to the answer. An answer
-    is cut at the end of the context.
+    Prompt and answer are tokenized together. A token that holds both the end of the prompt and the beginning of the
+    answer counts as part of the answer. An answer is cut at the end of the context.
     """
     return _bits(_scored_answers(model, prompts, answers, batch_size=batch_size, progress=progress)[2])
 
@@ -77,7 +82,7 @@ def _scored_answers(
     batch_size: int | None,
     progress: Progress,
 ) -> tuple[list[list[int]], list[int], list[Scored]]:
-    """Return the ids of prompts with their answers, where the answers begin, and what the model says of them."""
+    """Return the ids of each prompt with its answer, the index at which each answer begins, and the model's scores."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
     whole = model.tokenizer(
         [head + answer for head, answer in zip(heads, answers, strict=True)],
@@ -94,9 +99,10 @@ def _scored_answers(
 
 
 def agreement(answers: Sequence[str], reference: Sequence[str], bits: Sequence[float]) -> dict[str, Any]:
-    """Return the bits a byte of the reference's answers, and the share of equal answers.
+    """Return the bits per byte of the reference's answers, and the fraction of equal answers.
 
-    bits: of the reference's answers under the model. Empty answers count among the equal ones only.
+    bits: bits that the model needs for each answer of the reference. Empty answers count for equality only, since they
+    have no bytes.
     """
     num_bytes = sum(len(answer.encode()) for answer in reference)
     return {

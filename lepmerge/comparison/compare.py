@@ -24,17 +24,17 @@ from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
 
 COPIED_SHARE = 4
-"""A text's sentences to copy have at most its bytes divided by this, and so have its paragraphs."""
+"""The sentences to copy from a text have together at most this fraction (1/4) of its bytes; so do the paragraphs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, on how much of it.
+    """What to measure, and how much data to use.
 
-    max_bytes: of each text, from its beginning, None for all of it. piece_bytes: of the pieces that are predicted, at
-    most. copies: sentences and paragraphs to copy of each text, 0 for none, at most a quarter of its bytes of each.
-    max_new_tokens: of an answer in a chat.
-    speed: whether generation is timed. batch_size: of generation.
+    max_bytes: use only this much of the beginning of each text; None for all of it. piece_bytes: maximum size of the
+    pieces that are predicted. copies: copy this many sentences and as many paragraphs of each text, 0 for none;
+    sentences and paragraphs each take at most a quarter of its bytes. max_new_tokens: maximum length of an answer in a
+    chat. speed: whether to time generation. batch_size: prompts that are answered at once.
     """
 
     column: str = "text"
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass
 class _Measurement:
-    """What is measured of every model, and the reference's results, which the other models are compared against."""
+    """Measures models one by one. Keeps the results of the reference, which the others are compared against."""
 
     reference: LanguageModel
     texts: Sequence[Text]
@@ -61,7 +61,7 @@ class _Measurement:
     right: list[bool] = field(default_factory=list)
 
     def of(self, model: LanguageModel) -> dict[str, Any]:
-        """Return the results of a model; the reference comes first."""
+        """Return the results of a model. The reference must be measured first."""
         start = perf_counter()
         warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
         self.progress(f"{model.name}: loading", 0, 1)
@@ -132,18 +132,18 @@ def compare(
     settings: Settings | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Return what was measured, ready for JSON: `models` → name → figures, `warnings`, `settings`, `versions`.
+    """Return the results, ready for JSON: `models` → name → metrics, `warnings`, `settings`, `versions`.
 
-    texts: name → files. chat, task: files of prompts (see prompts.py). reference: a model's name, the first by default;
-    it is measured first. One model's weights are in memory at a time.
+    texts: name → files. chat, task: files of prompts (see prompts.py). reference: name of the reference model, by
+    default the first; it is measured first. Only one model's weights are in memory at a time.
 
     >>> found = compare([load_model("instruct"), load_model("out/delta")], {"ru": ["ru.txt"]}, task="task.jsonl")
     >>> found["models"]["delta"]["texts"]["ru"]["bits_per_byte"]
     1.2592
 
     Raises:
-        CorpusError, ComparisonError: a text or prompt file that cannot be measured on; no model of that name; two of
-            one name; a reference without chat template for chat or task.
+        CorpusError, ComparisonError: a text or prompt file cannot be used, no model is named like `reference`, two
+            models have the same name, or the reference lacks the chat template that chat and task need.
         CheckpointError: transformers cannot load a model.
     """
     settings = settings or Settings()
@@ -183,7 +183,7 @@ def compare(
 def _read_prompts(
     models: Sequence[LanguageModel], first: LanguageModel, chat: str | Path | None, task: str | Path | None
 ) -> dict[str, list[Prompt]]:
-    """Return the prompts of chat and task, after a check that every model with a chat template can read them."""
+    """Return the prompts of chat and task. Check first that every model with a chat template can take them."""
     prompts = {
         "chat": read_prompts(chat, with_answer=False) if chat is not None else [],
         "task": read_prompts(task, with_answer=True) if task is not None else [],
@@ -201,7 +201,7 @@ def _read_prompts(
 
 
 def _check_context(model: LanguageModel, option: str, prompts: Sequence[Prompt]) -> None:
-    """Raise ComparisonError when a prompt leaves no room for an answer in the model's context."""
+    """Raise ComparisonError if a prompt leaves no room for an answer in the model's context."""
     lengths = [len(ids) for ids in model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])]
     answers = [len(ids) for ids in model.encode([prompt.answer for prompt in prompts])]
     room = max(answers, default=0) + ANSWER_MARGIN if option == "task" else 1

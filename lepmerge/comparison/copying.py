@@ -1,4 +1,4 @@
-"""Exact copying: a model is asked to repeat a sentence or a paragraph of a text (DaruCopy's idea, on any text)."""
+"""Measure exact copying: ask a model to repeat a sentence or paragraph of a text (DaruCopy's idea, for any text)."""
 
 import re
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from lepmerge.progress import Progress, no_progress
 
 SENTENCE, PARAGRAPH = "sentences", "paragraphs"
 CHARACTERS = {SENTENCE: (30, 200), PARAGRAPH: (120, 1200)}
-"""The shortest and the longest sentence and paragraph that are taken."""
+"""Minimum and maximum length of the sentences and paragraphs, in characters."""
 SHOTS = 2
 REQUEST = "Repeat the following text exactly, without any change and without anything else:\n\n{text}"
 MARGIN = 4
-"""Tokens that a model may write beyond those of the text."""
+"""A reply may have this many more tokens than the text."""
 
 
 @dataclass(frozen=True)
 class CopyItem:
-    """A sentence or paragraph to copy, and the examples that a model without chat template is shown before it."""
+    """A sentence or paragraph to copy. A model without chat template is shown `examples` of copies before it."""
 
     kind: str
     text: str
@@ -36,10 +36,10 @@ class CopyItem:
 def copy_items(
     text: Text, models: Sequence[LanguageModel], *, number: int, most_bytes: int | None = None
 ) -> list[CopyItem]:
-    """Return at most `number` sentences and as many paragraphs, spread over the text, that fit every model's context.
+    """Return up to `number` sentences and up to `number` paragraphs of a text that fit the context of every model.
 
-    most_bytes: of all sentences, and of all paragraphs; none of them is longer than a quarter of it. White space within
-    them is single spaces.
+    They are spread over the text, and whitespace within them is reduced to single spaces. most_bytes: maximum size of
+    all sentences together, and of all paragraphs together. No single one is longer than a quarter of it.
     """
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.paragraphs or text.pieces]
     sentences = [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?…])\s+", paragraph)]
@@ -67,7 +67,10 @@ def copy_items(
 
 
 def prompt_of(model: LanguageModel, item: CopyItem) -> str:
-    """Return the request in the model's chat template; without one, examples of copies up to the one to make."""
+    """Return the request to copy an item, rendered with the model's chat template.
+
+    Without a template it is a few examples of copies, followed by the text that the model has to copy next.
+    """
     if model.has_chat:
         return model.chat([{"role": "user", "content": REQUEST.format(text=item.text)}], "copying")
     shown = [f"Text: {shot}\nCopy: {shot}\n\n" for shot in item.shots]
@@ -82,12 +85,12 @@ def measure_copying(
     progress: Progress = no_progress,
     what: str = "",
 ) -> dict[str, dict[str, Any]]:
-    """Return for sentences and paragraphs: number, share that is equal after strip, and the mean matched share.
+    """Return for sentences and paragraphs: their number, the fraction copied exactly, the mean matched fraction.
 
-    The matched share of one is the part of its characters that the reply has in the same order.
+    A copy is exact if it equals the text after strip. The matched fraction of a copy is explained at `matched_share`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for kind in (SENTENCE, PARAGRAPH):  # apart, since a batch goes on until its longest copy is done
+    for kind in (SENTENCE, PARAGRAPH):  # in separate batches: a batch runs until its longest copy is done
         of_kind = [item for item in items if item.kind == kind]
         if not of_kind:
             continue
@@ -116,12 +119,12 @@ def measure_copying(
 
 
 def reply_of(model: LanguageModel, ids: Sequence[int]) -> str:
-    """Return the reply; of a completion its first line."""
+    """Return the reply as text. Without a chat template, only its first line."""
     reply = model.decode(ids).strip()
     return reply if model.has_chat else reply.split("\n")[0].strip()
 
 
 def matched_share(text: str, reply: str) -> float:
-    """Return the share of the characters of `text` that stand in `reply` in the same order."""
+    """Return the fraction of the characters of `text` that occur in `reply` in the same order."""
     matcher = SequenceMatcher(None, text.strip(), reply.strip(), autojunk=False)
     return sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(text.strip()))

@@ -1,4 +1,4 @@
-"""Result files of lm-evaluation-harness → the table of the Darumeru benchmark, beside the rows of the paper."""
+"""Turn result files of lm-evaluation-harness into the table of the Darumeru benchmark, with the paper's rows."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ GROUPS = {
     "darucopy_en": ("cp_sent_en", "cp_para_en"),
     "darucopy_ru": ("cp_sent_ru", "cp_para_ru"),
 }
-"""The data sets of each group, in the order of the paper's columns."""
+"""Group → its data sets, in the order of the paper's columns."""
 COLUMNS = {
     "micro_avg": "Micro-Avg",
     "darummlu": "DaruMMLU",
@@ -29,14 +29,15 @@ COLUMNS = {
 }
 TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 SIGNIFICANT = 1.96
-"""A difference of more standard errors than this is marked: 5 % level, two-sided, normal."""
+"""A difference of more standard errors than this is marked as significant (5 % level, two-sided, normal)."""
 
 
 @dataclass
 class Row:
-    """One line of the table: a model's scores, each between 0 and 1, by a key of COLUMNS, None where not measured.
+    """One row of the table.
 
-    errors: their standard errors, None where not known; `symbols_per_token` of the Russian paragraphs it generated.
+    scores: key of COLUMNS → score between 0 and 1, None if not measured. errors: their standard errors, None if not
+    known. symbols_per_token: measured on the Russian paragraphs that the model generated.
     """
 
     model: str
@@ -49,15 +50,17 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether it comes from a result file rather than from the paper."""
+        """Whether the row comes from a result file, not from the paper."""
         return not self.source.startswith("paper")
 
 
 def read_results(paths: Sequence[Path]) -> list[Row]:
-    """Return a row for each model, setting and number of shots; files of one with different tasks make one row.
+    """Return one row per model, generation setting and number of shots.
+
+    Files that agree in these and have different tasks are joined to one row.
 
     Raises:
-        ResultError: a file is no result of the harness, or has no Darumeru task.
+        ResultError: a file is not a result of the harness, or has no Darumeru task.
     """
     runs: list[_Run] = []
     for path in paths:
@@ -76,7 +79,7 @@ def read_results(paths: Sequence[Path]) -> list[Row]:
 
 @dataclass
 class _Run:
-    """A row in the making: `tasks` are the harness's values by data set, `setting` is all that may change scores."""
+    """A row in the making. tasks: data set → the harness's values. setting: everything that may change the scores."""
 
     row: Row
     tasks: dict[str, dict[str, Any]]
@@ -84,7 +87,7 @@ class _Run:
     setting: str
 
     def continued_by(self, other: "_Run") -> bool:
-        """Return whether both are of one model and setting and no data set is in both."""
+        """Return whether both have the same model and setting and no data set in common."""
         same_shots = self.row.shots == other.row.shots or None in (self.row.shots, other.row.shots)
         same = (self.name, self.setting) == (other.name, other.setting) and same_shots
         return same and not self.tasks.keys() & other.tasks.keys()
@@ -137,12 +140,15 @@ def _read(path: Path) -> _Run:
 
 
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return an entry that is an object, {} if it is missing or something else, as a text of --model_args."""
+    """Return values[key] if it is a dictionary, otherwise {}. For example, --model_args may be stored as a string."""
     return values[key] if isinstance(values.get(key), dict) else {}
 
 
 def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
-    """Fill in the plain means over data sets; a mean of independent ones has the error sqrt(sum of squares) / count."""
+    """Fill in the unweighted means over data sets. Their standard error is sqrt(sum of squared errors) / count.
+
+    This holds for independent data sets.
+    """
     for column, members in {"micro_avg": TASKS, **GROUPS}.items():
         row.scores[column] = row.errors[column] = None
         if all(name in tasks for name in members):
@@ -157,7 +163,7 @@ def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
 
 
 def _tell_apart(runs: list[_Run]) -> None:
-    """Show the whole name of models whose last part is the same, and the file where that does not help."""
+    """Show the full names of models whose last parts are equal. If the full names are equal too, add the file."""
     names = {run.name for run in runs}
     for run in runs:
         if sum(Path(name).name == run.row.model for name in names) > 1:
@@ -190,16 +196,16 @@ def paper_rows(tables: Sequence[int]) -> list[Row]:
 
 
 def fitting_tables(rows: Sequence[Row]) -> list[int]:
-    """Return the paper's tables with the same numbers of shots: 1 for none (instruct models), 2 for five (base)."""
+    """Return the paper's tables with the same numbers of shots: 1 (zero-shot, instruct) and 2 (five-shot, base)."""
     shots = {row.shots for row in rows}
     return [table for table, number in ((1, 0), (2, 5)) if number in shots]
 
 
 def mark(row: Row, reference: Row, column: str) -> str:
-    """Return "+" or "-" where a score is significantly higher or lower than the reference's, else "".
+    """Return "+" or "-" if a score is significantly higher or lower than the reference's, otherwise "".
 
-    The errors of both are added in squares, as for independent measurements; on the same documents that is cautious.
-    A row of the paper has no error; the reference's stands in for it.
+    The standard error of the difference is computed as for independent measurements. Since both models answer the same
+    documents, this is conservative. Rows of the paper have no standard errors; the reference's are used instead.
     """
     score, other, error = row.scores[column], reference.scores[column], reference.errors[column]
     if score is None or other is None or error is None:
@@ -211,7 +217,7 @@ def mark(row: Row, reference: Row, column: str) -> str:
 
 
 def cells(row: Row, reference: Row) -> list[Any]:
-    """Return a row's cells for the table on the terminal: names, symbols per token, score, error and mark."""
+    """Return the cells of a row for the terminal: names, symbols per token, scores with errors and marks."""
     symbols = row.symbols_per_token
     line: list[Any] = [row.model, row.shots, "" if symbols is None else f"{symbols:.2f}"]
     for column in COLUMNS:
@@ -223,7 +229,7 @@ def cells(row: Row, reference: Row) -> list[Any]:
 
 
 def as_records(rows: Sequence[Row], reference: Row) -> list[dict[str, Any]]:
-    """Return the rows for JSON and CSV: a flat dict each."""
+    """Return the rows for JSON and CSV, one flat dictionary each."""
     return [
         {
             "model": row.model,

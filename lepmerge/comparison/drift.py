@@ -1,4 +1,4 @@
-"""How far the rows of shared tokens are from the reference's."""
+"""Measure how far the embeddings of shared tokens have moved from the reference's."""
 
 from math import sqrt
 
@@ -12,10 +12,10 @@ ROWS_AT_ONCE = 8192
 
 
 def drift(model: Model, reference: Model) -> dict[str, float | int | None]:
-    """Return `input` and `output` → ‖rows - reference rows‖ / ‖reference rows‖ over the `shared` tokens of text.
+    """Return `input` and `output` → ‖rows - reference rows‖ / ‖reference rows‖, and `shared` → number of tokens.
 
-    Shared are ordinary tokens with identical bytes. A tied model has one table for both. None where widths differ or
-    nothing is shared.
+    Shared tokens are ordinary tokens whose bytes are in both vocabularies. A tied model has one table for both. The
+    value is None if the widths differ or no token is shared.
     """
     conversion = build_conversion(
         reference.vocabulary, model.vocabulary, num_old_rows=reference.num_rows, num_rows=model.num_rows

@@ -1,6 +1,6 @@
-"""Greedy generation in batches, and how fast a model writes.
+"""Generate greedily in batches, and measure the speed of generation.
 
-Legend: B rows of a batch, L tokens in a row.
+Legend: B rows of a batch, L tokens per row.
 """
 
 from collections import Counter
@@ -37,11 +37,11 @@ def generate(
     progress: Progress = no_progress,
     what: str = "",
 ) -> list[list[int]]:
-    """Return the greedily generated ids of each prompt, up to and without the end token.
+    """Return the greedily generated ids for each prompt, without the end token.
 
-    Prompts of about the same length make a batch, padded at the left. stop=False continues behind end tokens. drafts:
-    for each prompt the ids that are expected, or none. They change the time only: one forward pass tells how far a
-    draft is what the model would have generated, and generation with a cache begins there.
+    Prompts of about the same length are batched and padded on the left. With stop=False, generation continues after
+    end tokens. drafts: for each prompt the ids that are expected; may be empty. Drafts change only the time, not the
+    result: one forward pass finds how much of a draft the model would have generated, and generation starts there.
 
     Raises:
         ComparisonError: a prompt with its answer is longer than the model's context.
@@ -92,7 +92,7 @@ def _from_drafts(
 
 
 def accepted_ids(draft: Sequence[int], best: np.ndarray) -> list[int]:
-    """Return the ids of a draft up to the first that is not the most probable one, which then takes its place."""
+    """Return the ids of a draft up to the first one that is not the most probable; the most probable id replaces it."""
     agreed = next((place for place, id in enumerate(draft) if id != best[place]), len(draft))
     return [*draft[:agreed], int(best[agreed])]
 
@@ -104,7 +104,7 @@ def continued(
     begun: Sequence[Sequence[int]],
     **options: Any,
 ) -> list[list[int]]:
-    """Return the greedily generated ids of each prompt of which the first ones are known."""
+    """Return the greedily generated ids for each prompt, given the first of them in `begun`."""
     found = [_until_end(model, ids)[:limit] for ids, limit in zip(begun, limits, strict=True)]
     open_places = [
         place
@@ -129,7 +129,7 @@ def _until_end(model: LanguageModel, ids: Sequence[int]) -> list[int]:
 
 
 def draft_of(model: LanguageModel, head: str, text: str) -> list[int]:
-    """Return the ids of a text behind a prompt, none where prompt and text share a token."""
+    """Return the ids of a text after a prompt, or [] if a token spans the end of the prompt and the text."""
     ids, both = model.encode([head, head + text])
     return both[len(ids) :] if both[: len(ids)] == ids else []
 
@@ -139,9 +139,9 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Return characters and tokens per second, and the fraction of generated tokens that are new.
 
-    New are tokens that the reference's vocabulary lacks. After a short warm-up one batch is timed: SPEED_BATCH
-    beginnings of pieces of the text are continued greedily by SPEED_TOKENS tokens each, or by as many as the context
-    leaves, behind end tokens too.
+    A token is new if the reference's vocabulary lacks it. After a short warm-up, one batch is timed: the beginnings of
+    SPEED_BATCH pieces of the text are continued greedily by SPEED_TOKENS tokens each, or until the context is full. End
+    tokens do not stop the generation, so that every model writes the same number of tokens.
     """
     step = max(1, len(text.pieces) // SPEED_BATCH)
     num_bytes = min(PREFIX_BYTES, (model.context - len(model.prefix_ids)) // 2)

@@ -1,6 +1,6 @@
-"""A model in memory, ready to be measured: weights on a device, tokenizer, vocabulary, end tokens.
+"""Load models to be measured: weights on a device, tokenizer, vocabulary, end tokens.
 
-Legend: B rows of a batch, L tokens in a row, V rows of the output table.
+Legend: B rows of a batch, L tokens per row, V rows of the output table.
 """
 
 import gc
@@ -27,19 +27,20 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 UNLIMITED = 1 << 30
 TOKENS_AT_ONCE = 4096
-"""Tokens of one forward pass, padding included."""
+"""Maximum number of tokens in one forward pass, padding included."""
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""Logits of one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
+"""Maximum number of logits in one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
 SLAB = 1 << 20
-"""Logits whose softmax is taken at once: what stays in the cache."""
+"""The softmax is computed over this many logits at a time, which fit the CPU cache."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model with the tokenizer of its folder; its weights are loaded when they are first asked for.
+    """A causal language model with the tokenizer of its folder. The weights are loaded on first use.
 
-    checkpoint: its lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids: what stands before a text, <s>
-    for example, else the end token, so that the first token is predicted. dtype: of the weights, None as stored.
+    checkpoint: the lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids: ids put before a text so that
+    its first token is predicted too, e.g. <s>; if the tokenizer has no prefix, the end token. dtype: data type of the
+    weights, None as stored.
     """
 
     name: str
@@ -64,7 +65,7 @@ class LanguageModel:
 
     @cached_property
     def context(self) -> int:
-        """The tokens that it can see at once, by its config."""
+        """The context length in tokens, from the config."""
         for part in (*text_configs(self.checkpoint.config), self.checkpoint.config):
             for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
                 if isinstance(part.get(key), int):
@@ -81,12 +82,12 @@ class LanguageModel:
         from transformers import GenerationConfig
 
         network = load_network(self.folder, name=self.name, dtype=self.dtype, device=self.device)
-        # greedy whatever the folder says: a penalty or a minimal length there would change the results
+        # Ignore the folder's generation config: a penalty or a minimum length there would change the greedy results.
         network.generation_config = GenerationConfig()
         return network
 
     def release(self) -> None:
-        """Give the memory of the weights back."""
+        """Free the memory of the weights."""
         vars(self).pop("network", None)
         gc.collect()
         if self.device.type == "cuda":
@@ -104,14 +105,14 @@ class LanguageModel:
         return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def chat(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
-        """Return a chat as the template writes it, up to where the model answers. `where` names it in an error.
+        """Render a chat with the template, up to where the model answers. `where` names the chat in an error.
 
         Raises:
-            ComparisonError: there is no template, or it refuses these messages.
+            ComparisonError: the model has no template, or the template refuses these messages.
         """
         from jinja2 import TemplateError
 
@@ -130,11 +131,11 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LanguageModel:
-    """Return the model of a folder or Hub id. dtype: float32 on the CPU by default, elsewhere as stored.
+    """Return the model of a folder or Hub id. dtype: by default float32 on the CPU, otherwise as stored.
 
     Raises:
-        ReferenceNotFound: no such model.
-        CheckpointError: it is damaged, or no whole model.
+        ReferenceNotFound: there is no such model.
+        CheckpointError: the model is damaged or incomplete.
     """
     device = torch.device(device)
     found = resolve(str(reference))
@@ -156,7 +157,7 @@ def load_model(
             f"{name} ({found.folder}) has neither a token before a text nor an end token to start from"
         )
     if dtype is None and device.type == "cpu" and "quantization_config" not in checkpoint.config:
-        dtype = torch.float32  # quantized weights decide for themselves
+        dtype = torch.float32  # quantized weights keep their own data type
     skeleton(found.folder, name=name)
     return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
 
@@ -172,7 +173,7 @@ def _reason(error: Exception) -> str:
 
 
 def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None) -> Iterator[list[int]]:
-    """Yield the places of `lengths`, longest first, in batches of at most `rows`, and of `tokens` with padding."""
+    """Yield batches of indices into `lengths`, longest first: at most `rows` rows and `tokens` tokens with padding."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
         full = batch and (
@@ -189,9 +190,9 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model predicts for a row of ids from `start` on.
+    """The predictions of a model for the ids of a row from `start` on.
 
-    nats: surprisal of each id (T,). best: the most probable id at each of these places and behind the last (T + 1,).
+    nats: surprisal of each id, (T,). best: the most probable id at each position and after the last, (T + 1,).
     """
 
     nats: np.ndarray
@@ -208,16 +209,17 @@ def scored(
     progress: Progress = no_progress,
     what: str = "",
 ) -> list[Scored]:
-    """Return what one forward pass says of each row (float32 softmax, float64 array). start is at least 1.
+    """Return the predictions for each row from one forward pass (float32 softmax, float64 array).
 
-    batch_size: rows per forward pass; by default as many as fit a fixed number of tokens.
+    A start must be at least 1, since the first id of a row is not predicted. batch_size: rows per forward pass; by
+    default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE.
     """
     most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
     found: dict[int, Scored] = {}
     for batch in batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))):
         length = len(rows[batch[0]])
-        # padding at the right is not seen by what stands before it; it is some token of the row
+        # Padding on the right is harmless, because causal attention never looks right. Any token of the row will do.
         id_BL = torch.tensor([[*rows[place], *[rows[place][0]] * (length - len(rows[place]))] for place in batch])
         id_BL = id_BL.to(model.device)
         first = min(starts[place] for place in batch)
@@ -234,7 +236,7 @@ def scored(
 
 
 def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int], **options: Any) -> list[Any]:
-    """Return for each row of ids the surprisals, in nats, of its ids from `start` on; options as of `scored`."""
+    """Return the surprisals in nats of the ids of each row from `start` on. The options are those of `scored`."""
     return [row.nats for row in scored(model, rows, starts, **options)]
 
 

@@ -1,4 +1,4 @@
-"""Files of prompts: a JSON object a line with `messages`, and for a task the `answer`."""
+"""Read prompt files (.jsonl): one JSON object per line with `messages`, and for a task also `answer`."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lepmerge.errors import ComparisonError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat that ends where the model answers, its expected answer, and where it stands: `file:line`."""
+    """A chat that ends where the model answers, the expected answer, and its place in the files as `file:line`."""
 
     messages: tuple[dict[str, str], ...]
     answer: str
@@ -18,10 +18,10 @@ class Prompt:
 
 
 def read_prompts(path: str | Path, *, with_answer: bool) -> list[Prompt]:
-    """Return the prompts of a .jsonl file, in its order. answer: "" where the task has none.
+    """Return the prompts of a .jsonl file in its order. Without `with_answer`, the answers are "".
 
     Raises:
-        ComparisonError: no such file, no prompt in it, or a line that is no such object, by file and line.
+        ComparisonError: the file is missing or empty, or a line is not such an object. The message names file and line.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""A task with known answers: the greedy reply is the answer or it is not; two models are compared in pairs."""
+"""Measure the accuracy on a task with known answers, and test the difference of two models example by example."""
 
 from collections.abc import Sequence
 from math import comb
@@ -10,13 +10,13 @@ from lepmerge.comparison.prompts import Prompt
 from lepmerge.progress import Progress, no_progress
 
 ANSWER_MARGIN = 4
-"""Tokens that a reply may have beyond those of the longest answer."""
+"""A reply may have this many more tokens than the longest answer."""
 
 
 def measure_task(
     model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[bool]:
-    """Return for each prompt whether the greedy reply is its answer, white space at the ends apart.
+    """Return for each prompt whether the greedy reply equals its answer, ignoring whitespace at the ends.
 
     The model needs a chat template.
     """
@@ -27,7 +27,7 @@ def measure_task(
 def replies_of(
     model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[str]:
-    """Return the greedy replies, stripped; one is cut some tokens after the length of the longest answer."""
+    """Return the greedy replies, stripped. A reply has at most ANSWER_MARGIN tokens more than the longest answer."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
     ids = model.encode(heads)
     drafts = [draft_of(model, head, prompt.answer.strip()) for head, prompt in zip(heads, prompts, strict=True)]
@@ -45,10 +45,10 @@ def replies_of(
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Return the two-sided p of the exact McNemar test: are the examples that one of two models gets right as often
-    those of the one as of the other?
+    """Return the two-sided p-value of the exact McNemar test.
 
-    With n examples that exactly one of them gets right and k the rarer kind, p = 2 Σ_{i ≤ k} C(n, i) / 2^n, at most 1.
+    Null hypothesis: among the n examples that exactly one model gets right, each model is equally likely to be the one.
+    If the worse model is right on k of them, p = min(1, 2 Σ_{i ≤ k} C(n, i) / 2^n).
     """
     only_a = sum(x and not y for x, y in zip(a, b, strict=True))
     only_b = sum(y and not x for x, y in zip(a, b, strict=True))
@@ -58,7 +58,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 
 def task_figures(right: Sequence[bool], reference: Sequence[bool] | None) -> dict[str, Any]:
-    """Return accuracy, number of examples and, beside a reference, what only one of both gets right, with p."""
+    """Return the accuracy and the number of examples.
+
+    With a reference, also return how many examples only one of the two models gets right, and McNemar's p-value.
+    """
     figures: dict[str, Any] = {"examples": len(right), "accuracy": sum(right) / len(right)}
     if reference is not None:
         figures |= {

@@ -1,7 +1,7 @@
-"""Bits per byte on texts: every model predicts the same bytes from the same context, whatever its vocabulary.
+"""Measure bits per byte on texts. Every model predicts the same bytes from the same context, whatever its vocabulary.
 
-A text is cut at spaces into pieces of so few bytes that one token a byte would still fit every model's context. Each
-piece stands alone behind the model's prefix (<s>), without white space at its ends.
+A text is cut at spaces into pieces. A piece has so few bytes that it would fit every model's context even with one
+token per byte. Each piece is predicted alone, after the model's prefix (<s>) and without whitespace at its ends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ from lepmerge.text_files import texts_of
 
 PIECE_BYTES = 1024
 WRAPPED = 120
-"""Characters: a text with a longer line is not wrapped, so that its lines are its paragraphs."""
+"""A text with a line of more characters than this is not wrapped, so each of its lines is a paragraph."""
 LEAST_CONTEXT = 32
-"""Shortest context, in tokens, that leaves room for a text and its continuation."""
+"""Shortest context, in tokens, that has room for a text and its continuation."""
 LEAST_BYTES = 1000
-"""A text of fewer bytes says nothing."""
+"""A text with fewer bytes is refused, because its metrics would be mostly noise."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text to measure on: `pieces` that are predicted, and the whole `paragraphs` that they were cut from."""
+    """A text to measure on. pieces: the parts that are predicted. paragraphs: what they were cut from."""
 
     name: str
     pieces: tuple[str, ...]
@@ -49,9 +49,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model needed for the pieces of a text.
+    """A text as predicted by a model.
 
-    For each piece: its ids, the bits of each token (T,), and where in the piece's bytes each token ends (T,).
+    For each piece: its ids, the bits that the model needed for each token (T,), and the byte offset in the piece at
+    which each token ends (T,).
     """
 
     text: Text
@@ -68,7 +69,7 @@ class Predicted:
         return float(sum(bits.sum() for bits in self.bits)) / self.text.num_bytes
 
     def figures(self) -> dict[str, Any]:
-        """Return characters by tokens, tokens by words between white space, bits by bytes of UTF-8, and tokens."""
+        """Return characters per token, tokens per word (between whitespace), bits per UTF-8 byte, number of tokens."""
         return {
             "tokens": self.num_tokens,
             "symbols_per_token": self.text.num_characters / self.num_tokens,
@@ -88,8 +89,8 @@ def read_text(
     """Return the first `max_bytes` bytes of some files (.txt, .jsonl, .parquet, …) in pieces of `piece_bytes`.
 
     Raises:
-        CorpusError: a file is missing, damaged, not UTF-8, or has no such column.
-        ComparisonError: less than LEAST_BYTES of text.
+        CorpusError: a file is missing, damaged, not UTF-8, or lacks the column.
+        ComparisonError: there is less than LEAST_BYTES of text.
     """
     paragraphs: list[str] = []
     left = max_bytes if max_bytes is not None else 1 << 62
@@ -110,7 +111,7 @@ def read_text(
 
 
 def text_of(name: str, paragraphs: Sequence[str], *, piece_bytes: int = PIECE_BYTES) -> Text:
-    """Return a text of some paragraphs, cut into pieces of at most `piece_bytes` bytes."""
+    """Return a text made of paragraphs, cut into pieces of at most `piece_bytes` bytes."""
     pieces = (piece.strip() for paragraph in paragraphs for piece in cut(paragraph, piece_bytes))
     return Text(name, tuple(piece for piece in pieces if piece), tuple(paragraphs))
 
@@ -121,7 +122,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) -> int:
-    """Return the bytes of a piece that fits the context of every model even at a token a byte."""
+    """Return the largest size of a piece, in bytes, that fits every model's context even with one token per byte."""
     for model in models:
         if model.context < LEAST_CONTEXT:
             raise ComparisonError(
@@ -134,7 +135,7 @@ def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) ->
 def measure_texts(
     model: LanguageModel, texts: Sequence[Text], *, batch_size: int | None = None, progress: Progress = no_progress
 ) -> Mapping[str, Predicted]:
-    """Return name → what the model needed for each text.
+    """Return name → text as predicted by the model.
 
     >>> measure_texts(load_model("out/conversion"), [read_text("ru", ["ru.txt"])])["ru"].bits_per_byte
     1.259
@@ -167,13 +168,16 @@ def measure_texts(
 
 
 def _ends(model: LanguageModel, ids: Sequence[int], piece: str) -> np.ndarray:
-    """Return where in the bytes of a piece each token ends: told by the tokens' bytes, else by the tokenizer."""
+    """Return the byte offset in a piece at which each token ends.
+
+    It follows from the bytes of the tokens. If they do not spell the piece, the tokenizer's offsets are used.
+    """
     bytes_of = model.vocabulary.text_bytes_of
     data = piece.encode()
     spelled = [bytes_of.get(id) for id in ids]
     if None not in spelled:
         joined = b"".join(part for part in spelled if part is not None)
-        lead = len(joined) - len(data)  # a prefix space that the tokenizer put there
+        lead = len(joined) - len(data)  # a prefix space that the tokenizer inserted
         if lead in (0, 1) and joined == b" " * lead + data:
             return np.maximum(np.cumsum([len(part) for part in spelled if part is not None]) - lead, 0)
     offsets = model.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -182,14 +186,15 @@ def _ends(model: LanguageModel, ids: Sequence[int], piece: str) -> np.ndarray:
 
 
 def bits_up_to(predicted: Predicted) -> Iterator[np.ndarray]:
-    """Yield for each piece the bits that its first n bytes took, n = 0 … its length; a token's bits are spread evenly.
+    """Yield for each piece the cumulative bits of its first n bytes, for n = 0 … its length.
 
-    So the bits of any span of bytes are a difference of two of them, in every vocabulary.
+    The bits of a token are spread evenly over its bytes. So the bits of any span of bytes are the difference of two
+    values, in every vocabulary.
     """
     for piece, bits, ends in zip(predicted.text.pieces, predicted.bits, predicted.ends, strict=True):
         length = len(piece.encode())
         known, place = np.unique(np.concatenate([[0], ends]), return_index=True)
         total = np.concatenate([[0.0], np.cumsum(bits)])
-        # where several tokens end at one byte (parts of a character told by offsets), the last of them counts
+        # Several tokens can end at one byte (offsets cannot split a character). The last of them counts.
         last = np.concatenate([place[1:] - 1, [len(total) - 1]])
         yield np.interp(np.arange(length + 1), known, total[last])

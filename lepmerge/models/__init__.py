@@ -1,1 +1,1 @@
-"""References, files of tensors, models of lazy tensors."""
+"""Resolve model references, read tensor files, and represent models as lazy tensors."""

@@ -1,7 +1,7 @@
-"""adapter_config.json of a PEFT adapter: which modules it trained, and how strongly each counts.
+"""adapter_config.json of a PEFT adapter: which modules it trained, and the factor of each update.
 
-A LoRA module adds scaling · B A to its weight, scaling = alpha / r (alpha / √r with use_rslora). Modules are named as
-in the transformers model, such as `model.layers.0.self_attn.q_proj`.
+A LoRA module adds scaling · B A to its weight, where scaling = alpha / r (alpha / √r with use_rslora). Modules are
+named as in the transformers model, such as `model.layers.0.self_attn.q_proj`.
 """
 
 import re
@@ -29,19 +29,19 @@ REFUSED = {
     "monteclora_config": "its matrices are sampled",
     "target_parameters": "it trains the fused parameters of experts",
 }
-"""Options of LoRA that change more than B A, with the reason."""
+"""LoRA options that change more than B A → the reason, for error messages."""
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""Values of init_lora_weights with which PEFT changes the base weights before it adds B A."""
+"""Values of init_lora_weights for which PEFT changes the base weights before it adds B A."""
 WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "loftq_config",
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
     "runtime_config", "task_type", "velora_config",
 }  # fmt: skip
-"""Keys that say where the adapter comes from or how it is trained."""
+"""Keys that describe the origin or the training of the adapter, and do not affect what it computes."""
 
 
 class AdapterConfig(BaseModel):
-    """The keys of adapter_config.json that decide what the adapter computes."""
+    """The keys of adapter_config.json that determine what the adapter computes."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -65,10 +65,10 @@ class AdapterConfig(BaseModel):
 
     @classmethod
     def in_folder(cls, folder: Path) -> "AdapterConfig":
-        """Return the checked configuration of an adapter's folder.
+        """Read and check the configuration in an adapter's folder.
 
         Raises:
-            CheckpointError: not there, of a kind that is not LoRA, or with an option that changes more than B A.
+            CheckpointError: the file is missing, the adapter is not LoRA, or an option changes more than B A.
         """
         path = folder / CONFIG
         if not path.exists():
@@ -101,7 +101,7 @@ class AdapterConfig(BaseModel):
 
     @property
     def unknown_keys(self) -> list[str]:
-        """Return the keys with a value that neither lepmerge nor this version of PEFT knows."""
+        """Return the keys with a value that lepmerge does not know."""
         extra = self.model_extra or {}
         return sorted(key for key, value in extra.items() if value and key not in {*REFUSED, *WITHOUT_EFFECT})
 
@@ -109,12 +109,12 @@ class AdapterConfig(BaseModel):
         return _first_match(self.rank_pattern, module, self.r)
 
     def scaling(self, module: str) -> float:
-        """Return the factor of B A."""
+        """Return the factor of B A in a module."""
         alpha, rank = _first_match(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
         return alpha / (sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Tell whether LoRA applies to a module; PEFT ignores stored weights of other modules."""
+        """Return whether LoRA applies to a module. PEFT ignores stored weights of other modules."""
         excluded = self.exclude_modules or []
         if re.fullmatch(excluded, module) if isinstance(excluded, str) else _is_named(module, excluded):
             return False
@@ -125,11 +125,11 @@ class AdapterConfig(BaseModel):
         return _is_named(module, self.target_modules or []) and self._in_chosen_layer(module)
 
     def saves(self, module: str) -> bool:
-        """Tell whether a module is trained and saved as a whole."""
+        """Return whether a module is trained and saved as a whole."""
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save or [])
 
     def tokens_of(self, module: str) -> list[int]:
-        """Return the token ids whose rows are trained in a table; a list counts for both uses of a tied one."""
+        """Return the token ids whose rows are trained in a table. A plain list applies to both uses of a tied table."""
         tokens = self.trainable_token_indices or []
         if isinstance(tokens, dict):
             return next((ids for name, ids in tokens.items() if _is_named(module, [name])), [])

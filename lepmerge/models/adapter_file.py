@@ -1,4 +1,4 @@
-"""adapter_model.safetensors of a PEFT adapter: its keys, sorted by the module that they change."""
+"""adapter_model.safetensors of a PEFT adapter: its tensors, grouped by the module that they change."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, requir
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 _NAME = r"(?:\.(?!weight$)[^.]+)?"
-"""An adapter's name, which training scripts that save the raw state leave in the keys."""
+"""An adapter's name. Training scripts that save the raw state dict leave it in the keys."""
 _KEYS = {
     "a": rf"(?P<module>.+)\.lora_A{_NAME}\.weight",
     "b": rf"(?P<module>.+)\.lora_B{_NAME}\.weight",
@@ -23,15 +23,16 @@ _KEYS = {
     "copy": rf"(?P<module>.+)\.modules_to_save{_NAME}\.(?P<parameter>[^.]+)",
     "saved": r"(?P<module>.+)\.(?P<parameter>[^.]+)",
 }
-"""Role of a tensor → its key without PREFIX; the first that matches counts."""
+"""Role of a tensor → pattern of its key without PREFIX. The first match is used."""
 
 
 @dataclass
 class Change:
     """What the adapter stores for one module.
 
-    a, b: LoRA's matrices. original: the module's own weight, where PEFT stored it because the vocabulary had grown.
-    saved: parameter → its trained values. token_rows: trained rows of a table.
+    a, b: the matrices of LoRA. embedding_a, embedding_b: the same for an embedding. magnitude: DoRA's magnitudes.
+    token_rows: trained rows of a table. original: the module's weight, which PEFT stores if the vocabulary was resized.
+    saved: parameter → trained values of a module that was trained as a whole.
     """
 
     a: StoredTensor | None = None
@@ -45,7 +46,7 @@ class Change:
 
     @property
     def pair(self) -> tuple[StoredTensor | None, StoredTensor | None]:
-        """Return (A, B) of a linear layer, or of an embedding."""
+        """(A, B) of the linear layer or embedding."""
         return (self.embedding_a, self.embedding_b) if self.is_embedding else (self.a, self.b)
 
     @property
@@ -57,7 +58,7 @@ def changes_in(folder: Path) -> dict[str, Change]:
     """Return module → what the adapter in a folder stores for it, in the order of the file.
 
     Raises:
-        CheckpointError: no weights, pickled ones, or a key of an unknown kind.
+        CheckpointError: the weights are missing or pickled, or a key has no known role.
     """
     path = folder / WEIGHTS
     if not path.exists():

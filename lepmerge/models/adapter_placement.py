@@ -1,4 +1,4 @@
-"""Where the weights of a PEFT adapter belong in a base: names, roles and shapes are checked, low-rank parts added."""
+"""Match the weights of a PEFT adapter to a model's tensors: check names, roles and shapes, add low-rank updates."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,14 +15,14 @@ from lepmerge.models.tables import OUTPUT, OUTPUT_SUFFIXES
 from lepmerge.tensors import Elementwise, LazyTensor
 
 WRAPPERS = ("model.", "transformer.", "language_model.", "text_model.")
-"""Leading parts of tensor names that versions and wrappers of one architecture add, drop and reorder."""
+"""Prefixes of tensor names. Different versions and wrappers of one architecture add, drop and reorder them."""
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-"""Model types whose linear layers store W (in, out)."""
+"""Model types whose linear layers store W with the shape (in, out)."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """An adapter on a model. base: the model without any adapter; scale: factor of the low-rank parts."""
+    """An adapter applied to a model. base: the model without any adapter. scale: factor of the low-rank updates."""
 
     model: Model
     base: Model
@@ -30,14 +30,14 @@ class Placement:
     scale: float
 
     def find(self, name: str) -> str | None:
-        """Return the tensor of the model that the adapter calls `name`."""
+        """Return the model's name of the tensor that the adapter calls `name`, or None if there is none."""
         if name in self.model.tensors:
             return name
         found = [stored for stored in self.model.tensors if core(stored) == core(name)]
         return found[0] if len(found) == 1 else None
 
     def existing(self, name: str) -> str:
-        """Return the tensor of the model that the adapter calls `name`; CheckpointError when there is none."""
+        """As `find`, but raise CheckpointError if there is no such tensor."""
         found = self.find(name)
         if found is None:
             near = get_close_matches(name, self.model.tensors, 1)
@@ -48,9 +48,9 @@ class Placement:
         return found
 
     def role(self, module: str) -> str | None:
-        """Return the role of the table that a module holds, None for another module.
+        """Return the role of the table in a module, or None if the module is not a table.
 
-        The output embeddings may be tied, or be stored under another name (GPT-NeoX's `embed_out`).
+        The output embeddings may be tied, or stored under another name (GPT-NeoX's `embed_out`).
         """
         name = self.find(f"{module}.weight")
         roles = [role for role, table in self.model.tables.items() if table == name]
@@ -60,7 +60,7 @@ class Placement:
         return OUTPUT if is_output and name is None else None
 
     def body(self, module: str, change: Change) -> dict[str, LazyTensor]:
-        """Return name → tensor of a module that is no table."""
+        """Return name → tensor of a module that is not a table."""
         made: dict[str, LazyTensor] = {}
         if change.token_rows is not None or change.original is not None:
             raise CheckpointError(f"{self.at(module)} has rows of a table, but is no table of {self.base.folder}")
@@ -80,14 +80,14 @@ class Placement:
         return made
 
     def refuse_second(self, name: str, tensor: LazyTensor, original: LazyTensor) -> None:
-        """Raise CheckpointError when this adapter would replace what an earlier one has trained."""
+        """Raise CheckpointError if this adapter would replace weights that an earlier adapter has trained."""
         if tensor is not original:
             raise CheckpointError(
                 f"adapter {self.config.folder} and another one have both trained {name} as a whole: give one of them"
             )
 
     def with_low_rank(self, module: str, weight: LazyTensor, original: LazyTensor, change: Change) -> LazyTensor:
-        """Return W with scale · scaling · B A; original: the base's W, which DoRA takes norms of."""
+        """Return W + scale · scaling · B A. original: the W of the base, which determines DoRA's norms."""
         a, b = change.pair
         if a is None or b is None:
             missing, there = ("A", "B") if a is None else ("B", "A")
@@ -106,7 +106,7 @@ class Placement:
         return dora(weight, original if original.shape == weight.shape else weight, low_rank, magnitude)
 
     def _is_transposed(self, module: str, weight: LazyTensor, a: StoredTensor, b: StoredTensor, change: Change) -> bool:
-        """Check the shapes of A and B; tell whether (B A)ᵀ is added."""
+        """Check the shapes of A and B. Return whether (B A)ᵀ is added instead of B A."""
         rank = self.config.rank(module)
         shapes = f"lora_A {list(a.shape)} and lora_B {list(b.shape)}"
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] != rank:
@@ -131,14 +131,14 @@ class Placement:
 
 
 def core(name: str) -> str:
-    """Return a name without the leading parts that wrappers add."""
+    """Return a name without the prefixes that wrappers add."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name
 
 
 def cast(tensor: StoredTensor, dtype: torch.dtype) -> LazyTensor:
-    """Return the tensor in another type."""
+    """Return the tensor with another dtype."""
     if tensor.dtype == dtype:
         return tensor
     return Elementwise(function=_same, operands=(tensor,), shape=tensor.shape, dtype=dtype)

@@ -1,7 +1,9 @@
-"""The tables of a model with a PEFT adapter: trained as a whole, by LoRA or row by row; resized, tied or not.
+"""The embedding tables of a model with a PEFT adapter.
 
-PEFT trains the two modules of a tied table apart unless `ensure_weight_tying` is set or only rows of tokens are
-trained, so the result has two tables where only one was trained.
+They may be resized, tied, and trained as a whole, by LoRA, or row by row.
+
+PEFT trains the input and output modules of a tied table separately, unless `ensure_weight_tying` is set or only rows of
+tokens are trained. If only one of the two was trained, the result therefore has two tables.
 """
 
 import copy
@@ -24,7 +26,10 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class _Table:
-    """A table as the adapter leaves it. trained: () when it is frozen, ("tokens", ids...), or how and where else."""
+    """A table with the adapter applied.
+
+    trained: () if it is frozen, ("tokens", ids…) if rows are trained, or ("weight" or "lora", module).
+    """
 
     tensor: LazyTensor
     trained: tuple[Any, ...] = ()
@@ -33,10 +38,10 @@ class _Table:
 def with_adapted_tables(placement: Placement, model: Model, changes: Mapping[str, tuple[str, Change]]) -> Model:
     """Return `model` with the tables and the tokenizer of the adapter.
 
-    changes: role → module and what the adapter stores for it.
+    changes: role → (module, what the adapter stores for it).
 
     Raises:
-        CheckpointError: a table does not fit, one of two resized ones is missing, or the tokenizer is.
+        CheckpointError: a table does not fit, or one of two resized tables or the tokenizer is missing.
     """
     made = {role: _table(placement, role, changes) for role in (INPUT, OUTPUT)}
     frozen = made[INPUT].trained == made[OUTPUT].trained == ()
@@ -101,7 +106,7 @@ def _token_ids(placement: Placement, module: str, stored: StoredTensor, table: L
 
 
 def _with_rows(table: LazyTensor, ids: Iterable[int], rows: StoredTensor) -> LazyTensor:
-    """Return the table with other rows for some ids."""
+    """Return the table with the rows of some ids replaced."""
     operand_V = torch.zeros(table.num_rows, dtype=torch.int8)
     row_V = torch.arange(table.num_rows)
     index = torch.tensor(list(ids), dtype=torch.int64)
@@ -116,7 +121,7 @@ def _output_name(placement: Placement, changes: Mapping[str, tuple[str, Change]]
 
 
 def _untied(model: Model, output_name: str) -> Model:
-    """Return the model with its one table also as a separate table of output embeddings."""
+    """Return the model with a separate table of output embeddings, which is a copy of its tied table."""
     config = copy.deepcopy(dict(model.config))
     set_untied(config)
     table = model.tables[INPUT]
@@ -132,7 +137,7 @@ def _untied(model: Model, output_name: str) -> Model:
 
 
 def _vocabulary(placement: Placement, num_rows: int, *, from_adapter: bool) -> tuple[Vocabulary, list[str]]:
-    """Return the vocabulary of the merged model, and notes: the adapter's own where it has one for these rows."""
+    """Return the vocabulary of the merged model, and notes. It is the adapter's if that one fits the rows."""
     model, folder = placement.model, placement.config.folder
     if not (folder / "tokenizer.json").exists():
         if num_rows != model.num_rows:
@@ -159,7 +164,7 @@ def _vocabulary(placement: Placement, num_rows: int, *, from_adapter: bool) -> t
 
 
 def _refuse_moved_tokens(placement: Placement, own: Vocabulary) -> None:
-    """Raise CheckpointError when the adapter gives a row of the base to another token, without tables for that."""
+    """Raise CheckpointError if the adapter's tokenizer assigns a row of the base to another token."""
     tokens = {id: token for token, id in placement.model.vocabulary.all_ids.items()}
     for token, id in own.all_ids.items():
         if tokens.get(id, token) != token:

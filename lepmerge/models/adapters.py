@@ -1,6 +1,6 @@
-"""A model with PEFT adapters: its tensors are W + scale · (alpha / r) · B A, computed row by row.
+"""Open a model with PEFT adapters. Its tensors are W + scale · (alpha / r) · B A, computed row by row.
 
-The result computes what the base with the adapter computes in PEFT.
+With scale 1 the result is equivalent to the base with the adapter in PEFT.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from lepmerge.tensors import LazyTensor
 
 
 def open_reference(reference: Reference, *, name: str | None = None) -> Model:
-    """Return the model in a local folder, with its adapters merged in lazily."""
+    """Return the model in a local folder with its adapters merged lazily."""
     model = base = open_checkpoint(reference, name=name)
     for adapter, scale in reference.adapters:
         model = with_adapter(model, adapter.folder, base=base, scale=scale)
@@ -28,22 +28,23 @@ def open_reference(reference: Reference, *, name: str | None = None) -> Model:
 
 
 def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
-    """Return a model of lazy tensors: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`.
+    """Open a model as lazy tensors. Example: `open_model(folder).tensors["lm_head.weight"].rows(0, 10)`.
 
-    `model+adapter` is the model with a PEFT adapter.
+    reference: a folder or Hub id; `model+adapter` is the model with a PEFT adapter. revision: branch, tag or commit on
+    the Hub.
     """
     path, adapters = split_adapters(str(reference), Path.cwd())
     return open_reference(resolve_adapted(path, [(adapter, 1.0) for adapter in adapters], revision=revision))
 
 
 def with_adapter(model: Model, folder: Path, *, base: Model, scale: float = 1.0) -> Model:
-    """Return the model with the PEFT adapter in a folder, its low-rank part multiplied by `scale`.
+    """Return the model with the PEFT adapter in a folder, whose low-rank update is multiplied by `scale`.
 
-    base: the model without any adapter, which DoRA takes norms of. Modules that the adapter saved as a whole are taken
-    as they are.
+    base: the model without any adapter; it determines DoRA's norms. Modules that the adapter saved as a whole replace
+    those of the model, without scaling.
 
     Raises:
-        CheckpointError: the adapter is broken, not LoRA, or was not trained on such a base.
+        CheckpointError: the adapter is broken, is not LoRA, or was trained on another base.
     """
     placement = Placement(model, base, AdapterConfig.in_folder(folder), scale)
     changes = changes_in(folder)
@@ -64,14 +65,14 @@ def with_adapter(model: Model, folder: Path, *, base: Model, scale: float = 1.0)
 
 
 def _targeted(placement: Placement, module: str, change: Change) -> Change:
-    """Return the change without LoRA weights that the configuration does not ask for: PEFT does not load them."""
+    """Return the change without LoRA weights of modules that are not targets. PEFT does not load them either."""
     if change.pair == (None, None) or placement.config.targets(module):
         return change
     return replace(change, a=None, b=None, embedding_a=None, embedding_b=None, magnitude=None)
 
 
 def _notes(placement: Placement, changes: Mapping[str, Change]) -> list[str]:
-    """Return what the user should know of keys and modules that have no effect."""
+    """Return notes for the user on keys and modules that have no effect."""
     config, notes = placement.config, []
     if config.unknown_keys:
         notes.append(f"adapter_config.json has unknown keys, which are ignored: {', '.join(config.unknown_keys)}")

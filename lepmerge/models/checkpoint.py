@@ -1,4 +1,4 @@
-"""A folder becomes a model: its small files and the headers of its shards are read and checked, no tensor data."""
+"""Open a folder as a model. Only its small files and the headers of its shards are read and checked."""
 
 import json
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
-    """Return the model in a local folder: safetensors in one file or shards, or an embeddings-only folder.
+    """Return the model in a local folder: safetensors in one file or in shards, or an embeddings-only folder.
 
     Raises:
-        CheckpointError: files are missing, damaged, contradict one another, lie outside the folder, or are pickled.
+        CheckpointError: files are missing, damaged, contradictory, outside the folder, or pickled.
     """
     folder, name = reference.folder, name or reference.text
     if reference.file is not None:
@@ -45,7 +45,7 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
             tensors[tensor_name] = StoredTensor.of(tensor_name, file)
     found = find_tables(name, folder, config, tensors)
     if found.contradicted:
-        set_untied(config)  # every loader of the output keeps the head then
+        set_untied(config)  # so that every loader of the output keeps the head
     tensors.pop(found.copy or "", None)
     model = Model(
         name=name,
@@ -82,7 +82,7 @@ def is_embeddings_only(model: Model) -> bool:
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return the object in a JSON file, {} when the file is not there and not required."""
+    """Return the object in a JSON file, or {} if the file does not exist and is not required."""
     if not path.exists():
         if required:
             raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")

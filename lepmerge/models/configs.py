@@ -1,4 +1,4 @@
-"""What a config.json says: its language model, vocabulary size, ties, and the token ids in it."""
+"""Read and change a config.json: its language model, vocabulary size, tied embeddings, and token ids."""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ TIES = "tie_word_embeddings"
 
 
 def text_configs(config: Mapping[str, Any]) -> list[Any]:
-    """Return the configs of the language model inside a multimodal one; none in a plain one."""
+    """Return the configs of the language model inside a multimodal config. A plain config has none."""
     return [
         config[key] for key in ("text_config", "llm_config", "language_config") if isinstance(config.get(key), dict)
     ]
 
 
 def vocab_size(config: Mapping[str, Any]) -> int | None:
-    """Return the number of rows that the config promises, None when it leaves it to the architecture's default."""
+    """Return the number of rows in the config, or None if the config relies on the architecture's default."""
     return first_number(config, "vocab_size")
 
 
 def first_number(config: Mapping[str, Any], key: str) -> int | None:
-    """Return an integer of the language model's config, of the wrapper's where that has none."""
+    """Return an integer from the language model's config, or from the wrapper's config if the former lacks it."""
     for part in (*text_configs(config), config):
         if isinstance(part.get(key), int):
             return part[key]
@@ -28,7 +28,7 @@ def first_number(config: Mapping[str, Any], key: str) -> int | None:
 
 
 def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
-    """Write the number of rows wherever it stands, and always where the language model's class reads it."""
+    """Write the number of rows wherever the config has it, and always where the language model's class reads it."""
     for part in text_configs(config) or [config]:
         part["vocab_size"] = num_rows
     if "vocab_size" in config:
@@ -36,16 +36,16 @@ def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
 
 
 def set_untied(config: dict[str, Any]) -> None:
-    """Write that the embeddings are separate, for the wrapper and for the language model in it."""
+    """Write that the embeddings are not tied, in the wrapper's config and in the language model's."""
     for part in (config, *text_configs(config)):
         part[TIES] = False
 
 
 def ties(config: Mapping[str, Any]) -> tuple[bool | None, str]:
-    """Return whether a config ties the embeddings, and who says so; None when nobody does.
+    """Return whether a config ties the embeddings (None if unknown), and the reason.
 
-    A plain config is asked first. Where it is silent, and in wrappers of a language model, the class that transformers
-    has for the model type decides, with its default.
+    A value in a plain config decides. If it has none, and for wrappers of a language model, transformers' config class
+    for the model type decides, including its default.
     """
     if config.get(TIES) is not None and not text_configs(config):
         return bool(config[TIES]), f"config.json says {TIES}: {str(bool(config[TIES])).lower()}"
@@ -64,7 +64,7 @@ def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
     import huggingface_hub.errors
     import transformers
 
-    # of transformers 5, whose configs check the types of their values
+    # raised by transformers 5, whose configs check the types of their values
     wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", TypeError)
     try:
         config_class = transformers.CONFIG_MAPPING[str(config.get("model_type"))]
@@ -83,11 +83,11 @@ HOLDS_IDS = re.compile(
 
 
 def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: list[str]) -> dict[str, Any]:
-    """Return the config with every token id in it renamed; ids without a new one are removed and named in `lost`.
+    """Return the config with every token id replaced by its new id. Ids without one are removed and named in `lost`.
 
-    Token ids are the integers under keys such as eos_token_id, image_token_index, suppress_tokens. In bad_words_ids,
-    force_words_ids and sequence_bias a sequence that loses an id is removed as a whole: what is left of it would forbid
-    other words. forced_decoder_ids holds pairs of position and id.
+    Token ids are the integers under keys such as eos_token_id, image_token_index and suppress_tokens. In bad_words_ids,
+    force_words_ids and sequence_bias, a sequence that loses an id is removed as a whole, because the rest would forbid
+    other words. forced_decoder_ids contains pairs of position and id.
     """
 
     def one(value: Any, key: str) -> Any:
@@ -98,7 +98,7 @@ def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: lis
         return new_id_of.get(value)
 
     def whole(value: Any, key: str) -> Any:
-        """Rename ids in nested lists; None when one of them has no new id."""
+        """Replace the ids in nested lists. Return None if one of them has no new id."""
         if not isinstance(value, list):
             return value if isinstance(value, bool) or not isinstance(value, int) else new_id_of.get(value)
         items = [whole(item, key) for item in value]

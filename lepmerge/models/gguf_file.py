@@ -1,9 +1,9 @@
-"""The GGUF format: a header that is parsed and checked strictly, and its bytes when it is written again.
+"""The GGUF format: parse and check a header strictly, and write it again.
 
 Format (little-endian): magic, version, number of tensors, number of fields; the fields (key, type, value); per tensor
-its name, dimensions (innermost first), type and offset; padding; the tensors' data, each aligned. Fields that nobody
-changes keep their bytes, so a copied file differs only where it should. The `gguf` package reads the same files, but
-needs seconds per 100,000 tokens and trusts every length in the header.
+its name, dimensions (innermost first), type and offset; padding; the tensors' data, each aligned. Unchanged fields keep
+their bytes, so a copied file differs only where it should. The `gguf` package also reads these files, but it needs
+seconds per 100,000 tokens and trusts every length in the header.
 """
 
 import mmap
@@ -35,7 +35,7 @@ _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.gguf")
 
 @dataclass(frozen=True)
 class Field:
-    """One metadata field: its value (arrays of numbers in numpy), and its bytes in the file (type and value)."""
+    """One metadata field: its value (arrays of numbers as numpy arrays), and the bytes of its type and value."""
 
     value: Any
     data: bytes
@@ -43,7 +43,7 @@ class Field:
 
 @dataclass(frozen=True)
 class GgufEntry:
-    """One tensor of a header. shape: rows first, as torch has it; start: byte offset in the file."""
+    """One tensor of a header. shape: rows first, as in torch. start: byte offset in the file."""
 
     type: int
     shape: tuple[int, ...]
@@ -52,10 +52,11 @@ class GgufEntry:
 
 
 class GgufFile:
-    """A GGUF file whose header was read and checked; its data is read by byte range.
+    """A GGUF file whose header was read and checked. Its data is read by byte range.
 
     Raises:
-        CheckpointError: not a GGUF file, another version or byte order, truncated, lengths or offsets that lie.
+        CheckpointError: the file is not GGUF, has another version or byte order, is truncated, or has wrong lengths or
+            offsets.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +99,7 @@ class GgufFile:
             return file.read(self.data_start)
 
     def value(self, key: str) -> Any:
-        """Return the value of a field, None when the file lacks it."""
+        """Return the value of a field, or None if the file lacks it."""
         field = self.fields.get(key)
         return None if field is None else field.value
 
@@ -125,7 +126,7 @@ def split_paths(path: Path) -> list[Path]:
 
 
 def tensor_bytes(shape: Sequence[int], type: int) -> int | None:
-    """Return the size of a tensor in bytes; None for an unknown type or a row that its blocks do not divide."""
+    """Return the size of a tensor in bytes, or None if the type is unknown or its block size does not divide a row."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if type not in GGMLQuantizationType.__members__.values():
@@ -150,9 +151,9 @@ def field_of(type: int, value: Any) -> Field:
 def build_gguf_header(
     version: int, fields: Mapping[str, Field], tensors: Mapping[str, tuple[int, tuple[int, ...]]]
 ) -> tuple[bytes, dict[str, int]]:
-    """Return the bytes before the first tensor, padding included, and name → byte offset in the file.
+    """Return the bytes before the first tensor (padding included), and name → byte offset in the file.
 
-    tensors: name → (type, shape) in the order in which they are written, each padded to the alignment.
+    tensors: name → (type, shape), in the order in which they are written. Each tensor is padded to the alignment.
     """
     field = fields.get(ALIGNMENT)
     alignment = field.value if field else 32
@@ -187,7 +188,7 @@ def _alignment(path: Path, fields: Mapping[str, Field]) -> int:
 
 
 class _Parser:
-    """Reads a header front to back; every length is checked against the bytes that are left."""
+    """Read a header front to back. Every length is checked against the number of remaining bytes."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
@@ -196,7 +197,7 @@ class _Parser:
         self.at = 0
 
     def header(self) -> tuple[int, dict[str, Field], dict[str, tuple[tuple[int, ...], int, int]], int]:
-        """Return version, fields, tensor infos (dimensions, type, offset) and where the header ends."""
+        """Return version, fields, tensor infos (dimensions, type, offset) and the position of the header's end."""
         if self.take(4) != MAGIC:
             raise CheckpointError(f"{self.path} is not a GGUF file: it begins with {self.data[:4]!r}")
         version = self.number("I")

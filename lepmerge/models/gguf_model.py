@@ -1,7 +1,7 @@
-"""A GGUF file as a model: its tables dequantized row by row, its vocabulary and configuration from the metadata.
+"""Open a GGUF file as a model: dequantize its tables row by row, and read vocabulary and configuration from metadata.
 
-Names of tensors differ from Hugging Face's, so only the tables can meet those of other models; the rest is listed
-under its own names.
+GGUF tensor names differ from Hugging Face's. Only the tables are renamed so that they match those of other models; all
+other tensors keep their GGUF names.
 """
 
 from pathlib import Path
@@ -16,15 +16,15 @@ from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 TABLES = {"token_embd.weight": (INPUT, "model.embed_tokens.weight"), "output.weight": (OUTPUT, "lm_head.weight")}
-"""GGUF name → role, and the name as most Hugging Face models have it."""
+"""GGUF name → (role, name in most Hugging Face models)."""
 
 
 def open_gguf(path: Path, *, name: str) -> Model:
-    """Return the model in a GGUF file (any part of a split one): tables and vocabulary; only headers are read.
+    """Return the model in a GGUF file; `path` may be any part of a split file. Only headers are read.
 
     Raises:
-        CheckpointError: a damaged file, or one without the table of input embeddings.
-        VocabularyError: a kind of vocabulary or a pre-tokenizer that lepmerge does not know.
+        CheckpointError: the file is damaged or lacks the table of input embeddings.
+        VocabularyError: lepmerge does not know the type of vocabulary or the pre-tokenizer.
     """
     parts = [GgufFile(part) for part in split_paths(path)]
     tensors: dict[str, GgufTensor] = {}
@@ -53,7 +53,7 @@ def open_gguf(path: Path, *, name: str) -> Model:
 
 
 def _config(file: GgufFile, *, num_rows: int, width: int, tied: bool) -> dict[str, Any]:
-    """Return the keys of a config.json that the metadata tells."""
+    """Return the keys of a config.json that can be derived from the metadata."""
     ids = {f"{token}_token_id": file.value(f"{PREFIX}{token}_token_id") for token in ("bos", "eos")}
     ids["pad_token_id"] = file.value(f"{PREFIX}padding_token_id")
     return {

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file as lazy tensors: rows are dequantized on demand, and computed rows quantized."""
+"""Tensors of a GGUF file as lazy tensors. Rows are dequantized when read, and computed rows can be quantized."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from lepmerge.tensors import LazyTensor, Rows, Workspace, as_index
 
 F32, F16, BF16 = 0, 1, 30
 EXACT_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
-"""Types that hold floating-point numbers as they are; all others are quantized and dequantize to float32."""
+"""Types that store plain floating-point numbers. All others are quantized; their rows are dequantized to float32."""
 TABLE_TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7}
-"""Name in a recipe → GGUF type of the tables: those that the `gguf` package quantizes."""
+"""Name in a recipe → GGUF type. The tables can be written in these types, which the `gguf` package can quantize."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GgufTensor(LazyTensor):
-    """A tensor in a GGUF file, rows × width; its rows are dequantized as they are read."""
+    """A tensor in a GGUF file, rows × width. Its rows are dequantized when they are read."""
 
     name: str
     file: GgufFile
@@ -46,7 +46,7 @@ class GgufTensor(LazyTensor):
         return read.to(workspace.device)
 
     def _bytes(self, rows: Rows) -> np.ndarray:
-        """Return the stored bytes of the rows, (len(rows), bytes per row)."""
+        """Return the stored bytes of the rows, shaped (len(rows), bytes per row)."""
         row_bytes = tensor_bytes((self.row_width,), self.entry.type)
         assert row_bytes is not None
         stored = np.memmap(self.file.path, np.uint8, "r", self.entry.start, (self.num_rows, row_bytes))
@@ -56,7 +56,7 @@ class GgufTensor(LazyTensor):
 
 
 def dequantized(data: np.ndarray, type: int) -> np.ndarray:
-    """Return float32 values of quantized rows (uint8, rows × bytes per row)."""
+    """Return the float32 values of quantized rows. data: uint8, rows × bytes per row."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -74,10 +74,10 @@ def quantized(rows: torch.Tensor, type: int) -> bytes:
 
 
 def table_type(name: str, width: int) -> int:
-    """Return the GGUF type of a table.
+    """Return the GGUF type with this name in a recipe.
 
     Raises:
-        CheckpointError: the width is not a multiple of the type's block.
+        CheckpointError: the width of the table is not a multiple of the type's block size.
     """
     type = TABLE_TYPES[name]
     if tensor_bytes((width,), type) is None:

@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file as a parsed tokenizer.json."""
+"""Convert the vocabulary of a GGUF file to a parsed tokenizer.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def _sequence(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(digits: str) -> dict[str, Any]:
-    """Return the pre-tokenizer of Llama 3 and Qwen 2, which differ in how many digits stay together."""
+    """Return the pre-tokenizer of Llama 3 and Qwen 2. They differ only in how many digits form one word."""
     split = {"type": "Split", "pattern": {"Regex": _WORDS % digits}, "behavior": "Isolated", "invert": False}
     return _sequence(split, {**_BYTES, "use_regex": False})
 
@@ -39,14 +39,14 @@ PRE_TOKENIZERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "llama-bpe": (None, _words("{1,3}")),
     "qwen2": ({"type": "NFC"}, _words("")),
 }
-"""`tokenizer.ggml.pre` → (normalizer, pre-tokenizer) as tokenizer.json has them."""
+"""`tokenizer.ggml.pre` → (normalizer, pre-tokenizer) as in tokenizer.json."""
 
 
 def tokenizer_spec(file: GgufFile) -> dict[str, Any]:
     """Return the vocabulary of a GGUF file as a parsed tokenizer.json.
 
     Raises:
-        VocabularyError: neither byte-level nor SentencePiece BPE, or an unknown pre-tokenizer.
+        VocabularyError: it is neither byte-level nor SentencePiece BPE, or its pre-tokenizer is unknown.
     """
     tokens, types = file.value(f"{PREFIX}tokens"), file.value(f"{PREFIX}token_type")
     if not isinstance(tokens, list) or types is None or len(types) != len(tokens):
@@ -75,7 +75,7 @@ def tokenizer_spec(file: GgufFile) -> dict[str, Any]:
 
 
 def merges_of_scores(scores: Mapping[str, float]) -> list[list[str]]:
-    """Return the merges that SentencePiece's scores imply: every split of a token into two tokens, best token first."""
+    """Return the merges that SentencePiece scores imply: every split of a token into two tokens, best token first."""
     found = []
     for token, score in scores.items():
         splits = ((token[:place], token[place:]) for place in range(1, len(token)))

@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file that follows the vocabulary: tokens, merges, scores, token types, special ids.
+"""The GGUF metadata that depends on the vocabulary: tokens, merges, scores, token types, special ids.
 
-llama.cpp recognizes a pre-tokenizer by the name in `tokenizer.ggml.pre`, which stays the file's own. So the new
-vocabulary must split text as the file's old one does; lepmerge's `tokenizer extend` and `optimize` keep it.
+llama.cpp recognizes a pre-tokenizer by the name in `tokenizer.ggml.pre`, and this name is not changed. So the new
+vocabulary must split text as the file's old one does. Those of `lepmerge tokenizer extend` and `optimize` do.
 """
 
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""Types of a token, as llama.cpp numbers them."""
+"""Token types with llama.cpp's numbers."""
 FAMILIES = {"gpt2": "byte_level", "llama": "sentencepiece"}
-"""`tokenizer.ggml.model` → how its tokens write bytes; other kinds are refused."""
+"""`tokenizer.ggml.model` → family of the vocabulary, which says how tokens write bytes. Other models are refused."""
 UNREACHABLE_SCORE = -1e9
-"""Score of a SentencePiece token that no merge produces; llama.cpp prefers the highest."""
+"""Score of a SentencePiece token that no merge produces. llama.cpp prefers high scores, so it never uses this one."""
 COPIES = ("tokenizer.huggingface.json",)
-"""Fields that hold the old vocabulary once more; they are left out."""
+"""Fields that repeat the old vocabulary. They are left out."""
 
 
 @dataclass(frozen=True)
 class VocabularyFields:
-    """Changed fields of a GGUF file; a field that is None is removed. notes: what the user should know."""
+    """Changed fields of a GGUF file. A field that is None is removed. notes: for the user."""
 
     fields: Mapping[str, Field | None]
     notes: tuple[str, ...]
 
 
 def check_old_vocabulary(file: GgufFile, vocabulary: Vocabulary, name: str) -> None:
-    """Raise VocabularyError unless the file has the tokens of this vocabulary at the same ids."""
+    """Raise VocabularyError unless the file has every token of this vocabulary at the same id."""
     kind = file.value(f"{PREFIX}model")
     if kind not in FAMILIES or vocabulary.family != FAMILIES[kind]:
         raise VocabularyError(
@@ -53,10 +53,10 @@ def check_old_vocabulary(file: GgufFile, vocabulary: Vocabulary, name: str) -> N
 def vocabulary_fields(file: GgufFile, old: Vocabulary, new: Vocabulary, *, num_rows: int) -> VocabularyFields:
     """Return the fields of a file that change when its vocabulary `old` is replaced by `new`.
 
-    num_rows: rows of the new tables; ids without a token become unused ones.
+    num_rows: rows of the new tables. Ids without a token get the type UNUSED.
 
     Raises:
-        VocabularyError: the new vocabulary splits text in another way, or is not BPE.
+        VocabularyError: the new vocabulary splits text differently, or is not BPE.
     """
     _check_same_splitting(file, old, new)
     tokens = _tokens(new, num_rows)
@@ -78,14 +78,14 @@ def vocabulary_fields(file: GgufFile, old: Vocabulary, new: Vocabulary, *, num_r
 
 
 def merges_of(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Return the merges of a BPE vocabulary, both of the forms that tokenizer.json has."""
+    """Return the merges of a BPE vocabulary. tokenizer.json writes them as "left right" or as [left, right]."""
     merges = vocabulary.spec["model"].get("merges") or []
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [(left, right) for left, right in pairs]
 
 
 def _comparable(token: str) -> str:
-    """Return a token without the differences between the two forms: GGUF writes ▁ in added tokens as a space."""
+    """Return a token in a form that is equal in both formats: GGUF writes ▁ in added tokens as a space."""
     return token.replace("▁", " ")
 
 
@@ -110,7 +110,7 @@ def _tokens(vocabulary: Vocabulary, num_rows: int) -> list[str]:
 
 
 def _types(file: GgufFile, vocabulary: Vocabulary, tokens: list[str]) -> list[int]:
-    """Return the type of every token; one that the file has keeps its type."""
+    """Return the type of every token. Tokens that the file already has keep their type."""
     before = dict(zip(file.value(f"{PREFIX}tokens"), map(int, file.value(f"{PREFIX}token_type")), strict=True))
     types = [UNUSED] * len(tokens)
     for token, id in vocabulary.ordinary.items():
@@ -123,8 +123,7 @@ def _types(file: GgufFile, vocabulary: Vocabulary, tokens: list[str]) -> list[in
 def _scores(file: GgufFile, old: Vocabulary, new: Vocabulary, num_rows: int) -> list[float]:
     """Return the score of every token: the negative rank of the first merge that produces it.
 
-    Tokens that the old vocabulary has and that no merge produces (bytes, single characters, added tokens) keep their
-    score from the file.
+    Old tokens that no merge produces (bytes, single characters, added tokens) keep their score from the file.
     """
     before = file.value(f"{PREFIX}scores")
     old_id = {id: other for other, id in old.ids_in(new).items()}
@@ -143,7 +142,10 @@ def _scores(file: GgufFile, old: Vocabulary, new: Vocabulary, num_rows: int) -> 
 
 
 def _special_ids(file: GgufFile, old: Vocabulary, new: Vocabulary) -> tuple[dict[str, Field | None], list[str]]:
-    """Return the fields of special ids, remapped by content; the id of a token that is gone is removed."""
+    """Return the fields of special ids with their new ids, matched by content, and notes.
+
+    A field is None if the new vocabulary lacks its token.
+    """
     ids_in_new = old.ids_in(new)
     fields: dict[str, Field | None] = {}
     notes = []

@@ -1,4 +1,4 @@
-"""What `lepmerge inspect` and `lepmerge diff` find out about models."""
+"""The data behind `lepmerge inspect` and `lepmerge diff`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lepmerge.vocabulary.conversion import ADDED, EXACT, Conversion, build_conve
 
 
 def inspect(model: Model) -> dict[str, Any]:
-    """Return what the headers and the tokenizer say of a model."""
+    """Return a description of a model from its headers, configs and tokenizer."""
     vocabulary = model.vocabulary
     holes = vocabulary.size - len(set(vocabulary.all_ids.values()))
     quantization = model.config.get("quantization_config") or {}
@@ -53,7 +53,7 @@ def inspect(model: Model) -> dict[str, Any]:
 
 
 def chat_templates(folder: Path) -> list[str]:
-    """Return where the chat templates of a folder are, in the order in which transformers prefers them."""
+    """Return the files of a folder that contain chat templates, in the order in which transformers prefers them."""
     names = ["chat_template.jinja", *sorted(path.name for path in folder.glob("additional_chat_templates/*.jinja"))]
     files = [folder / names[0], *(folder / "additional_chat_templates" / name for name in names[1:])]
     found = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
@@ -115,7 +115,10 @@ def _table_difference(
 def _change(
     first: LazyTensor, second: LazyTensor, rows: torch.Tensor | None, progress: Callable[[str, int], None]
 ) -> float | None:
-    """Return ‖second - first‖ / ‖first‖ over the rows, 0.0 only for equal values; None for types without arithmetic."""
+    """Return ‖second - first‖ / ‖first‖ over the rows. It is 0.0 only if all values are equal.
+
+    Return None for types without arithmetic, such as quantized ones, if the bytes differ.
+    """
     stored = [tensor for tensor in (first, second) if isinstance(tensor, StoredTensor)]
     if not all(is_computable(tensor) for tensor in stored):
         return 0.0 if _same_bytes(first, second) else None

@@ -1,9 +1,9 @@
-"""Lazy tensors of LoRA: the rows of a weight W with a multiple of B A added, and DoRA's rescaling of them.
+"""Lazy tensors of LoRA, which adds a multiple of B A to a weight W, and of DoRA, which also rescales the result.
 
 A linear layer stores W (out, in), A (r, in), B (out, r):            W + s B A
 Conv1D stores W (in, out); an embedding W (V, D), A (r, V), B (D, r): W + s (B A)ᵀ    `transposed`
-DoRA replaces the result by m · (W + s B A) / ‖W + s B A‖, with m and the norm per output of the layer (per column when
-transposed: a reduction). Only A's columns that the rows need are read.
+DoRA replaces the result by m · (W + s B A) / ‖W + s B A‖, with m and the norm per output of the layer. When transposed,
+the norms are per column, so they need a reduction. Only the columns of A that the requested rows need are read.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lepmerge.tensors import LazyTensor, Reduction, Result, Rows, Workspace, as_
 
 @dataclass(frozen=True)
 class LowRank:
-    """s B A, or its transpose, row by row."""
+    """s B A or its transpose, computed row by row."""
 
     a: StoredTensor
     b: StoredTensor
@@ -24,7 +24,7 @@ class LowRank:
     transposed: bool
 
     def added_to(self, rows_ND: torch.Tensor, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        """Return rows + their part of s B A, in the type of `rows_ND`."""
+        """Return rows_ND plus the same rows of s B A, in the dtype of rows_ND."""
         if self.transposed:
             left = _columns(self.a, rows).T
             right = self.b.whole().T
@@ -36,7 +36,7 @@ class LowRank:
 
 
 def _columns(matrix: StoredTensor, columns: Rows) -> torch.Tensor:
-    """Return columns of a stored matrix, reading no more than from the first to the last one."""
+    """Return columns of a stored matrix. Only the range from the first to the last column is read."""
     index = as_index(columns)
     if len(index) == 0:
         return torch.empty(matrix.num_rows, 0, dtype=matrix.dtype)
@@ -49,7 +49,7 @@ def _columns(matrix: StoredTensor, columns: Rows) -> torch.Tensor:
 
 
 def _wide(rows: torch.Tensor, like: LazyTensor, workspace: Workspace) -> torch.Tensor:
-    """Widen rows; float32 weights are computed in float64, so that they too are rounded once."""
+    """Widen rows for computing. float32 weights are computed in float64, so that they too are rounded only once."""
     rows = workspace.widen(rows)
     exact = like.dtype == torch.float32 and workspace.device.type != "mps"
     return rows.double() if exact else rows
@@ -57,7 +57,7 @@ def _wide(rows: torch.Tensor, like: LazyTensor, workspace: Workspace) -> torch.T
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LoraTensor(LazyTensor):
-    """W + s B A. operands: W, A, B."""
+    """W + s B A. Its operands are W, A, B."""
 
     low_rank: LowRank
 
@@ -73,7 +73,7 @@ def lora(weight: LazyTensor, low_rank: LowRank) -> LazyTensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DoraTensor(LazyTensor):
-    """m · (W + s B A) / ‖W₀ + s B A‖. operands: W, W₀ (the base without other adapters), A, B, m."""
+    """m · (W + s B A) / ‖W₀ + s B A‖. Its operands are W, W₀ (the base without other adapters), A, B, m."""
 
     low_rank: LowRank
 
@@ -92,7 +92,7 @@ class DoraTensor(LazyTensor):
 
 
 def dora(weight: LazyTensor, original: LazyTensor, low_rank: LowRank, magnitude: StoredTensor) -> LazyTensor:
-    """Return DoRA's tensor: `weight` is `original`, or what other adapters made of it."""
+    """Return DoRA's tensor. weight: `original`, or `original` changed by other adapters."""
     norms = ColumnNorms(operands=(lora(original, low_rank),)) if low_rank.transposed else None
     return DoraTensor(
         operands=(weight, original, low_rank.a, low_rank.b, magnitude),
@@ -105,7 +105,7 @@ def dora(weight: LazyTensor, original: LazyTensor, low_rank: LowRank, magnitude:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ColumnNorms(Reduction):
-    """The Euclidean norm of each column of a matrix, in float64. Result: norm."""
+    """The Euclidean norm of each column of a matrix, in float64. The result contains `norm`."""
 
     kind: str = "column norms"
 

@@ -1,4 +1,4 @@
-"""The one noun: a model is its lazy tensors, configs and vocabulary, with the names of its two tables."""
+"""The model, lepmerge's central object: lazy tensors, configs, vocabulary, and the names of the embedding tables."""
 
 import copy
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Model:
-    """A model as operations see it: nothing here was read but headers and small files.
+    """A model as operations receive it. Only headers and small files have been read.
 
     tensors: name → lazy tensor. tables: `input_embeddings` and, unless tied, `output_embeddings` → tensor name.
-    shards: tensor name → file name in the folder. vocabulary: of the rows of the tables.
+    shards: tensor name → file name in the folder. vocabulary: describes the rows of the tables.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Model:
     notes: tuple[str, ...] = ()
     reports: tuple[TableReport, ...] = ()
     tie_reason: str = ""
-    """Why the embeddings are tied or not."""
+    """The reason why the embeddings count as tied or not tied."""
 
     @property
     def tied(self) -> bool:
         return OUTPUT not in self.tables
 
     def table(self, role: str) -> LazyTensor:
-        """Return the table of input or output embeddings; a tied model has one for both."""
+        """Return the table of input or output embeddings. A tied model has one table for both."""
         return self.tensors[self.tables.get(role, self.tables[INPUT])]
 
     def describe_table(self, role: str) -> str:
-        """Return the name, folder and tensor of a table, for messages."""
+        """Return the model, folder and tensor name of a table, for error messages."""
         return f"{self.name} ({self.folder}): tensor {self.tables.get(role, self.tables[INPUT])}"
 
     @property
@@ -54,16 +54,16 @@ class Model:
 
     @property
     def other_rows_per_token(self) -> list[str]:
-        """The names of the tensors that have a row per token and are no table."""
+        """Names of the tensors that have one row per token but are not tables."""
         return other_rows_per_token(self.tensors, self.tables, self.config)
 
     def with_tables(
         self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, reports: tuple[TableReport, ...] = ()
     ) -> "Model":
-        """Return the model with other tables (role → tensor) for another vocabulary; token ids in its configs follow.
+        """Return the model with other tables (role → tensor) for `vocabulary`. Token ids in its configs are updated.
 
         Raises:
-            CheckpointError: another tensor has a row per token and would no longer fit.
+            CheckpointError: another tensor has one row per token and would no longer fit.
         """
         num_rows = {table.shape[0] for table in tables.values()}
         assert len(num_rows) == 1 and tables.keys() == self.tables.keys()
@@ -91,10 +91,10 @@ class Model:
     def _other_rows(
         self, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary, num_rows: int
     ) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-        """Return what becomes of the other tensors with a row per token, and a note on each.
+        """Return the new versions of the other tensors with one row per token, and a note on each.
 
-        A copy of a table stays a copy of it. A table of a layer beyond the config's (multi-token prediction) is
-        converted: its new rows are the means of its old rows.
+        A copy of a table becomes a copy of the new table. A table of a layer beyond num_hidden_layers (multi-token
+        prediction) is converted: its new rows are means of its old rows.
         """
         found: dict[str, LazyTensor] = {}
         notes: list[str] = []

@@ -1,4 +1,4 @@
-"""A model reference, `folder` or `hub/id[@revision]`, becomes a local folder."""
+"""Resolve a model reference, `folder` or `hub/id[@revision]`, to a local folder."""
 
 import re
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ NOT_DOWNLOADED = [
     "model.*-of-*.safetensors",
     "*.index.*.json",
 ]
-"""Folders, other formats, and variants such as model.fp16.safetensors: nothing is read from them."""
+"""Folders, other formats, and variants such as model.fp16.safetensors. lepmerge reads nothing from them."""
 TEMPLATES = ["additional_chat_templates/*.jinja"]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a model lies: its local folder, and the Hub id and commit it came from, if it did."""
+    """The location of a model: its local folder and, if it came from the Hub, its Hub id and commit."""
 
     text: str
     folder: Path
@@ -32,22 +32,23 @@ class Reference:
     """A GGUF file, in `folder`."""
     commit: str | None = None
     adapters: tuple[tuple["Reference", float], ...] = ()
-    """PEFT adapters that are merged into the model, each with its scale."""
+    """PEFT adapters to merge into the model, each with its scale."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Return the model's folder or GGUF file, and the folders of its adapters."""
+        """The model's folder or GGUF file, and the folders of its adapters."""
         return (self.file or self.folder, *(adapter.folder for adapter, _ in self.adapters))
 
 
 def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
-    """Return the local folder of `reference`; a path that exists never asks the network.
+    """Return the local folder of `reference`.
 
-    A relative path is looked up below `relative_to` (default: the current folder). What is not an existing folder and
-    looks like `owner/name[@revision]` is downloaded with huggingface_hub (safetensors, tokenizer and JSON files only).
+    A relative path is resolved against `relative_to` (default: the current folder). An existing folder is used without
+    network access. Otherwise a reference of the form `owner/name[@revision]` is downloaded with huggingface_hub
+    (safetensors, tokenizer and JSON files only).
 
     Raises:
-        ReferenceNotFound: neither a folder nor a model on the Hub, or the Hub cannot be reached.
+        ReferenceNotFound: it is neither a folder nor a model on the Hub, or the Hub cannot be reached.
     """
     path = Path(reference).expanduser()
     folder = path if path.is_absolute() else (relative_to or Path.cwd()) / path
@@ -74,7 +75,7 @@ def resolve_adapted(
     revision: str | None = None,
     relative_to: Path | None = None,
 ) -> Reference:
-    """Return the reference of a model with PEFT adapters, each a folder or Hub id with its scale."""
+    """Resolve a model and its PEFT adapters. adapters: (folder or Hub id, scale)."""
     found = tuple((resolve(adapter, relative_to=relative_to), scale) for adapter, scale in adapters)
     model = resolve(reference, revision=revision, relative_to=relative_to)
     return replace(model, adapters=found)

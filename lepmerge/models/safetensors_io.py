@@ -1,7 +1,7 @@
-"""The safetensors format: headers parsed and checked, rows and raw bytes read by range, files written header first.
+"""The safetensors format: parse and check headers, read rows and raw bytes by range, write files header first.
 
-The library's own loader maps files and reads whole tensors; here memory stays bounded by the rows that are asked for.
-Format: 8 bytes little-endian header length, JSON header, then the tensors' bytes without gaps.
+The safetensors library maps files into memory and reads whole tensors. Here memory is bounded by the requested rows.
+Format: header length (8 bytes, little-endian), JSON header, then the tensors' bytes without gaps.
 """
 
 import json
@@ -37,7 +37,7 @@ TORCH_DTYPES = {
     "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
-    "F8_E8M0": torch.uint8,  # scales; torch's own type for them is younger than the oldest torch that works here
+    "F8_E8M0": torch.uint8,  # scales; the oldest supported torch lacks a type for them
 }
 DTYPE_NAMES = {dtype: name for name, dtype in reversed(TORCH_DTYPES.items())}
 COMPUTABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -45,7 +45,7 @@ COMPUTABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a header; start and stop are byte offsets in the file."""
+    """One tensor of a header. start, stop: byte offsets in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,10 +54,10 @@ class Entry:
 
 
 class SafetensorsFile:
-    """A safetensors file whose header was read and checked; its data is read by byte range.
+    """A safetensors file whose header was read and checked. Its data is read by byte range.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, with gaps, overlaps, trailing bytes or wrong sizes.
+        CheckpointError: the file is not safetensors, is truncated, or has gaps, overlaps, trailing bytes or bad sizes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class SafetensorsFile:
         return descriptor
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill the buffer from the file at byte `start`."""
+        """Fill the buffer with the bytes of the file from `start` on."""
         done = 0
         while done < len(buffer):
             count = os.preadv(self.descriptor, [buffer[done:]], start + done)
@@ -93,7 +93,7 @@ class SafetensorsFile:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredTensor(LazyTensor):
-    """A tensor in a safetensors file; rows are read as they are stored."""
+    """A tensor in a safetensors file. Rows are returned in their stored dtype."""
 
     name: str
     file: SafetensorsFile
@@ -134,7 +134,7 @@ class StoredTensor(LazyTensor):
 
 
 def _runs(ascending: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, last, position) of each run of consecutive numbers."""
+    """Yield (first, last, position in `ascending`) for each run of consecutive numbers."""
     breaks = (ascending[1:] - ascending[:-1] != 1).nonzero().squeeze(1) + 1
     starts = [0, *breaks.tolist()]
     firsts = ascending[starts].tolist()
@@ -144,7 +144,7 @@ def _runs(ascending: torch.Tensor) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a file to be written: entries in the order of their data, padded so that data starts at 8 bytes."""
+    """The header of a file to be written. Its entries are in the order of their data, which is aligned to 8 bytes."""
 
     encoded: bytes
     entries: Mapping[str, Entry]
@@ -155,12 +155,12 @@ class Header:
 
 
 def is_computable(tensor: LazyTensor) -> bool:
-    """Tell whether rows of a tensor can be computed on: quantized, integer and boolean ones can only be copied."""
+    """Return whether lepmerge can compute with a tensor. Quantized, integer and boolean tensors can only be copied."""
     return tensor.dtype in COMPUTABLE
 
 
 def require_computable(tensor: LazyTensor, what: str) -> None:
-    """Raise CheckpointError for a tensor that can only be copied."""
+    """Raise CheckpointError if a tensor can only be copied."""
     if not is_computable(tensor):
         raise CheckpointError(
             f"{what} is stored as {tensor.dtype}, and lepmerge computes on float64, float32, float16 and bfloat16: "
@@ -169,7 +169,7 @@ def require_computable(tensor: LazyTensor, what: str) -> None:
 
 
 def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> Header:
-    """Return the header of a file with these tensors, name → (dtype name, shape), in the order given."""
+    """Return the header of a file with these tensors in the given order. tensors: name → (dtype name, shape)."""
     described: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name, (dtype, shape) in tensors.items():
@@ -198,7 +198,7 @@ def write_all(descriptor: int, data: memoryview | bytes) -> None:
 
 
 def copy_range(source: int, start: int, length: int, target: int) -> Iterator[int]:
-    """Copy bytes between files inside the kernel, at the target's position; yield the bytes of each piece."""
+    """Copy bytes between files inside the kernel, to the target's current position; yield the size of each piece."""
     copy = _copy_file_range if hasattr(os, "copy_file_range") else _sendfile
     while length:
         try:
@@ -224,7 +224,7 @@ def _sendfile(source: int, start: int, length: int, target: int) -> int:
     return os.write(target, os.pread(source, min(length, 8 << 20), start))
 
 
-# copy_file_range refuses some pairs of file systems; EXDEV, EINVAL, ENOSYS, EOPNOTSUPP
+# errors of copy_file_range for unsupported pairs of file systems: EXDEV, EINVAL, ENOSYS, EOPNOTSUPP
 _NOT_BETWEEN_THESE = {18, 22, 38, 95}
 
 

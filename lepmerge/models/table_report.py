@@ -1,4 +1,4 @@
-"""The table report: what a step did to one embedding table, for reports, model cards and the terminal."""
+"""The table report describes what a step did to one embedding table. Reports, model cards and the terminal show it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,9 +12,9 @@ class TableReport:
     """What a step did to one embedding table.
 
     operation: the step's `op`. table: `input_embeddings` or `output_embeddings`. method: the method, init or expression
-    that made the rows, None where the operation offers no choice. rows: how a row was made → number of such rows.
-    operands: model → how its rows were converted to this vocabulary → number of rows, for operations that convert
-    several models. reductions: computed during the run; they add metrics and warnings.
+    that made the rows; None if the operation offers no choice. rows: how a row was made → number of rows. operands, for
+    operations that convert several models: model → how its rows were converted → number of rows. reductions: run later,
+    when the plan is executed; they add metrics and warnings.
     """
 
     operation: str
@@ -34,7 +34,7 @@ class TableReport:
         return replace(self, metrics={**self.metrics, **metrics}, warnings=(*self.warnings, *warnings), reductions=())
 
     def all_warnings(self) -> list[str]:
-        """Return what the user should know about this table before using the model."""
+        """Return all warnings about this table for the user of the model."""
         converted = {"": self.rows, **{f" of {model}": rows for model, rows in self.operands.items()}}
         inexact = [
             f"{rows['inexact']} tokens hold bytes that the old vocabulary{operand} cannot spell in full"
@@ -44,7 +44,7 @@ class TableReport:
         return [f"{self.table}: {warning}" for warning in [*self.warnings, *inexact]]
 
     def plain(self) -> dict[str, Any]:
-        """Return the entry of lepmerge_report.json; what is empty is left out."""
+        """Return the entry of lepmerge_report.json, without empty values."""
         assert not self.reductions, "plain() before measured()"
         entry = {
             "operation": self.operation,
@@ -59,5 +59,5 @@ class TableReport:
 
     @classmethod
     def of_plain(cls, entry: Mapping[str, Any]) -> "TableReport":
-        """Return the report whose plain() this is."""
+        """Return the report for an entry that plain() made."""
         return cls(**{**entry, "warnings": tuple(entry.get("warnings", ()))})

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint have a row per token: its two tables, their tie, and what else there is."""
+"""Find the tensors of a checkpoint that have one row per token: its two tables, whether they are tied, and others."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,9 +29,10 @@ _OF_POSITIONS = re.compile(r"position|(^|[._])(pos|wpe)([._]|$)")
 
 @dataclass(frozen=True)
 class FoundTables:
-    """The tables of a checkpoint: role → tensor name, and why they are tied or not.
+    """The tables of a checkpoint. names: role → tensor name. reason: why they count as tied or not.
 
-    copy: a stored head with the values of the tied table. contradicted: the config ties, but the stored head differs.
+    copy: name of a stored head that has the values of the tied table. contradicted: the config ties the tables, but the
+    stored head differs.
     """
 
     names: Mapping[str, str]
@@ -41,12 +42,12 @@ class FoundTables:
 
 
 def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> FoundTables:
-    """Return the tables. Names and config decide, and the values where a tied model stores a head.
+    """Return the tables, found by tensor names and config. If a tied model stores a head, its values are compared too.
 
-    As in transformers a stored head that differs from the input table is kept, whatever the config says.
+    As in transformers, a stored head that differs from the input table is kept, even if the config ties the tables.
 
     Raises:
-        CheckpointError: no table of input embeddings, several, or an untied model without output embeddings.
+        CheckpointError: there is no table of input embeddings or more than one, or an untied model has no output table.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items() if not _LAYER.search(name)}
     inputs, outputs = _ending(shapes, INPUT_SUFFIXES), _ending(shapes, OUTPUT_SUFFIXES)
@@ -82,7 +83,7 @@ def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Map
 
 
 def same_values(first: LazyTensor, second: LazyTensor) -> bool:
-    """Tell whether two stored tensors hold the same numbers; it reads up to the first difference."""
+    """Return whether two stored tensors have equal values. Reading stops at the first difference."""
     if first.shape != second.shape or not all(
         isinstance(tensor, StoredTensor) and is_computable(tensor) for tensor in (first, second)
     ):
@@ -96,10 +97,10 @@ def same_values(first: LazyTensor, second: LazyTensor) -> bool:
 def other_rows_per_token(
     tensors: Mapping[str, LazyTensor], tables: Mapping[str, str], config: Mapping[str, Any]
 ) -> list[str]:
-    """Return the names of all tensors with a row per token but the tables themselves.
+    """Return the names of all tensors with one row per token, except the tables.
 
-    They are found by their shape, whatever their name: as many rows as the table, or as the config has tokens. Where a
-    size of the body is the same number by chance, the name decides. Integer buffers are not weights.
+    They are found by their number of rows: that of the table, or the vocabulary size in the config. If this number is
+    also a possible size of the body, the tensor's name decides. Integer buffers are not weights and are skipped.
     """
     counts = {tensors[tables[INPUT]].shape[0]}
     counts |= {n for key in ("vocab_size", "vocab_size_per_layer_input") if (n := first_number(config, key))}
@@ -115,13 +116,13 @@ def other_rows_per_token(
 
 
 def is_beyond_the_layers(name: str, config: Mapping[str, Any]) -> bool:
-    """Tell whether a tensor is of a layer that the config does not count, as those of multi-token prediction are."""
+    """Return whether a tensor belongs to a layer beyond num_hidden_layers, as those of multi-token prediction do."""
     layer, count = _LAYER.search(name), first_number(config, "num_hidden_layers")
     return layer is not None and count is not None and int(layer[1]) >= count
 
 
 def _body_sizes(config: Mapping[str, Any], largest: int) -> set[int]:
-    """Return the sizes that tensors of the body can have: numbers of the config, their small multiples and products."""
+    """Return the possible sizes of body tensors: numbers in the config, their small multiples and products."""
     numbers: set[int] = set()
 
     def walk(part: Any) -> None:
@@ -142,7 +143,7 @@ def _ending(names: Mapping[str, tuple[int, ...]], suffixes: tuple[str, ...]) -> 
 def _asking_transformers(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[str], list[str]]:
-    """Build the architecture without weights and return the stored names of its two tables."""
+    """Build the architecture in transformers without weights, and return the stored names of its two tables."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -161,7 +162,7 @@ def _asking_transformers(
 
     def stored(module: Any) -> Iterator[str]:
         weight = names.get(id(getattr(module, "weight", None)))
-        while weight is not None:  # wrappers add or drop leading parts
+        while weight is not None:  # wrappers add or drop prefixes
             found = [name for name in shapes if f".{name}".endswith(f".{weight}")]
             if len(found) == 1:
                 yield found[0]

@@ -1,1 +1,1 @@
-"""Operations: pure functions, model → model. One file per operation, registered by its decorator."""
+"""Operations: pure functions from a model to a model. Each has its own file and is registered by its decorator."""

@@ -1,4 +1,4 @@
-"""arithmetic: tensors computed from an expression over the models of the recipe, vocabulary-aware."""
+"""arithmetic: compute tensors from an expression over the models of the recipe, converting vocabularies if needed."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -32,27 +32,27 @@ Values = Mapping[Any, torch.Tensor]
 
 
 class Arithmetic(Step):
-    """Compute tensors from an expression over the models."""
+    """Compute tensors from an expression over the models of the recipe."""
 
     op: Literal["arithmetic"]
     tensors: str | list[str]
-    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`."""
+    """Tensors to compute: globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`."""
     expression: str
-    """An expression over the names of models, `current`, numbers, `+ - * /`, parentheses and the functions below."""
+    """An expression of model names, `current`, numbers, `+ - * /`, parentheses and the functions below."""
 
 
 @operation(Arithmetic)
 def arithmetic(model: Model, *, tensors: str | Sequence[str], expression: str, models: Mapping[str, Model]) -> Model:
     """Return the model with the selected tensors replaced by the value of the expression.
 
-    tensors: glob(s) over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body` (all but
-    embeddings). Names in the expression mean `models` as loaded, `current` the model before this step. Operands of a
-    table are first converted to the model's vocabulary (T); rows that an operand has no source for, among them added
-    tokens that it lacks, stay the current ones.
+    tensors: glob(s) over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body` (all tensors
+    except the tables). In the expression, a name means the model as loaded, and `current` the model before this step.
+    Tables of other vocabularies are first converted to the current one (T). A row keeps its current value if an operand
+    has no source for it; this includes added tokens that the operand lacks.
 
     Raises:
-        RecipeError: unknown name or function, no tensor selected.
-        CheckpointError: a tensor is missing in an operand, or has another shape there.
+        RecipeError: a name or function is unknown, or no tensor is selected.
+        CheckpointError: an operand lacks a tensor, or its tensor has another shape.
     """
     tree = parse(expression)
     known = {**models, CURRENT: model}
@@ -112,7 +112,7 @@ def _body_tensor(model: Model, tensor_name: str, tree: Node, known: Mapping[str,
 
 
 def _evaluated(tree: Node, operands: Mapping[str, LazyTensor], like: LazyTensor, what: str) -> LazyTensor:
-    """Return the lazy value of the expression, shaped and typed like the current tensor."""
+    """Return the lazy value of the expression, with the shape and dtype of the current tensor."""
     for name, operand in operands.items():
         check_operand(operand, like, f"{what}{name}")
     norms = {
@@ -141,7 +141,7 @@ def _elementwise(
 
 
 def _value(node: Node, known: Mapping[Any, Any]) -> Any:
-    """Return the value of a node: a tensor of rows, or a number."""
+    """Return the value of a node: a tensor of rows or a number. known: values of names and of whole norms."""
     if node in known:
         return known[node]
     if node.kind == "number":
@@ -162,7 +162,7 @@ class WholeNorm(Reduction):
 
     node: Node
     names: tuple[str, ...]
-    """Of the operands."""
+    """Names of the operands in the expression."""
     kind: str = "norm"
 
     @property

@@ -1,6 +1,6 @@
 """Arithmetic expressions over models, such as `instruct + 0.5 * (adapted - base)`.
 
-Python's own parser reads the text; a whitelist of its syntax becomes our tree. Nothing is evaluated as Python.
+Python's parser parses the text. Only a whitelist of its syntax is converted to our tree; nothing is run as Python.
 """
 
 import ast
@@ -14,9 +14,9 @@ from typing import NoReturn
 from lepmerge.errors import RecipeError
 
 FUNCTIONS = {"abs": 1, "sign": 1, "sqrt": 1, "min": 2, "max": 2, "norm": 1, "row_norm": 1}
-"""Name → number of arguments; norm is over the whole tensor, row_norm over each row, the others per element."""
+"""Name → number of arguments. `norm` is of the whole tensor, `row_norm` of each row; the others work per element."""
 MAX_DEPTH, MAX_OPERATORS = 60, 150
-"""Most functions around one another, and operators: trees are walked by recursion, which Python bounds."""
+"""Largest nesting of functions and number of operators. Trees are walked recursively, and Python limits recursion."""
 MAX_LENGTH = 100_000
 _NUMBER = re.compile(r"\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -32,20 +32,20 @@ class Node:
     arguments: tuple["Node", ...] = ()
 
     def names(self) -> Iterator[str]:
-        """Yield the model names, in the order of their first use."""
+        """Yield each model name once, in the order of first use."""
         yield from dict.fromkeys(
             [str(self.value)] if self.kind == "name" else [name for node in self.arguments for name in node.names()]
         )
 
     def norms(self) -> Iterator["Node"]:
-        """Yield the norms of whole tensors, the outermost where they are nested."""
+        """Yield the norms of whole tensors; of nested ones the outermost."""
         if self.kind == "function" and self.value == "norm":
             yield self
         else:
             yield from dict.fromkeys(found for argument in self.arguments for found in argument.norms())
 
     def is_number(self) -> bool:
-        """Return whether the value is one number for a whole tensor."""
+        """Return whether the value is a single number for the whole tensor."""
         return (
             self.kind == "number"
             or (self.kind != "name" and all(a.is_number() for a in self.arguments))
@@ -54,7 +54,7 @@ class Node:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return the text, cut where it is longer."""
+    """Return the text, cut to `length` characters."""
     return text if len(text) <= length else f"{text[:length]}…"
 
 
@@ -62,7 +62,7 @@ def parse(text: str) -> Node:
     """Return the tree of an expression.
 
     Raises:
-        RecipeError: what cannot be read, with its position in the text.
+        RecipeError: the expression is invalid; the error names the reason and the position in the text.
     """
     return _Reading(text).tree()
 
@@ -75,9 +75,9 @@ class _Reading:
     def tree(self) -> Node:
         if len(self.text) > MAX_LENGTH:
             self.fail(f"longer than {MAX_LENGTH} characters", MAX_LENGTH)
-        if sum(map(self.text.count, "+-*/")) > 4 * MAX_OPERATORS:  # more than Python's parser can nest
+        if sum(map(self.text.count, "+-*/")) > 4 * MAX_OPERATORS:  # Python's parser cannot nest this many
             self.fail(f"more than {MAX_OPERATORS} operators", 0)
-        if "#" in self.text:  # or Python would take the rest for a comment
+        if "#" in self.text:  # Python would treat the rest as a comment
             self.fail("unknown character", self.text.index("#"))
         self.text = "".join(" " if character.isspace() else character for character in self.text).lstrip()
         if not self.text:
@@ -87,7 +87,7 @@ class _Reading:
                 warnings.simplefilter("ignore", SyntaxWarning)  # such as `2(base)`, which is refused below
                 parsed = ast.parse(self.text, mode="eval")
         except SyntaxError as error:
-            # at offset 0 the text ends too early
+            # offset 0 means that the text ends too early
             self.fail(_reason(error), min(error.offset - 1, len(self.text)) if error.offset else len(self.text))
         except (RecursionError, MemoryError):  # how Python's parser refuses deep nesting
             self.fail("nested too deeply", 0)
@@ -152,6 +152,6 @@ class _Reading:
 
 
 def _reason(error: SyntaxError) -> str:
-    """Return Python's reason in words that fit an expression."""
+    """Return Python's reason for a syntax error, reworded for an expression."""
     message = re.split(r"[.:;] ", str(error.msg))[0]
     return "expected an operator, a number or a model name" if message == "invalid syntax" else message

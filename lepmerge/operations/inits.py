@@ -1,4 +1,7 @@
-"""How the row of a new token is made of the rows of its old tokens. Legend: V new rows, N entries of T, G scripts."""
+"""Inits: ways to make the row of a new token from the rows of its old tokens.
+
+Shape suffixes: V new rows, N entries of T, G scripts.
+"""
 
 import unicodedata
 from collections.abc import Callable
@@ -30,27 +33,28 @@ INITS: dict[str, Init] = {}
 
 
 def init(function: Init) -> Init:
-    """Register a way to make new rows; its name is also in InitName, which schemas read without importing torch."""
+    """Register an init under its name. InitName lists the names too, so that schemas need not import torch."""
     assert function.__name__ in get_args(InitName)
     INITS[function.__name__] = function
     return function
 
 
 FEWEST_ROWS = 32
-"""A script with fewer rows than this says nothing of its norm: that of all rows is taken."""
+"""For a script with fewer rows the mean norm is unreliable; the mean norm of all rows is used instead."""
 
 
 @init
 def mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
-    """Return T E: a new row is the mean of the rows of its old tokens (paper section 2.1.2, eq. 1-2)."""
+    """Return T E. A new row is the mean of the rows of its old tokens (paper section 2.1.2, eq. 1-2)."""
     return converted(table, conversion)
 
 
 @init
 def weighted_mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
-    """Return T E with each old token weighted by its length: `привет` of `при` + `вет` + `о` takes 3/7, 3/7, 1/7.
+    """Return T E with each old token weighted by its length: for `привету` = `при` + `вет` + `у`, 3/7, 3/7, 1/7.
 
-    Lengths are in bytes, which in one script is the same as in characters, and says something of parts of characters.
+    Lengths are in bytes. Within one script this gives the same weights as characters, and it also works for tokens that
+    are parts of characters.
     """
     length_of = torch.ones(conversion.num_old_rows, dtype=torch.float64)
     for id, data in old.bytes_of.items():
@@ -65,9 +69,10 @@ def weighted_mean(table: LazyTensor, conversion: Conversion, old: Vocabulary, ne
 
 @init
 def norm_calibrated(table: LazyTensor, conversion: Conversion, old: Vocabulary, new: Vocabulary) -> LazyTensor:
-    """Return T E with every averaged row rescaled to the mean norm of the old rows of the same script.
+    """Return T E with every averaged row rescaled to the mean norm of the old rows of its script.
 
-    A mean of rows is shorter than the rows are. Scripts of fewer than FEWEST_ROWS old rows take the norm of all rows.
+    Rescaling helps because a mean of rows has a smaller norm than the rows. Scripts with fewer than FEWEST_ROWS old
+    rows use the mean norm of all rows.
     """
     averaged = converted(table, conversion)
     scripts = {"": 0}
@@ -88,9 +93,9 @@ def norm_calibrated(table: LazyTensor, conversion: Conversion, old: Vocabulary, 
 
 
 def with_mean_row(new: LazyTensor, conversion: Conversion, old: LazyTensor, rows: torch.Tensor) -> LazyTensor:
-    """Return the table `new` with the mean of the old table's rows in these rows.
+    """Return the table `new`, in which the given rows are replaced by the mean row of the old table.
 
-    In the output table the mean row gives the average logit, so an unused id is never the likeliest.
+    In the output table the mean row yields the average logit, so an unused id is never the most likely token.
     """
     if len(rows) == 0:
         return new
@@ -105,7 +110,7 @@ def with_mean_row(new: LazyTensor, conversion: Conversion, old: LazyTensor, rows
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MeanNorms(Reduction):
-    """The mean Euclidean norm of a table's rows, for each group; group 0 stands for all rows. Result: norm_G."""
+    """The mean Euclidean norm of a table's rows per group; group 0 means all rows. The result contains `norm_G`."""
 
     group_V: torch.Tensor
     num_groups: int
@@ -134,7 +139,7 @@ class MeanNorms(Reduction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RescaledRows(LazyTensor):
-    """Each row of a group rescaled to the group's norm; rows of group -1 stay as they are."""
+    """A table whose rows are rescaled to the norm of their group. Rows of group -1 are not changed."""
 
     group_V: torch.Tensor
 
@@ -154,7 +159,7 @@ class RescaledRows(LazyTensor):
 
 
 def _scripts_of(vocabulary: Vocabulary, num_rows: int, scripts: dict[str, int]) -> torch.Tensor:
-    """Return the number of the script of each token, by its first letter; new scripts are added to `scripts`."""
+    """Return the script number of each token, determined by its first letter. New scripts are added to `scripts`."""
     group_V = torch.zeros(num_rows, dtype=torch.int64)
     for id, data in vocabulary.bytes_of.items():
         letter = next((character for character in data.decode(errors="ignore") if character.isalpha()), None)

@@ -1,4 +1,7 @@
-"""merge: a published merge method over several models, vocabulary-aware. The methods are in merge_methods/."""
+"""merge: merge several models by a published method, converting vocabularies if needed.
+
+The methods are in merge_methods/.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,20 +34,20 @@ from lepmerge.vocabulary.conversion import Conversion, converted
 
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 FRACTIONS = {"density": True, "gamma": False, "epsilon": False, "t": False, "select_topk": True}
-"""Parameter between 0 and 1 → whether 0 itself is refused."""
+"""Parameter that must be between 0 and 1 → whether 0 itself is refused."""
 
 
 class MergeParameters(Strict):
-    """What one model contributes; which parameters apply depends on the method."""
+    """The parameters of one model. Which ones apply depends on the method."""
 
     weight: Numbers | None = None
     """Weight of the model."""
     density: Numbers | None = None
-    """Fraction of the task vector's elements that are kept."""
+    """Fraction of the task vector's elements to keep."""
     gamma: Numbers | None = None
-    """breadcrumbs: fraction of largest elements that are dropped."""
+    """breadcrumbs: fraction of the elements to drop, largest first."""
     epsilon: Numbers | None = None
-    """della: how far probabilities deviate from `density`, up and down."""
+    """della: the keep probability of an element lies between `density` − epsilon and `density` + epsilon."""
 
 
 class Merge(Step):
@@ -57,27 +60,28 @@ class Merge(Step):
     models: dict[ModelName, MergeParameters]
     """Model → its parameters."""
     base: ModelName | None = None
-    """The model that task vectors are differences to, for methods that need one."""
+    """The base model, for methods with task vectors. A task vector is a model minus this base."""
     tensors: str | list[str] = "*"
-    """Globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`; default: all."""
+    """Tensors to merge: globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`;
+    default: all."""
     normalize: bool | None = None
-    """Divide by the sum of the weights; the default depends on the method."""
+    """Divide by the sum of the weights. The default depends on the method."""
     scale: Annotated[Numbers | None, Field(alias="lambda")] = None
-    """Factor of the merged task vector; default 1."""
+    """Factor of the merged task vector (default: 1)."""
     t: Numbers | None = None
-    """slerp: 0 gives the first model, 1 the second."""
+    """slerp: position between the models; 0 gives the first, 1 the second."""
     rescale: bool | None = None
-    """dare and della: divide by the probability of staying; default true."""
+    """dare and della: divide the elements that are kept by their keep probability (default: true)."""
     seed: int | None = None
-    """Seed of random masks; default 0."""
+    """Seed of the random masks (default: 0)."""
     select_topk: Numbers | None = None
-    """sce: fraction of elements that are selected; default 1."""
+    """sce: fraction of elements to select (default: 1)."""
     row_wise: bool | None = None
-    """nuslerp: an angle for each row; default false."""
+    """nuslerp: compute a separate angle for each row (default: false)."""
     max_iter: int | None = None
-    """karcher: most iterations; default 10."""
+    """karcher: maximum number of iterations (default: 10)."""
     tol: float | None = None
-    """karcher: length of a step that ends the iteration; default 1e-5."""
+    """karcher: stop when a step is shorter than this (default: 1e-5)."""
 
 
 @operation(Merge)
@@ -92,12 +96,13 @@ def merge(
 ) -> Model:
     """Return the model with the selected tensors replaced by the merge of the given models.
 
-    Tables are first converted to the model's vocabulary (T). Rows that a model has no source for, among them added
-    tokens that it lacks, stay the current ones.
+    Tables are first converted to the current vocabulary (T). A row keeps its current value if a model has no source for
+    it; this includes added tokens that the model lacks.
 
     Raises:
-        RecipeError: an unknown method or parameter, a value out of range, too few or too many models, no base.
-        CheckpointError: a tensor is missing in a model, or has another shape there.
+        RecipeError: the method or a parameter is unknown, a value is out of range, the number of models is wrong, or
+            the base is missing.
+        CheckpointError: a model lacks a tensor, or its tensor has another shape.
     """
     chosen_method = chosen(merge_methods(), method, what="merge method")
     _check(chosen_method, models, base, settings)
@@ -135,7 +140,7 @@ def _operand(model: Model, name: str, role: str | None, conversion: Conversion |
 
 
 def _depth(name: str, num_layers: int) -> float:
-    """Return where a tensor stands: 0 before and in the first layer, 1 in and after the last one."""
+    """Return the relative depth of a tensor: 0 up to the first layer, 1 from the last layer on."""
     found = LAYER.search(name)
     if found:
         return int(found[1]) / max(1, num_layers - 1)
@@ -178,7 +183,7 @@ def _check(
     base: Model | None,
     settings: Mapping[str, Any],
 ) -> None:
-    """Raise RecipeError for parameters that the method does not have, lacks, or cannot take."""
+    """Raise RecipeError for unknown, missing or invalid parameters, and for a wrong number of models."""
     fewest, most = method.num_models
     if len(models) < fewest or (most is not None and len(models) > most):
         wanted = f"{fewest}" if most == fewest else f"at least {fewest}"

@@ -1,4 +1,4 @@
-"""The operands of operations over several models: which tensors, and tables in one vocabulary."""
+"""Helpers of operations over several models: select tensors, and bring tables into one vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,7 +14,11 @@ from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion
 
 
 def select(model: Model, tensors: str | Sequence[str]) -> set[str]:
-    """Return the names of the tensors that the selectors name."""
+    """Return the names of the tensors that the globs or group names select.
+
+    Raises:
+        RecipeError: one of them selects nothing.
+    """
     tables = set(model.tables.values())
     selected: set[str] = set()
     for pattern in [tensors] if isinstance(tensors, str) else tensors:
@@ -35,7 +39,7 @@ def select(model: Model, tensors: str | Sequence[str]) -> set[str]:
 
 
 def conversion_to(operand: Model, model: Model) -> Conversion | None:
-    """Return T from the operand's vocabulary to the model's, None when it is the same table layout."""
+    """Return T from the operand's vocabulary to the model's, or None if both have the same ids and number of rows."""
     same = operand.vocabulary is model.vocabulary or operand.vocabulary.all_ids == model.vocabulary.all_ids
     if same and operand.num_rows == model.num_rows:
         return None
@@ -47,7 +51,7 @@ def conversion_to(operand: Model, model: Model) -> Conversion | None:
 def rows_that_stay(
     model: Model, known: Mapping[str, Model], conversions: Mapping[str, Conversion | None]
 ) -> torch.Tensor:
-    """Return for each row of a table whether it stays: an operand has no source for it, or lacks the added token."""
+    """Return for each row whether it keeps its value: an operand has no source for it, or lacks the added token."""
     stays_V = torch.zeros(model.num_rows, dtype=torch.bool)
     for name, conversion in conversions.items():
         if conversion is not None:
@@ -74,7 +78,7 @@ def tensor_of(model: Model, name: str) -> LazyTensor:
     """Return a tensor of an operand.
 
     Raises:
-        CheckpointError: the model lacks it.
+        CheckpointError: the model lacks this tensor.
     """
     tensor = model.tensors.get(name)
     if tensor is None:
@@ -87,7 +91,7 @@ def tensor_of(model: Model, name: str) -> LazyTensor:
 
 
 def check_operand(operand: LazyTensor, like: LazyTensor, what: str) -> None:
-    """Raise CheckpointError unless the operand has the shape of the current tensor and holds computable numbers."""
+    """Raise CheckpointError unless the operand has the shape of the current tensor and a dtype for arithmetic."""
     if operand.shape != like.shape:
         raise CheckpointError(f"{what} has shape {list(operand.shape)}, expected {list(like.shape)} as in current")
     require_computable(operand, what)

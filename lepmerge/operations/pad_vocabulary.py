@@ -1,4 +1,4 @@
-"""pad_vocabulary: as many rows as hardware likes, or exactly one row per token."""
+"""pad_vocabulary: pad the tables to a multiple that suits the hardware, or trim them to one row per token."""
 
 import torch
 
@@ -8,9 +8,9 @@ from lepmerge.tensors import ChosenRows, LazyTensor, MeanRow, RepeatedRow
 
 
 def pad_vocabulary(model: Model, *, multiple: int) -> Model:
-    """Return the model with the least number of rows that holds every token and is divisible by `multiple`.
+    """Return the model with the smallest number of rows that fits every token and is divisible by `multiple`.
 
-    Rows beyond the tokens that the tables have already stay; new ones are the mean row of the tokens.
+    Existing padding rows keep their values as far as they fit. New padding rows are the mean row of all tokens.
     """
     num_rows = -(-model.vocabulary.size // multiple) * multiple
     if num_rows == model.num_rows:

@@ -1,6 +1,6 @@
-"""propagate_embeddings: the embeddings learned on the base, carried over to the instruct model (paper section 2.2).
+"""propagate_embeddings: carry embeddings that were learned on the base over to the instruct model (paper section 2.2).
 
-With A the adapted table, E_b and E_i those of base and instruct, T the vocabulary conversion:
+A is the adapted table, E_b and E_i are the tables of base and instruct, and T is the vocabulary conversion:
     swap        A
     overlap     A P,  P = argmin ‖E_b[C] P - E_i[C]‖,  C the tokens with identical bytes in both vocabularies
     conversion  A P,  P = argmin ‖T E_b P - T E_i‖
@@ -36,9 +36,9 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Operands:
-    """What a method computes one table from: the adapted table A, and base and instruct converted by T.
+    """The inputs from which a method computes one table: the adapted table A, and base and instruct converted by T.
 
-    kind_V says how base and instruct found the old tokens of a row, -1 where they differ.
+    kind_V: how base and instruct found the old tokens of a row; -1 if they found them in different ways.
     """
 
     adapted: LazyTensor
@@ -48,7 +48,7 @@ class Operands:
     kind_V: torch.Tensor
     label: str
     sources: tuple[str, str]
-    """Descriptions of the tables of base and instruct, for errors."""
+    """Descriptions of the tables of base and instruct, for error messages."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +62,7 @@ class Operands:
 
 
 Method = Callable[[Operands], tuple[LazyTensor, Reduction]]
-"""Operands → the table in the adapted vocabulary, and the reduction whose metrics its report shows."""
+"""Operands → (table in the adapted vocabulary, reduction whose metrics its report shows)."""
 METHODS: dict[str, Method] = {}
 
 
@@ -89,7 +89,7 @@ def conversion(operands: Operands) -> tuple[LazyTensor, Reduction]:
 
 @method
 def delta(operands: Operands) -> tuple[LazyTensor, Reduction]:
-    """A row whose old tokens base and instruct find in different ways stays the adapted row."""
+    """Return A + T (E_i - E_b). A row whose old tokens base and instruct found in different ways keeps A's value."""
     adapted = operands.adapted
     shifted = Elementwise(
         function=_shift,
@@ -107,7 +107,7 @@ def delta(operands: Operands) -> tuple[LazyTensor, Reduction]:
 if TYPE_CHECKING:
     MethodName = str
 else:
-    MethodName = Literal[tuple(METHODS)]  # the names come from the registry, which a type checker cannot read
+    MethodName = Literal[tuple(METHODS)]  # a type checker cannot read the names from the registry
 
 
 class MethodPerTable(PerTable):
@@ -124,13 +124,13 @@ class PropagateEmbeddings(Step):
 
     op: Literal["propagate_embeddings"]
     base: ModelName
-    """The model that the current one was tuned from; it has the same vocabulary."""
+    """The model from which the current one was fine-tuned. Both must have the same vocabulary."""
     adapted: ModelName
-    """The base with the new vocabulary and trained embeddings."""
+    """The base model with the new vocabulary and trained embeddings."""
     method: MethodName | MethodPerTable
-    """What becomes of the trained embeddings; see [the method](method.md)."""
+    """How the trained embeddings are carried over; see [the method](method.md)."""
     keep_shared_rows: bool = False
-    """Keep the current row of every token whose bytes are in both vocabularies."""
+    """Keep the current row of every token that both vocabularies contain (compared by bytes)."""
 
 
 @operation(PropagateEmbeddings)
@@ -139,13 +139,13 @@ def propagate_embeddings(
 ) -> Model:
     """Return the instruct model with the embeddings of `adapted`, which learned a new vocabulary on the body of `base`.
 
-    method: one of METHODS, or table role → method. Output rows: those of the adapted tokenizer, then the model's added
-    tokens that it lacks. Added tokens of the model keep their rows; keep_shared_rows keeps also the rows of all tokens
-    whose bytes are in both vocabularies.
+    method: a name in METHODS, or table role → name. The new vocabulary is that of `adapted`, followed by those added
+    tokens of the model that it lacks. Added tokens of the model keep their rows. keep_shared_rows also keeps the rows
+    of all tokens that both vocabularies contain (compared by bytes).
 
     Raises:
-        VocabularyError: base and model do not share their vocabulary.
-        CheckpointError: tables of different width, or a tied model cannot hold two tables.
+        VocabularyError: base and model have different vocabularies.
+        CheckpointError: the tables have different widths, or `adapted` has two tables but the model is tied.
     """
     _check(model, base, adapted)
     to_new = build_conversion(
@@ -181,7 +181,7 @@ def propagate_embeddings(
 
 
 def _through_fit(operands: Operands, row_N: torch.Tensor) -> tuple[LazyTensor, Reduction]:
-    """Return A P with P fitted on these rows."""
+    """Return A P, where P is fitted on these rows."""
     fit = Fit(operands=(operands.base, operands.instruct), row_N=row_N, label=operands.label, sources=operands.sources)
     propagated = Elementwise(
         function=_through_map,
@@ -196,24 +196,24 @@ def _through_fit(operands: Operands, row_N: torch.Tensor) -> tuple[LazyTensor, R
 def _rows_of(
     operands: tuple[LazyTensor, LazyTensor], second: torch.Tensor, row_V: torch.Tensor, dtype: torch.dtype
 ) -> LazyTensor:
-    """Return the table whose row v is row row_V[v] of the first operand, or of the second where `second` says so."""
+    """Return the table whose row v is row row_V[v] of the second operand if second[v], else of the first operand."""
     shape = (len(row_V), operands[0].row_width)
     return ChosenRows(operands=operands, operand_V=second.to(torch.int8), row_V=row_V, shape=shape, dtype=dtype)
 
 
 def _through_map(adapted_VD: torch.Tensor, fit: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A P, computed as A + A (P - I)."""
+    """Return A P, computed as A + A (P - I) to keep precision when P is close to the identity."""
     delta_DD = fit["delta_DD"].to(adapted_VD.device, adapted_VD.dtype)
     return torch.addmm(adapted_VD, adapted_VD, delta_DD)
 
 
 def _shift(adapted_VD: torch.Tensor, instruct_VD: torch.Tensor, base_VD: torch.Tensor) -> torch.Tensor:
-    """A + (T E_i - T E_b)."""
+    """Return A + (T E_i - T E_b)."""
     return adapted_VD + (instruct_VD - base_VD)
 
 
 def _one_row_per_old_token(rows: torch.Tensor, conversion: Conversion) -> torch.Tensor:
-    """Return the rows without those whose old token an earlier row has already."""
+    """Return the rows without those whose old token already belongs to an earlier row."""
     first_row_of: dict[int, int] = {}
     for row, old in zip(rows.tolist(), conversion.single_V[rows].tolist(), strict=True):
         first_row_of.setdefault(old, row)
@@ -221,7 +221,7 @@ def _one_row_per_old_token(rows: torch.Tensor, conversion: Conversion) -> torch.
 
 
 def _kept_rows(model: Model, vocabulary: Vocabulary, to_new: Conversion, keep_shared_rows: bool) -> torch.Tensor:
-    """Return for each output row the row of the instruct table that it keeps, -1 where it is propagated."""
+    """Return for each output row the instruct row that it keeps, or -1 if it is propagated."""
     kept_V = torch.full((max(to_new.num_rows, vocabulary.size),), -1)
     if keep_shared_rows:
         exact = to_new.rows_of(EXACT)
@@ -243,7 +243,7 @@ def _with_kept_rows(table: LazyTensor, instruct: LazyTensor, kept_V: torch.Tenso
 
 
 def _doubts(model: Model, base: Model, adapted: Model, to_new: Conversion) -> list[str]:
-    """Return notes on models that look mixed up: nothing to propagate, or nothing that the fine-tune changed."""
+    """Return warnings about models that look swapped: there is nothing to propagate, or base and instruct are equal."""
     doubts = []
     if not len(to_new.rows_of(DECOMPOSED, INEXACT)):
         doubts.append(f"{adapted.name} has no token that {model.name} lacks: is {adapted.folder} the adapted model?")

@@ -1,4 +1,4 @@
-"""The registry of operations. A file registers its operation by decorating the function with its recipe entry:
+"""The registry of operations. A file registers an operation by decorating its function with its recipe entry:
 
 class ScaleEmbeddings(Step):
     op: Literal["scale_embeddings"]
@@ -7,10 +7,13 @@ class ScaleEmbeddings(Step):
 @operation(ScaleEmbeddings)
 def scale_embeddings(model: Model, *, factor: float) -> Model: ...
 
-The function receives the fields of the entry as keywords. A field of type ModelName arrives as a Model,
-list[ModelName] as a list of models, dict[ModelName, X] as name → (Model, X), TokenizerReference as a Vocabulary, a
-PerTable as table role → value. A function with a keyword `models` that is no field of its entry also receives every
-model of the recipe, by name.
+The function receives the fields of the entry as keyword arguments, converted by their type:
+    ModelName            a Model
+    list[ModelName]      a list of models
+    dict[ModelName, X]   name → (Model, X)
+    TokenizerReference   a Vocabulary
+    PerTable             table role → value
+If the function has a keyword `models` that is not a field of its entry, it receives all models of the recipe by name.
 """
 
 import inspect
@@ -30,14 +33,14 @@ from lepmerge.errors import LepmergeError, RecipeError
 from lepmerge.models.model import Model
 
 ENTRY_POINTS = "lepmerge.operations"
-"""Another package names its modules with operations in this group of entry points."""
+"""Other packages list their modules with operations in this group of entry points."""
 Function = TypeVar("Function", bound=Callable[..., Model])
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A recipe entry with the function that carries it out."""
+    """A recipe entry and the function that implements it."""
 
     entry: type[Step]
     function: Callable[..., Model]
@@ -73,10 +76,10 @@ def operation(entry: type[Step]) -> Callable[[Function], Function]:
 
 @cache
 def operations() -> Mapping[str, Operation]:
-    """Return every operation by its name, sorted: those of this package and of other packages.
+    """Return name → operation of this package and of other packages, sorted by name.
 
     Raises:
-        LepmergeError: the module of another package cannot be imported.
+        LepmergeError: a module of another package cannot be imported.
     """
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
@@ -95,7 +98,7 @@ def chosen(known: Mapping[str, Value], name: str, *, what: str) -> Value:
     """Return the value with this name.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: the name is unknown.
     """
     if name not in known:
         raise RecipeError(f"there is no {what} {name!r}; {hint(get_close_matches(name, known, 1), known)}")
@@ -103,7 +106,7 @@ def chosen(known: Mapping[str, Value], name: str, *, what: str) -> Value:
 
 
 def for_each_table(value: Value | Mapping[str, Value], tables: Iterable[str], *, what: str) -> dict[str, Value]:
-    """Return table role → value, from one value for all tables or a mapping that names each.
+    """Return table role → value. value: one value for all tables, or a mapping with one per table.
 
     Raises:
         RecipeError: the mapping lacks a table.

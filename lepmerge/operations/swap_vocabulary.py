@@ -1,4 +1,4 @@
-"""swap_vocabulary: the model with another vocabulary, new rows made of old ones (paper section 2.1.2)."""
+"""swap_vocabulary: give the model another vocabulary, with new rows made from old rows (paper section 2.1.2)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,23 +14,23 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 class SwapVocabulary(Step):
-    """Replace the vocabulary; rows of tokens that are new are made from the old rows."""
+    """Replace the vocabulary. Rows of new tokens are made from old rows."""
 
     op: Literal["swap_vocabulary"]
     tokenizer: TokenizerReference
-    """A model's name above, or a folder or Hub id with a tokenizer."""
+    """The new vocabulary: a model name from `models`, or a folder or Hub id with a tokenizer."""
     init: InitName | InitPerTable = "mean"
-    """How a new row is made from the rows of its old tokens: their mean, the mean weighted by the tokens' lengths, or
-    the mean with the norm that rows of its script have."""
+    """How a new row is made from the rows of its old tokens: `mean`; `weighted_mean`, weighted by token length; or
+    `norm_calibrated`, the mean rescaled to the usual norm of rows in its script."""
 
 
 @operation(SwapVocabulary)
 def swap_vocabulary(model: Model, *, tokenizer: Vocabulary, init: str | Mapping[str, str]) -> Model:
-    """Return the model with the vocabulary of `tokenizer`, then the model's own added tokens that it lacks.
+    """Return the model with the vocabulary of `tokenizer`, followed by those added tokens of the model that it lacks.
 
-    Tokens that both vocabularies have keep their rows bit by bit; `init` names how the other rows are made (INITS),
-    for both tables or for each; rows without old tokens get the mean row of the old table.
-    Special tokens, chat template and generation config stay the model's, with their ids renamed.
+    Tokens in both vocabularies keep their rows bit by bit. Other rows are made by `init`: a name in INITS, or table
+    role → name. Rows without old tokens get the mean row of the old table. Special tokens, chat template and generation
+    config remain those of the model, with updated ids.
     """
     vocabulary = tokenizer.with_added_of(model.vocabulary)
     conversion = build_conversion(model.vocabulary, vocabulary, num_old_rows=model.num_rows)

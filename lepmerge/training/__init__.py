@@ -1,1 +1,1 @@
-"""Embedding-only training: the input and output embeddings of a base model learn a new vocabulary from plain text."""
+"""Embedding-only training: train the input and output embeddings of a model for a new vocabulary."""

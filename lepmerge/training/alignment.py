@@ -1,6 +1,6 @@
-"""Two tokenizations of one text meet at the bytes where a token ends in both.
+"""Align two tokenizations of the same text at shared boundaries: the bytes at which a token ends in both.
 
-Example: "Ура, да" as `Ур|а,| да` and `У|р|а|,| да` meet after "Ур", after "Ура," and at the end.
+Example: `Ур|а,| да` and `У|р|а|,| да` share the boundaries after "Ур", after "Ура," and at the end.
 
 Legend: N tokens, P pairs of tokens that end at the same byte.
 """
@@ -13,19 +13,19 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 class Speller:
-    """The bytes that each token of a vocabulary stands for, added tokens included."""
+    """Maps each token of a vocabulary, added tokens included, to the bytes it stands for."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         added = vocabulary.added.values()
         self.data: Mapping[int, bytes] = {**vocabulary.bytes_of, **{token.id: token.data for token in added}}
         self.strips = {token.id: (bool(token.entry.get("lstrip")), bool(token.entry.get("rstrip"))) for token in added}
-        """Id of an added token → whether it takes the white space before and after it along."""
+        """Id of an added token → whether it also swallows the whitespace (before, after) it."""
 
     def ends(self, text: bytes, ids: Sequence[int]) -> np.ndarray:
-        """Return for each token the byte of `text` at which it ends, (N,) int64.
+        """Return the byte offset in `text` at which each token ends, (N,) int64.
 
-        A space that the tokenizer puts at the start of a text, or after an added token, has no bytes in the text.
-        Where the tokens stop spelling the text (a normalizer changed it, <unk>), this and all later tokens have -1.
+        A space that the tokenizer inserts at the start of a text or after an added token has no bytes in the text.
+        From the first token that does not match the text (a normalizer changed it, or <unk>), the offsets are -1.
         """
         found_N = np.full(len(ids), -1, dtype=np.int64)
         place = first = 0
@@ -48,7 +48,7 @@ class Speller:
         return found_N
 
     def _after_added(self, text: bytes, place: int, id: int) -> int:
-        """Return where an added token that is expected at `place` ends, -1 when it does not stand there."""
+        """Return where the added token that should start at `place` ends, or -1 if the text differs there."""
         takes_before, takes_after = self.strips[id]
         if takes_before:
             place = _after_space(text, place)
@@ -59,7 +59,10 @@ class Speller:
 
 
 def _segment_ends(text: bytes, place: int, spelled: Sequence[bytes]) -> tuple[list[int], bool]:
-    """Return where the tokens between two added ones end, as far as they spell the text, and whether all do."""
+    """Return where the tokens between two added tokens end, and whether all of them match the text.
+
+    The list stops before the first token that does not match.
+    """
     whole = b"".join(spelled)
     common, start = _common_length(text[place:], whole), place
     if common < len(whole) and whole.startswith(b" "):
@@ -72,7 +75,7 @@ def _segment_ends(text: bytes, place: int, spelled: Sequence[bytes]) -> tuple[li
 
 
 def _common_length(first: bytes, second: bytes) -> int:
-    """Return how many bytes two byte strings share at their beginnings."""
+    """Return the length of the common prefix of two byte strings."""
     if first.startswith(second):
         return len(second)
     length = min(len(first), len(second))
@@ -87,10 +90,10 @@ def _after_space(text: bytes, place: int) -> int:
 
 
 def shared_boundaries(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
-    """Return (P, 2): the tokens of two tokenizations that end at the same byte, in order.
+    """Return the pairs of tokens of two tokenizations that end at the same byte, in order, (P, 2).
 
-    first_N, second_N: where each token ends, or -1. Of several tokens that end at one byte, the last one counts: it
-    has seen everything up to there.
+    first_N, second_N: the byte offset at which each token ends, or -1. If several tokens of one tokenization end at the
+    same byte, the last one is taken: only its position has seen all the bytes up to there.
     """
     (first_end, first_place), (second_end, second_place) = (_last_at_each_end(part) for part in (first_N, second_N))
     _, first, second = np.intersect1d(first_end, second_end, assume_unique=True, return_indices=True)
@@ -105,10 +108,10 @@ def _last_at_each_end(end_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def paired_pieces(
     pair_P2: np.ndarray, ends_line_P: np.ndarray, lengths: tuple[int, int], rooms: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield pieces of two tokenizations of one text that hold the same bytes: tokens of both, and their pairs.
+    """Cut two tokenizations of one text into pieces of the same bytes. Yield slices of both token lists and the pairs.
 
-    A piece has at most `rooms` tokens. It ends where a line does, else at another shared boundary. What follows a
-    stretch without a shared boundary that is longer than a piece may be is left out.
+    A piece has at most `rooms` tokens of each tokenization. It ends at the end of a line if possible, otherwise at
+    another shared boundary. If no shared boundary is near enough to end a piece, the rest of the text is left out.
     """
     stop_P2 = pair_P2 + 1
     line_P = np.flatnonzero(ends_line_P)

@@ -1,6 +1,6 @@
-"""A batch as model and teacher take it.
+"""Batches as the inputs of the model and the teacher.
 
-Legend: B rows of a batch, L tokens in a row, T tokens in a row of the teacher's, P pairs of tokens.
+Legend: B rows of a batch, L tokens per row of the model, T tokens per row of the teacher, P pairs of tokens.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lepmerge.training.lessons import Lessons
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks as the model takes them, each (B, L): ids, positions in the document, labels (the next id or IGNORED)."""
+    """The blocks of a batch, as (B, L) tensors: ids, positions in the document, labels (the next id, or IGNORED)."""
 
     id_BL: torch.Tensor
     position_BL: torch.Tensor
@@ -30,9 +30,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher reads of a batch, (B, T), and the P pairs of tokens that end at the same byte.
+    """The teacher's input for a batch, (B, T), and the P pairs of tokens that end at the same byte.
 
-    student_P and teacher_P are places in the flattened rows of each; weight_P is how much a pair counts.
+    student_P and teacher_P index the flattened rows of student and teacher. weight_P holds the weight of each pair.
     """
 
     id_BT: torch.Tensor
@@ -48,19 +48,19 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the losses of a step are divided by: tokens that are predicted, and the weight of all pairs."""
+    """The divisors of a step's losses: the number of predicted tokens, and the total weight of the pairs."""
 
     num_labels: int
     pair_weight: float
 
     @property
     def divisors(self) -> tuple[float, float]:
-        """The two totals where they are not 0, else 1."""
+        """The two totals, with 1 in place of 0."""
         return self.num_labels or 1, self.pair_weight or 1.0
 
 
 class Reading:
-    """The rows that a teacher reads, as long as the longest of them."""
+    """Builds the teacher's rows of a batch, padded to the longest row."""
 
     def __init__(self, answer_weight: float) -> None:
         self.answer_weight = answer_weight
@@ -73,7 +73,7 @@ class Reading:
         self.positions.append([])
 
     def add(self, lessons: Lessons, piece: int, student: int) -> None:
-        """Add a piece to the last row; `student` is the place of its first token in the student's flattened rows."""
+        """Add a piece to the last row. `student` is the index of its first token in the student's flattened rows."""
         start, length, first, count = lessons.lesson_P4[piece].tolist()
         ids = np.concatenate([lessons.prefix_ids, lessons.token_T[start : start + length]]).astype(np.int64)
         place = sum(map(len, self.rows[-1])) + len(lessons.prefix_ids)

@@ -1,4 +1,4 @@
-"""The blocks of all sources as batches; a batch is a pure function of (seed, epoch, index)."""
+"""The blocks of all sources, in training order, as batches. A batch is a pure function of (seed, epoch, index)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from lepmerge.training.tokens import Tokens, in_memory, tokenized
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of all sources in the order of training."""
+    """The blocks of all sources, in training order."""
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
     block_size: int
     isolated: bool
-    """Whether the documents of a block know nothing of one another."""
+    """Whether the documents of a block do not attend to one another."""
     seed: int
     answer_weight: float = 1.0
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in an epoch."""
+        """Number of blocks per epoch."""
         return sum(
             self._count(source.tokens, weight) for source, weight in zip(self.sources, self.weights, strict=True)
         )
@@ -41,13 +41,13 @@ class Blocks:
 
     @property
     def tokens_per_block(self) -> float:
-        """Tokens of text in a block, on average."""
+        """Average number of text tokens per block."""
         counts = [self._count(source.tokens, weight) for source, weight in zip(self.sources, self.weights, strict=True)]
         totals = [source.tokens.num_tokens / source.tokens.num_blocks for source in self.sources]
         return sum(count * total for count, total in zip(counts, totals, strict=True)) / sum(counts)
 
     def order(self, epoch: int) -> torch.Tensor:
-        """Return (num_blocks, 2) int64: source and block, in the order of an epoch."""
+        """Return the order of the blocks in an epoch as (source, block) pairs, (num_blocks, 2) int64."""
         generator = torch.Generator().manual_seed(digest_seed(self.seed, epoch))
         chosen = []
         for number, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
@@ -60,7 +60,7 @@ class Blocks:
         return order[torch.randperm(len(order), generator=generator)]
 
     def totals(self, place_B2: Iterable[Sequence[int]]) -> Totals:
-        """Return what the losses of some blocks are divided by."""
+        """Return the divisors of the losses over some blocks, given as (source, block) pairs."""
         num_labels, pair_weight = 0, 0.0
         for number, block in place_B2:
             source = self.sources[number]
@@ -120,7 +120,7 @@ def digest_seed(seed: int, epoch: int) -> int:
 
 
 def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_progress) -> Blocks:
-    """Return the blocks of a setting's data. What is tokenized is kept in `folder`; without one, in memory."""
+    """Return the blocks of a setting's data. Tokens are stored in `folder`, or in memory if it is None."""
     config = setting.config
     if len(setting.prefix_ids) + 2 > config.block_size:
         raise LepmergeError(f"block_size: {config.block_size} has no room beside the tokenizer's prefix")
@@ -128,7 +128,7 @@ def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_pro
 
 
 def blocks_from(setting: Setting, sources: Sequence[Source]) -> Blocks:
-    """Return the blocks of tokenized sources in the order of training."""
+    """Return the blocks of tokenized sources, in training order."""
     config = setting.config
     weights = tuple(source.weight for source in config.data)
     isolated = config.packing == "documents"
@@ -136,7 +136,7 @@ def blocks_from(setting: Setting, sources: Sequence[Source]) -> Blocks:
 
 
 def source_in_memory(setting: Setting, source: TrainingSource) -> Source:
-    """Return the blocks of a source without writing anything."""
+    """Return the blocks of a source, in memory only."""
     return _source(setting, source, None, no_progress)
 
 

@@ -1,4 +1,4 @@
-"""The frozen part of a model: embedded tokens in, hidden states out.
+"""The frozen part of a model, which turns embedded tokens into hidden states.
 
 Legend: B rows of a batch, L tokens in a row, V rows of a table, D width.
 """
@@ -17,15 +17,17 @@ from lepmerge.training.loss import LogitTransform
 from lepmerge.training.transform import measured_scale, measured_transform, require_single_table
 
 CLOSE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
-"""Largest difference between two ways to compute the same values, as a fraction of the largest value."""
+"""Tolerance when the same values are computed in two ways, as a fraction of the largest value."""
 ISOLATED = 0.1
-"""Largest influence of a document on the next one in its row, as a fraction of that on its own next tokens."""
+"""Tolerance for the influence of a document on the next one in its row.
+
+It is a fraction of the document's influence on its own next tokens."""
 
 
 class Body(torch.nn.Module):
-    """A transformers model without its tables. None of its weights ever change.
+    """A transformers model without its embedding tables. Its weights never change.
 
-    scale: the factor of every embedding that is looked up. transform: what turns hidden @ tableᵀ into logits.
+    scale: the factor by which the model multiplies looked-up embeddings. transform: turns hidden @ tableᵀ into logits.
     """
 
     def __init__(self, network: Any, *, isolated: bool) -> None:
@@ -33,11 +35,11 @@ class Body(torch.nn.Module):
         self.transform = measured_transform(network, name="model")
         require_single_table(network, name="model")
         embedding = network.get_input_embeddings()
-        own_scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma 3's table scales what it looks up
+        own_scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma 3's embedding module scales its output
         self.scale = own_scale * measured_scale(network, name="model")
         self.layers = text_model(network)
         self._takes_positions = _takes_positions(network)
-        self._has_sections = "mrope_section" in str(self.layers.config)  # Qwen-VL counts positions in three dimensions
+        self._has_sections = "mrope_section" in str(self.layers.config)  # Qwen-VL has three-dimensional positions
         translated(lambda: _check_forward(self, network), f"model: cannot train {type(network).__name__}")
         if isolated and not (self._takes_positions and _is_isolated(self, embedding.weight)):
             raise CheckpointError(_not_isolated(type(network).__name__))
@@ -50,13 +52,13 @@ class Body(torch.nn.Module):
         return F.embedding(id_BL, table_VD) * self.scale
 
     def forward(self, embedded_BLD: torch.Tensor, position_BL: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the hidden states (B, L, D); the logits are transform(hidden @ tableᵀ).
+        """Return the hidden states (B, L, D). The logits are transform(hidden @ tableᵀ).
 
-        Positions that start again within a row begin another document. It does not attend to the one before: without an
-        attention mask, transformers builds a block-diagonal one from the positions.
+        Where the positions restart within a row, a new document begins. It does not attend to the previous one: without
+        an attention mask, transformers builds a block-diagonal mask from the positions.
         """
         if position_BL is not None and self._has_sections:
-            position_BL = position_BL.expand(4, -1, -1)  # of the text, of time, height and width
+            position_BL = position_BL.expand(4, -1, -1)  # text, time, height and width
         positions = {"position_ids": position_BL} if self._takes_positions else {}
         hidden_BLD = self.layers(inputs_embeds=embedded_BLD, use_cache=False, **positions).last_hidden_state
         return hidden_BLD.to(embedded_BLD.dtype)  # Mamba's residuals are float32
@@ -71,7 +73,7 @@ def load_body(
     num_rows: int,
     activation_checkpointing: bool = False,
 ) -> Body:
-    """Return the body of the model in a folder, in one dtype on one device. num_rows: of the tables to train.
+    """Load the body of the model in a folder. num_rows: number of rows of the embedding tables to train.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
@@ -80,7 +82,7 @@ def load_body(
     body = Body(network, isolated=isolated)
     _check_bias(body.transform, num_rows)
     if activation_checkpointing:
-        # transformers 4 and early 5 know the older name only
+        # transformers 4 and early 5 accept only the older name
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         network.train()
@@ -88,7 +90,7 @@ def load_body(
 
 
 def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
-    """Check what can be checked without weights: whether a model of this config can be trained.
+    """Check from the config alone, without weights, that a model can be trained.
 
     Raises:
         CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
@@ -101,7 +103,10 @@ def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
 
 
 def _check_bias(transform: LogitTransform, num_rows: int) -> None:
-    """Raise CheckpointError when the head's bias, which is frozen, has not a value for every row of the table."""
+    """Raise CheckpointError if the head has a bias without a value for every row of the table.
+
+    The bias is frozen, so training cannot add the missing values.
+    """
     if transform.bias_V is not None and len(transform.bias_V) != num_rows:
         raise CheckpointError(
             f"model: the output layer has a bias per token ({len(transform.bias_V)}), and `lepmerge train` cannot "
@@ -130,9 +135,10 @@ def _check_forward(body: Body, network: Any) -> None:
 
 @torch.no_grad()
 def _is_isolated(body: Body, table: torch.Tensor) -> bool:
-    """Return whether a document is computed the same whatever document is before it in the same row.
+    """Return whether the hidden states of a document do not depend on the document before it in the same row.
 
-    The difference is compared with the one between parts of a single document: in bfloat16 both can be small.
+    The influence is compared with the influence within a single document. An absolute threshold would not do, because
+    in bfloat16 both can be small.
     """
     first, second = _some_ids(table)
     length = len(first) // 2

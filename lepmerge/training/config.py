@@ -1,4 +1,4 @@
-"""The training configuration: its schema with the paper's defaults (sections 2.1.3, 2.4.1), and YAML in."""
+"""The training configuration: its schema, with the paper's defaults (sections 2.1.3, 2.4.1), and its YAML loader."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _share(value: Any) -> float:
-    """Return the part that a text such as 20% or a number such as 0.2 means."""
+    """Parse a fraction such as 20% or 0.2."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
     number = float(match[1]) / 100 if match else float(value) if isinstance(value, int | float) else 0.0
     if not 0 < number < 1:
@@ -26,33 +26,33 @@ def _share(value: Any) -> float:
 
 
 class Source(Strict):
-    """Text: files, folders, a glob, or a data set on the Hub."""
+    """A source of text: a file, a folder, a glob, or a data set on the Hub."""
 
     path: str
     """File, folder, glob, or data set on the Hub."""
     column: str = "text"
-    """Field of .jsonl and .parquet rows."""
+    """Field of .jsonl and .parquet rows that holds the text."""
     split: str | None = None
-    """Of folders and Hub data sets, only files of this name, such as train."""
+    """In folders and Hub data sets, read only files whose name or folder begins with this split, e.g. `train`."""
     limit: Size | None = None
-    """Read at most so much of it, such as 1GB."""
+    """Read at most this much, e.g. 1GB."""
 
 
 class TrainingSource(Source):
     """A source of training text or chats."""
 
     kind: Literal["text", "chat"] = "text"
-    """`text`, or `chat`: .jsonl rows with `messages`; a chat that ends with the user's message is a prompt."""
+    """`text`, or `chat`: .jsonl rows with `messages`. A chat that ends with a user message is read as a prompt."""
     prompt: str | None = None
-    """Make a prompt of each text: a user message such as `"Summarize: {text}"`."""
+    """Turn each text into a prompt with this user message, e.g. `"Summarize: {text}"`."""
     cut: Size | None = None
-    """Cut texts before spaces into parts of at most this many bytes, e.g. for `prompt`."""
+    """Cut texts into parts of at most this many bytes, always before a space. Useful with `prompt`."""
     weight: float = Field(default=1.0, gt=0)
-    """How often each of its blocks is seen in an epoch: 0.5 takes a half of them, 2 takes each twice."""
+    """How often an epoch uses each block of this source: 0.5 uses half of the blocks, 2 uses each block twice."""
 
     @property
     def is_chats(self) -> bool:
-        """Whether a chat template writes what is read of it."""
+        """Whether the records of this source are rendered with a chat template."""
         return self.kind == "chat" or self.prompt is not None
 
     @model_validator(mode="after")
@@ -65,30 +65,30 @@ class TrainingSource(Source):
 
 
 class Distill(Strict):
-    """The loss of `objective: distill`: cross entropy of the next token + `weight` · divergence from the teacher."""
+    """The loss of `objective: distill` is the next-token cross entropy + `weight` · the divergence from the teacher."""
 
     weight: float = Field(default=2.0, gt=0)
-    """Weight of the divergence, per position, beside the cross entropy, per token."""
+    """Weight of the divergence in the loss. The divergence is averaged per position, the cross entropy per token."""
     answer_weight: float = Field(default=20.0, gt=0)
-    """Weight of a position after which an answer of the assistant comes; other positions weigh 1."""
+    """Weight of the positions that predict an answer of the assistant. Other positions have weight 1."""
 
 
 class Trained(Strict):
-    """Which parts of the embeddings learn."""
+    """Which embedding tables and rows are trained."""
 
     tables: Literal["input", "output", "both"] = "both"
-    """The tables that learn; tied ones are one table."""
+    """The embedding tables that are trained. Tied tables count as one."""
     rows: Literal["all", "new"] = "all"
-    """`all` rows, or `new`: only the contiguous ids that `tokenizer extend` or `optimize` added."""
+    """`all` rows, or only the `new` ones: the contiguous ids that `tokenizer extend` or `optimize` added."""
 
 
 class Evaluation(Strict):
-    """Held-out text that is never trained on: bits per byte are measured on it."""
+    """Held-out text for measuring bits per byte. It is never trained on."""
 
     data: dict[str, Source]
-    """Name → source; a text is short for `path`; the first one decides in a sweep."""
+    """Name → source. A string is short for `path`. A sweep is decided by the first one."""
     every: int = Field(default=200, ge=1)
-    """Steps from one measurement to the next."""
+    """Measure after every this many steps."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,64 +97,65 @@ class Evaluation(Strict):
 
 
 class TrainConfig(Strict):
-    """What is trained, on what, and how; the defaults are the paper's."""
+    """What to train, on which data, and how. The defaults are the paper's."""
 
     objective: Literal["text", "distill", "chat"] = "text"
     """`text`: predict plain text. `distill`: learn from `teacher`, see [calibration](calibration.md). `chat`: predict
-    what the assistant says in chats."""
+    the assistant's messages in chats."""
     model: ModelEntry
-    """The model that learns; a text is short for `path`."""
+    """The model to train. A string is short for `path`."""
     teacher: ModelEntry | None = None
-    """The model that `objective: distill` learns from, with a vocabulary and chat template of its own: the original
-    instruct model."""
+    """The model that `objective: distill` learns from, usually the original instruct model. It keeps its own vocabulary
+    and its own chat template."""
     tokenizer: str | None = None
-    """Folder or Hub id with the new vocabulary; default: the model's own."""
+    """Folder or Hub id of the new vocabulary. Default: the model's own vocabulary."""
     init: InitName | InitPerTable = "mean"
-    """How the rows of new tokens begin; see swap_vocabulary."""
+    """How the rows of new tokens are initialized, as in `swap_vocabulary`."""
     data: list[TrainingSource] = Field(min_length=1)
-    """What is read; one source needs no list, and a text is short for `path`."""
+    """The training data. A single source may stand without a list, and a string is short for `path`."""
     distill: Distill = Distill()
-    """How `objective: distill` learns."""
+    """Settings of `objective: distill`."""
     train: Trained = Trained()
-    """Which parts of the embeddings learn."""
+    """Which embedding tables and rows to train."""
     packing: Literal["documents", "concatenate"] = "documents"
-    """`documents`: the documents of a block do not attend to one another; `concatenate`: they do."""
+    """Whether documents in the same block attend to one another: with `documents` they do not, with `concatenate` they
+    do."""
     block_size: int = Field(default=1024, ge=8)
-    """Tokens in a block."""
+    """Tokens per block, the sequence length of the training."""
     batch_size: int = Field(default=256, ge=1)
-    """Blocks a step, over all processes."""
+    """Blocks per step, summed over all processes."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Blocks that go through the model at once, per process; gradients are accumulated over them."""
+    """Blocks per forward pass in each process. The gradients of a step are accumulated over them."""
     learning_rate: Rate | Annotated[list[Rate], Field(min_length=2)] = 2e-4
-    """Highest rate, or several of them for a sweep."""
+    """Peak learning rate, or a list of them for a sweep."""
     sweep: Annotated[float, BeforeValidator(_share)] | None = None
-    """Share of the steps that each learning rate of the list is trained for; the best one goes on."""
+    """Train each learning rate of the list for this fraction of the steps, e.g. 20%, then continue with the best."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's, as a share of the learning rate."""
+    """AdamW weight decay. As usual it is multiplied by the learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's."""
+    """AdamW betas."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """A longer gradient is cut to this norm; null: never."""
+    """Clip the gradient to this norm; null: never."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls to zero after the warm-up."""
+    """Learning rate after the warm-up: `cosine` and `linear` fall to zero, `constant` stays."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Steps in which the rate rises from zero."""
+    """Steps in which the learning rate rises linearly from zero."""
     epochs: float = Field(default=1.0, gt=0)
-    """How often all text is seen."""
+    """Number of passes over the data."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Train for so many tokens, such as 300M, instead of `epochs`, going round as often as needed."""
+    """Stop after this many tokens (e.g. 300M) instead of after `epochs`; the data is repeated as needed."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the frozen body and of what is computed; trained rows are float32 masters in any case."""
+    """Precision of the frozen body and of the computation. The trained rows are always kept in float32 too."""
     activation_checkpointing: bool = False
-    """Less memory for a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: int = Field(default=0, ge=0)
-    """Of the order of the blocks."""
+    """Seed of the order of the blocks."""
     evaluate: Evaluation | None = None
-    """Held-out text to measure on; a sweep needs it."""
+    """Held-out text to measure on. A sweep needs it."""
     checkpoint_every: int = Field(default=200, ge=1)
-    """Steps from one checkpoint to the next."""
+    """Save a checkpoint after every this many steps."""
     output: str
-    """The new folder, which a recipe takes as its adapted model."""
+    """The new folder for the trained embeddings. A recipe uses it as its adapted model."""
     folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="before")
@@ -174,7 +175,7 @@ class TrainConfig(Strict):
     @field_validator("max_tokens", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
-        """A number of tokens, also as 300M or 1.5B."""
+        """Accept a number of tokens such as 300M or 1.5B."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB])", str(value).strip().upper())
         return int(float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2]]) if match else value
 
@@ -206,7 +207,7 @@ class TrainConfig(Strict):
         return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
 
     def resolve(self, path: str) -> Path:
-        """Return a path of the configuration, relative to its file."""
+        """Resolve a path of the configuration relative to the folder of its file."""
         given = Path(path).expanduser()
         return given if given.is_absolute() else self.folder / given
 
@@ -215,28 +216,28 @@ class TrainConfig(Strict):
         return self.resolve(self.output)
 
     def plain(self) -> dict[str, Any]:
-        """Return everything that decides what is learned, as plain values.
+        """Return every setting that decides what is learned, as plain values.
 
-        How many blocks go through the model at once, and whether activations are recomputed, change rounding at most.
+        `micro_batch` and `activation_checkpointing` are left out: at most they change rounding.
         """
         how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing"}
         return self.model_dump(mode="json", exclude=how)
 
 
 def _from_text(sources: Any) -> Any:
-    """Return sources with the short form, a text, as a path."""
+    """Expand sources that are written as a string to `{path: …}`."""
     if isinstance(sources, dict):
         return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
     return [{"path": source} if isinstance(source, str) else source for source in sources]
 
 
 def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
-    """Return the training configuration in a YAML file, with overrides such as `learning_rate=1e-4`.
+    """Load a training configuration from a YAML file, with overrides such as `learning_rate=1e-4`.
 
-    A path is relative to the file in which it begins, one in an override to the current folder.
+    Paths are relative to the file that contains them. Paths in overrides are relative to the current folder.
 
     Raises:
-        RecipeError: naming key, line and the nearest valid key.
+        RecipeError: the configuration is not valid. The message names the key, its line and the nearest valid key.
     """
     if other_command(Path(path), key="models", instead_of="data"):
         raise RecipeError(f"{path} is a recipe, not a training configuration: use `lepmerge run {path}`")
@@ -247,7 +248,7 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
     if key == "output":
         return True
     if re.fullmatch(r"(evaluate\.)?data(\.[^.]+)?(\.path)?", key):
-        return is_path(text, folder)  # no Hub id has the signs of a glob
+        return is_path(text, folder)  # a glob, because Hub ids never contain such characters
     return key in ("model", "model.path", "teacher", "teacher.path", "tokenizer") and is_path(text, folder)
 
 

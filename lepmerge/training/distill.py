@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, measured through the teacher's output table, chunk by chunk.
+"""The divergence of a student from its teacher through the teacher's output table, computed chunk by chunk.
 
 Legend: P pairs of positions, V rows of the teacher's output table, D width.
 """
@@ -20,8 +20,9 @@ def head_divergence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return Σ weight · KL(p ‖ q), a float64 scalar in nats, and the gradient of `scale` times it for student_PD.
 
-    p and q are the next-token distributions that the teacher's output table gives of the teacher's and the student's
-    hidden states. The teacher and its table are constants. The logits of all positions are never held at once.
+    p is the next-token distribution that the teacher's output table gives for the teacher's hidden state; q is the one
+    it gives for the student's. Both vocabularies may differ, because only the teacher's table is used. The teacher and
+    its table are constants. The logits of all positions are never in memory at once.
     """
     total = torch.zeros((), dtype=torch.float64, device=student_PD.device)
     grad_PD = torch.empty_like(student_PD)
@@ -39,5 +40,5 @@ def head_divergence(
 
 
 def divergence_chunk(num_rows: int, device: torch.device) -> int:
-    """Return at how many positions the divergence is computed at once: four float32 matrices of logits are held."""
+    """Return the number of positions per chunk. A chunk needs four float32 matrices of logits."""
     return max(1, chunk_length(num_rows, device, 4) // 4)

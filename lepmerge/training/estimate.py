@@ -1,6 +1,6 @@
-"""What a training will take, before it begins: tokens, steps, memory, floating-point operations.
+"""Estimate the tokens, steps, memory and floating-point operations of a training before it begins.
 
-Legend: L tokens in a block, D width of the model.
+Legend: L tokens per block, D width of the model.
 """
 
 from collections.abc import Mapping
@@ -26,24 +26,25 @@ from lepmerge.training.setting import Setting
 from lepmerge.training.teacher import alike
 
 SAMPLE_BYTES = 8 << 20
-"""Text of each source that is tokenized for the estimate."""
+"""At most this much text of each source is tokenized for the estimate."""
 GZIP_RATIO = 3.0
-"""Bytes of text in a byte of a compressed file, about."""
+"""Assumed bytes of text per byte of a compressed file."""
 PACKED = 0.97
-"""Share of a block that best-fit packing fills, about."""
+"""Assumed fraction of a block that best-fit packing fills."""
 PROCESS_BYTES = 560 << 20
-"""Resident memory of Python with torch and transformers, a loaded model's code, and what matrix products work with."""
+"""Resident memory of Python with torch, transformers and the model's code, plus the work space of matrix products."""
 AUTO_TOKENS = 4096
-"""Tokens of a micro batch where nothing else limits it."""
+"""Tokens per micro batch on a CPU if nothing else limits it."""
 
 
 def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
-    """Return counts for the configuration: tokens and steps, bytes of memory, floating-point operations.
+    """Estimate a training: tokens and steps, bytes of memory, floating-point operations.
 
-    Small corpora are tokenized completely, large ones up to SAMPLE_BYTES: `tokens_are_exact` says which.
+    Small sources are tokenized completely, large ones only up to SAMPLE_BYTES. `tokens_are_exact` is true if all were
+    tokenized completely.
 
     Raises:
-        CheckpointError: the model cannot be trained, as far as its config shows.
+        CheckpointError: the config shows that the model cannot be trained.
     """
     config = setting.config
     check_architecture(setting.base.folder, isolated=config.packing == "documents", num_rows=setting.start.num_rows)
@@ -82,9 +83,10 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 
 def first_micro_batch(config: TrainConfig, device: torch.device) -> int:
-    """Return the blocks that go through the model at once: as configured, or about AUTO_TOKENS tokens.
+    """Return the number of blocks per forward pass: as configured, or a number that is large enough to be fast.
 
-    More of them do not make a step faster on a CPU; a GPU is filled by this many, too, from a billion weights on.
+    It is about AUTO_TOKENS tokens on a CPU, where more do not make a step faster, and four times as many on a GPU. They
+    keep the GPU busy if the model has a billion weights or more.
     """
     if config.micro_batch != "auto":
         return min(config.micro_batch, config.batch_size)
@@ -93,7 +95,7 @@ def first_micro_batch(config: TrainConfig, device: torch.device) -> int:
 
 
 def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str, int]:
-    """Return what takes memory while training, in bytes."""
+    """Return the memory that a training needs, by part, in bytes."""
     config, model = setting.config, setting.start
     size = 2 if config.precision == "bf16" else 4
     width = model.table(INPUT).row_width
@@ -122,7 +124,10 @@ def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str
 
 
 def teacher_memory(setting: Setting, teacher: Model, micro: int, device: torch.device, size: int) -> dict[str, int]:
-    """Return what a teacher takes: its tables, its body unless it is like the student's, the divergence's logits."""
+    """Return the memory that a teacher needs, by part, in bytes: tables, body, and logits of the divergence.
+
+    The body needs no memory if the student's can be shared.
+    """
     tables = sum(prod(teacher.table(role).shape) for role in teacher.tables)
     body = 0 if alike(teacher, setting.base) else body_parameters(teacher)
     positions = min(micro * setting.config.block_size, divergence_chunk(teacher.num_rows, device))
@@ -130,9 +135,10 @@ def teacher_memory(setting: Setting, teacher: Model, micro: int, device: torch.d
 
 
 def activation_elements(model: Model) -> float:
-    """Return how many values of a token the layers keep for the way back; weights that are frozen need no inputs.
+    """Return the number of activations per token that the layers keep for the backward pass.
 
-    Measured on Llamas: about ten widths and three and a half inner widths a layer.
+    A frozen weight does not need its input kept. Measured on Llamas, each layer keeps about 10 hidden widths and 3.5
+    MLP widths.
     """
     config = next(iter(text_configs(model.config)), model.config)
     width = model.table(INPUT).row_width
@@ -142,7 +148,7 @@ def activation_elements(model: Model) -> float:
 
 
 def body_parameters(model: Model) -> int:
-    """Return the number of weights outside the tables."""
+    """Return the number of weights outside the embedding tables."""
     tables = set(model.tables.values())
     return sum(
         prod(entry.shape)
@@ -153,10 +159,11 @@ def body_parameters(model: Model) -> int:
 
 
 def flop_per_token(setting: Setting) -> int:
-    """Return the floating-point operations for a token: forward, and backward where the input table learns.
+    """Return the floating-point operations per token: the forward pass, and the backward pass if it is needed.
 
-    A weight costs 2 forward and 2 backward; gradients of frozen weights are not computed. Attention is counted over
-    half a block.
+    The backward pass through the body is needed only if the input table is trained. A weight costs 2 operations forward
+    and 2 backward, since gradients of frozen weights are not computed. Attention is counted over half a block, the
+    average causal context.
     """
     config, model = setting.config, setting.start
     width = model.table(INPUT).row_width
@@ -174,18 +181,21 @@ def flop_per_token(setting: Setting) -> int:
 class _Sample:
     read: Source
     is_whole: bool
-    """Whether the sample is all of its source."""
+    """Whether the sample is the complete source."""
 
 
 def _sampled(setting: Setting, source: TrainingSource) -> _Sample:
-    """Return the blocks of a source, of a large one those of its beginning."""
+    """Return the blocks of a source. Of a large source, only the beginning is read."""
     limit = min(SAMPLE_BYTES, source.limit or SAMPLE_BYTES)
     read = source_in_memory(setting, source.model_copy(update={"limit": limit}))
     return _Sample(read, is_whole=read.tokens.num_bytes < limit or limit == source.limit)
 
 
 def _num_tokens(setting: Setting, source: TrainingSource, sample: _Sample) -> tuple[float, float]:
-    """Return the tokens of a source for model and teacher, in proportion to the bytes where only a part was read."""
+    """Return the number of tokens of a source for the model and for the teacher.
+
+    If only a part was read, the numbers are scaled up by the size in bytes.
+    """
     counts = sample.read.tokens.num_tokens, len(sample.read.lessons.token_T) if sample.read.lessons else 0
     if sample.is_whole:
         return counts
@@ -196,10 +206,10 @@ def _num_tokens(setting: Setting, source: TrainingSource, sample: _Sample) -> tu
 
 
 def teacher_flop_per_token(setting: Setting) -> int:
-    """Return the floating-point operations for a token that the teacher reads: forward, and the divergence there.
+    """Return the floating-point operations per token of the teacher: its forward pass and the divergence.
 
-    The divergence takes three products with the teacher's output table where both tokenizations meet, which is at most
-    once per token.
+    At each shared boundary of the two tokenizations, the divergence takes three products with the teacher's output
+    table. There is at most one shared boundary per token.
     """
     if setting.teacher is None:
         return 0

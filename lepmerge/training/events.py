@@ -1,4 +1,4 @@
-"""What a training reports while it runs: notes, text that was tokenized, finished steps."""
+"""Events that a training reports to its callback: notes, text that was read, finished steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should know."""
+    """A message for the user."""
 
     text: str
 
@@ -28,9 +28,9 @@ class StepDone:
     step: int
     """Number of the step, counted from 1."""
     until: int
-    """Last step of this run of steps."""
+    """Number of the last step of this run of steps."""
     loss: float
-    """The loss in nats per token: the mean cross entropy; with a teacher, the weighted divergence added to it."""
+    """The loss in nats per token: the mean cross entropy, plus the weighted divergence if there is a teacher."""
     learning_rate: float
     grad_norm: float
     """Norm of the gradient before clipping."""
@@ -39,26 +39,26 @@ class StepDone:
     step_tokens: int
     """Tokens predicted in this step."""
     seconds: float
-    """Seconds since the process began or resumed this run of steps."""
+    """Seconds since this process started or resumed the run of steps."""
     memory: int
     """Peak memory of the process in bytes."""
     gpu_memory: int | None
     """Peak memory of the GPU in bytes; None on other devices."""
     micro_batch: int
-    """Blocks that went through the model at once."""
+    """Blocks per forward pass."""
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)
-    """Name of a held-out text → bits per byte, in steps that measure it."""
+    """Name of a held-out text → bits per byte. Empty in steps that do not measure."""
     terms: Mapping[str, float] = field(default_factory=dict)
-    """The parts of a loss that has several: cross_entropy and divergence."""
+    """The terms of the loss if it has several: cross_entropy and divergence."""
 
     def metrics(self) -> dict[str, Any]:
-        """Return what repeats byte for byte: a line of the metrics file."""
+        """Return a line of the metrics file: the values that are the same, byte for byte, if the run is repeated."""
         names = ("step", "loss", "learning_rate", "grad_norm", "tokens")
         bits = {"bits_per_byte": dict(self.bits_per_byte)} if self.bits_per_byte else {}
         return {**{name: getattr(self, name) for name in names}, **self.terms, **bits}
 
     def speed(self) -> dict[str, Any]:
-        """Return what differs from run to run: a line of the file of timings."""
+        """Return a line of the speed file: the values that differ from run to run."""
         gpu = {} if self.gpu_memory is None else {"gpu_memory": self.gpu_memory}
         return {
             "step": self.step,
@@ -71,7 +71,7 @@ class StepDone:
 
 TrainingEvent = Note | TextRead | StepDone
 OnEvent = Callable[[TrainingEvent], None]
-"""Callback of a training."""
+"""The event callback of a training."""
 
 
 def ignore(event: TrainingEvent) -> None:

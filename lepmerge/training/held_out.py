@@ -1,4 +1,4 @@
-"""Bits per byte on held-out text, comparable across vocabularies."""
+"""Measure bits per byte on held-out text, comparable across vocabularies."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Texts as ids, each after its prefix, shortest first; num_bytes counts their UTF-8 bytes."""
+    """Texts as ids, each with its prefix, shortest first. num_bytes: UTF-8 bytes of all texts together."""
 
     texts: tuple[tuple[int, ...], ...]
     num_bytes: int
@@ -28,8 +28,9 @@ class HeldOut:
 def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
     """Return name → held-out text.
 
-    Texts are cut at spaces into pieces of fewer bytes than a block has tokens, so that every vocabulary predicts the
-    same bytes from the same context. The first token is predicted from the tokenizer's prefix, else from the end token.
+    Texts are cut at spaces into pieces with fewer bytes than a block has tokens. So a piece fits a block in every
+    vocabulary, and all vocabularies predict the same bytes from the same context. The first token of a piece is
+    predicted from the tokenizer's prefix (<s>), or from the end token if the tokenizer has no prefix.
     """
     found = {}
     end = [] if setting.end_id is None else [setting.end_id]
@@ -54,7 +55,7 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
 
 @torch.no_grad()
 def bits_per_byte(learner: Learner, held_out: Mapping[str, HeldOut]) -> dict[str, float]:
-    """Return name → bits that the model needs for a byte of the text."""
+    """Return name of a held-out text → bits per byte."""
     return {name: _bits(learner, text.texts) / text.num_bytes for name, text in held_out.items()}
 
 

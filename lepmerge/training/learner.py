@@ -1,6 +1,6 @@
-"""One step of training: gradients of the trained rows over the blocks of a batch, AdamW, nothing else moves.
+"""One training step: compute the gradients of the trained rows over a batch, then update these rows with AdamW.
 
-Legend: B rows of a micro batch, L tokens in a row, D width.
+Legend: B rows of a micro batch, L tokens per row, D width.
 """
 
 import math
@@ -25,25 +25,25 @@ from lepmerge.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together: this one's number, how many there are, and their device."""
+    """The process group of a training: the rank of this process, the number of processes, the device."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over the processes, in place."""
+        """Sum a tensor over the processes, in place."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def share(self, items: Sequence) -> Sequence:
-        """Return what of a list is this process's to do."""
+        """Return the part of a list that this process has to work on."""
         return items[self.rank :: self.size]
 
 
@@ -58,7 +58,7 @@ class StepFigures:
 
 
 class Learner:
-    """Body, tables and optimizer of one training at one learning rate."""
+    """The body, tables and optimizer of a training at one learning rate."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Learner:
         return [table.master_RD for table in self.tables.values() if table.is_trained]
 
     def learning_rate(self, step: int) -> float:
-        """Return the rate of a step, counted from 0: a linear warm-up, then the schedule down to zero."""
+        """Return the learning rate of a step (counted from 0): a linear warm-up, then the schedule."""
         warmup = min(self.config.warmup_steps, self.steps)
         if step < warmup:
             return self.rate * (step + 1) / warmup
@@ -107,9 +107,9 @@ class Learner:
         return self.rate * (1 - progress if self.config.schedule == "linear" else 1)
 
     def step(self, number: int, *, micro_batch: int, between: Callable[[], None]) -> StepFigures:
-        """Carry out step `number`, counted from 0. `between` is called between micro batches and may raise.
+        """Run step `number`, counted from 0. `between` is called between micro batches and may raise.
 
-        What it raises, and running out of memory, leaves tables and optimizer as they were after the step before.
+        If it raises, or if memory runs out, tables and optimizer remain as they were after the previous step.
         """
         places = self.places(number)
         totals = self.blocks.totals(places)
@@ -138,7 +138,7 @@ class Learner:
         return figures
 
     def accumulate(self, batch: Batch, totals: Totals) -> torch.Tensor:
-        """Add the gradients of a micro batch; return the sums of cross entropy and divergence, (2,) float64."""
+        """Add the gradients of a micro batch. Return the summed cross entropy and divergence, (2,) float64."""
         learns_input = self.input.is_trained
         embedded_BLD = self.body.embed(self.input.table_VD, batch.id_BL).requires_grad_(learns_input)
         with torch.set_grad_enabled(learns_input):
@@ -184,7 +184,7 @@ class Learner:
             master.grad.zero_()
 
     def places(self, number: int) -> list[list[int]]:
-        """Return (source, block) of every block of a step; a new epoch goes on within a batch."""
+        """Return the (source, block) of every block of a step. An epoch may end within a step."""
         size = self.blocks.num_blocks
         first = number * self.config.batch_size
         last = min(first + self.config.batch_size, num_blocks_in_all(self.config, self.blocks))
@@ -195,7 +195,7 @@ class Learner:
 
 
 def num_blocks_in_all(config: TrainConfig, blocks: Blocks) -> int:
-    """Return how many blocks a training sees in all its epochs, or until it has seen max_tokens."""
+    """Return the number of blocks that a training reads in all epochs, or until max_tokens."""
     if config.max_tokens is None:
         return max(1, round(blocks.num_blocks * config.epochs))
     return max(1, math.ceil(config.max_tokens / blocks.tokens_per_block))

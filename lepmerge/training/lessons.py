@@ -1,17 +1,22 @@
-"""Chats, and what a student and its teacher read, as tokens: once, on disk, and in the same pieces for both.
+"""Tokenize chats, and the texts that a student and its teacher both read, once and on disk.
+
+Student and teacher read the same pieces of text, each in its own vocabulary. The arrays on disk are:
 
 tokens      (T,) uint32: the ids of all records
-answers     (T,) uint8: 1 where all bytes of the token are the assistant's
-pieces      (P, 2) int64: start and number of the tokens of a piece
+answers     (T,) uint8: 1 if all bytes of the token belong to the assistant
+pieces      (P, 2) int64: first token and number of tokens of a piece
 blocks      (B + 1,) int64: block b has the pieces blocks[b] … blocks[b + 1]
-and for a teacher:
-teacher     the teacher's ids of all records, uint32
-lessons     (P, 4) int64: start and number of the teacher's tokens of a piece, start and number of its pairs
-pairs       (N, 2) int32: the student's and the teacher's token that end at the same byte, counted from the start of
-            the piece; -1, -1 are the last tokens of both prefixes
-answered    (N,) bool: an answer of the assistant follows the pair
 
-A chat is one piece. Whole messages that do not fit are cut at its end; one that does not fit even so is left out.
+With a teacher also:
+
+teacher     uint32: the teacher's ids of all records
+lessons     (P, 4) int64: first token and number of tokens of a piece in `teacher`, first pair and number of its pairs
+pairs       (N, 2) int32: a token of the student and a token of the teacher that end at the same byte, both counted from
+            the start of the piece; (-1, -1) stands for the last tokens of both prefixes
+answered    (N,) bool: the pair is followed by an answer of the assistant
+
+A chat is one piece. If it is too long, whole messages are dropped from its end until it fits. A chat that cannot be
+made to fit is left out.
 """
 
 import json
@@ -38,7 +43,7 @@ STUDENT, TEACHER = ("tokens", "answers", "pieces", "blocks"), ("teacher", "lesso
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a teacher reads of a source, in the pieces of the student."""
+    """The teacher's tokens of a source, in the same pieces as the student's."""
 
     token_T: np.ndarray
     lesson_P4: np.ndarray
@@ -51,7 +56,7 @@ class Lessons:
 class Source:
     """The blocks of a source, and the prefix that each piece gets.
 
-    answer_T: which tokens are predicted, None: all. lessons: what the teacher reads, None without one.
+    answer_T: which tokens are predicted; None if all are. lessons: the teacher's tokens; None without a teacher.
     """
 
     tokens: Tokens
@@ -61,7 +66,7 @@ class Source:
 
 
 class Reader:
-    """One of those who read: its tokenizer, the prefix of each text, and how many tokens of a text it can take."""
+    """The student or the teacher: its tokenizer, its prefix of each text, its longest text in tokens (`room`)."""
 
     def __init__(self, model: Model, *, has_prefix: bool, room: int) -> None:
         self.tokenizer = model.vocabulary.tokenizer
@@ -75,7 +80,7 @@ class Reader:
 
 @dataclass
 class _Writer:
-    """The parts of the arrays while a source is read; `lessons` has their rows by the start of the piece."""
+    """Collects the parts of the arrays while a source is read. `lessons` maps the start of a piece to its row."""
 
     packer: Packer
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -83,7 +88,7 @@ class _Writer:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def append(self, **parts: np.ndarray) -> tuple[int, ...]:
-        """Append to each array; return where the new parts begin."""
+        """Append to each array. Return the offsets of the new parts."""
         starts = tuple(self.sizes.get(name, 0) for name in parts)
         for name, part in parts.items():
             self.parts.setdefault(name, []).append(part)
@@ -101,10 +106,12 @@ class _Writer:
 
 
 def read_source(setting: Setting, source: TrainingSource, folder: Path | None, progress: Progress) -> Source:
-    """Return the blocks of a source, from `folder` where an earlier run left them; without a folder, in memory.
+    """Return the blocks of a source. They are read from `folder` if an earlier run stored them there.
+
+    Without a folder, they are kept in memory.
 
     Raises:
-        CorpusError: a file or chat that cannot be read, or nothing that can be learned from.
+        CorpusError: a file or chat cannot be read, or the source has nothing to learn from.
     """
     readers = readers_of(setting, source)
     if folder is None:
@@ -133,8 +140,8 @@ def _source(arrays: Mapping[str, np.ndarray], counts: Mapping, readers: Sequence
 
 
 def readers_of(setting: Setting, source: TrainingSource) -> list[Reader]:
-    """Return the student, and the teacher of `objective: distill`."""
-    has_prefix = not source.is_chats  # a chat template writes it itself
+    """Return the reader of the student, and with `objective: distill` also the reader of the teacher."""
+    has_prefix = not source.is_chats  # a chat template writes the prefix itself
     student = Reader(setting.start, has_prefix=has_prefix, room=setting.config.block_size)
     if setting.teacher is None:
         return [student]
@@ -144,7 +151,7 @@ def readers_of(setting: Setting, source: TrainingSource) -> list[Reader]:
 def _read(
     setting: Setting, source: TrainingSource, files: Sequence[Path], readers: Sequence[Reader], progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, int | str]]:
-    """Return the arrays of a source, with its size in bytes and what was skipped."""
+    """Return the arrays of a source, its size in bytes, and a note of what was skipped."""
     writer = _Writer(Packer(readers[0].room, per_piece=len(readers[0].prefix_ids)))
     counts, num_bytes, num_shortened = Counts(), 0, 0
     for record, ids, is_shortened in _fitting(setting, source, files, readers, counts, progress):
@@ -177,7 +184,7 @@ def _fitting(
     counts: Counts,
     progress: Progress,
 ) -> Iterator[tuple[Record, list[list[int]], bool]]:
-    """Yield the records with the ids of each reader; chats in a form that fits them all, and whether it is shorter."""
+    """Yield (record, ids of each reader, whether it was shortened). Chats are shortened until they fit every reader."""
     template = setting.template if source.is_chats else None
     for batch in batches((record.text, record) for record in records(source, files, template, progress, counts)):
         encoded = [reader.encode([text for text, _ in batch]) for reader in readers]
@@ -198,7 +205,7 @@ def _too_long(ids: Sequence[Sequence[int]], readers: Sequence[Reader]) -> bool:
 
 
 def is_answer(end_N: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
-    """Return which tokens hold only bytes of the assistant's, its header and end token included, (N,) bool."""
+    """Return which tokens belong entirely to the assistant, including its header and end token, (N,) bool."""
     start_N = np.concatenate([[0], end_N[:-1]])
     known_N = end_N >= 0
     found_N = np.zeros(len(end_N), dtype=bool)
@@ -208,7 +215,10 @@ def is_answer(end_N: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
 
 
 def answer_follows(end_N: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
-    """Return after which tokens the content of an answer, its end token, or an answer still to be given comes."""
+    """Return which tokens are followed by a part of an answer, (N,) bool.
+
+    A part is its content, its end token, or an answer that is still to be given.
+    """
     found_N = np.zeros(len(end_N), dtype=bool)
     for answer in answers:
         found_N |= (end_N >= answer.content) & ((end_N < answer.end) | (end_N == answer.content))
@@ -218,7 +228,7 @@ def answer_follows(end_N: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
 def _teach(
     writer: _Writer, record: Record, ids: Sequence[Sequence[int]], ends: Sequence[np.ndarray], readers: Sequence[Reader]
 ) -> None:
-    """Add the pieces of a record that student and teacher both read."""
+    """Add the pieces of a record for student and teacher."""
     student, teacher = (np.array(part, dtype=np.int64) for part in ids)
     pair_P2 = shared_boundaries(*ends)
     end_P = ends[0][pair_P2[:, 0]]

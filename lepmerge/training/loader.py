@@ -1,4 +1,4 @@
-"""Load a language model with transformers: plain decoders, and the text model of multimodal ones."""
+"""Load language models with transformers: plain decoders, and the text model of multimodal models."""
 
 import importlib.metadata
 import json
@@ -13,13 +13,13 @@ from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import text_configs
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
-"""What transformers and the libraries behind it raise for a model that they cannot build, load or run."""
+"""Exceptions of transformers and its libraries for a model that they cannot build, load or run."""
 
 
 def load_network(folder: Path, *, name: str, dtype: torch.dtype | None, device: torch.device) -> Any:
-    """Return the frozen transformers model of a folder on a device. dtype None keeps the stored one.
+    """Load the transformers model of a folder on a device, frozen. dtype None keeps the stored data type.
 
-    A multimodal model keeps only its text model and its head; images and sound are not supported.
+    Of a multimodal model, only the text model and the head are kept; images and sound are not supported.
 
     Raises:
         CheckpointError: transformers cannot load the model, or cannot run it on this device.
@@ -41,10 +41,10 @@ def load_network(folder: Path, *, name: str, dtype: torch.dtype | None, device: 
 
 
 def skeleton(folder: Path, *, name: str) -> Any:
-    """Return the transformers model of a folder's config without any weights (on the meta device).
+    """Build the transformers model of a folder's config without weights (on the meta device).
 
     Raises:
-        CheckpointError: transformers knows no language model of this config.
+        CheckpointError: transformers has no language model for this config.
     """
     from transformers import AutoConfig
 
@@ -62,7 +62,7 @@ def skeleton(folder: Path, *, name: str) -> Any:
 
 
 def translated(do: Callable[[], Any], what: str) -> Any:
-    """Return do(); turn what transformers raises into a CheckpointError of one line."""
+    """Return do(), but turn exceptions of transformers into a one-line CheckpointError."""
     try:
         return do()
     except FAULTS as error:
@@ -71,13 +71,13 @@ def translated(do: Callable[[], Any], what: str) -> Any:
 
 
 def text_model(network: Any) -> Any:
-    """Return the part that turns embedded tokens into hidden states; in a multimodal model, its language model."""
+    """Return the submodule that computes hidden states from embedded tokens: of a multimodal model, the text model."""
     inner = getattr(network.base_model, "language_model", network.base_model)
-    return inner.model if hasattr(inner, "lm_head") else inner  # Llama 4 wraps a model with its head
+    return inner.model if hasattr(inner, "lm_head") else inner  # Llama 4's language model includes the head
 
 
 def _loader(folder: Path) -> Any:
-    """Return the transformers class that loads a folder: a multimodal model is loaded as config.json names it."""
+    """Return the transformers class that loads a folder. For a multimodal model it is the one named in config.json."""
     import transformers
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def _loader(folder: Path) -> Any:
 
 
 def _drop_other_towers(network: Any) -> None:
-    """Free the weights that text never reaches: vision and audio towers and what projects their output."""
+    """Free the weights that text does not use: vision and audio towers and their projections."""
     base = network.base_model
     inner = getattr(base, "language_model", None)
     if inner is None:
@@ -101,6 +101,6 @@ def _drop_other_towers(network: Any) -> None:
 
 @torch.inference_mode()
 def _try(network: Any) -> None:
-    """Run the model on one token: quantized weights load on devices that cannot compute with them."""
+    """Run the model on one token. Quantized weights also load on devices that cannot compute with them."""
     id_BL = torch.zeros(1, 1, dtype=torch.int64, device=network.device)
     network(input_ids=id_BL, use_cache=False)

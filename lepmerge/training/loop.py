@@ -1,8 +1,8 @@
-"""The loop of a training: steps, metrics, held-out text, checkpoints; it takes up where a killed run stopped.
+"""The training loop: steps, metrics, held-out text, checkpoints. It resumes a run that was killed.
 
 NAME.safetensors    the checkpoint
-NAME.jsonl          the metrics: a line a step, the same bytes however often the run was interrupted
-NAME.speed.jsonl    seconds and memory, which are never the same
+NAME.jsonl          the metrics, one line per step; interrupting and resuming a run does not change a byte of them
+NAME.speed.jsonl    seconds and memory, which differ from run to run
 """
 
 import json
@@ -28,19 +28,19 @@ from lepmerge.training.learner import Group, Learner, StepFigures
 from lepmerge.training.state import Position, load_checkpoint, save_checkpoint
 
 WINDOW = 10
-"""Steps over which the loss is averaged before it is called diverging."""
+"""The loss is averaged over this many steps to decide whether it diverges."""
 OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class StopSignal:
-    """Remembers that SIGTERM or Ctrl-C came, so that the training can stop between two micro batches."""
+    """Remembers a SIGTERM or Ctrl-C, so that the training can stop cleanly between two micro batches."""
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """Listen while in this context; a second Ctrl-C stops at once, as ever."""
+        """Listen to signals in this context. A second Ctrl-C stops at once."""
         before = {}
 
         def receive(number: int, frame: FrameType | None) -> None:
@@ -50,7 +50,7 @@ class StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 before[number] = signal.signal(number, receive)
-            except ValueError:  # not in the main thread, where Python allows no handlers
+            except ValueError:  # Python allows signal handlers in the main thread only
                 break
         try:
             yield self
@@ -67,7 +67,7 @@ class StopSignal:
             raise Stopped(f"{self.name} received: stopped before the first step; the same command begins again")
 
     def check_together(self, group: Group) -> None:
-        """Stop when any of the processes was told to, all of them at the same step."""
+        """Stop all processes at the same step if any of them received a signal."""
         if group.size > 1:
             received = group.sum(torch.tensor(self.received or 0, device=group.device))
             self.received = self.received or (signal.SIGTERM if int(received) else None)
@@ -76,7 +76,7 @@ class StopSignal:
 
 @dataclass
 class Track:
-    """The files of one run of steps in the staging folder, and where it stands."""
+    """The files of one run of steps in the staging folder: checkpoint, metrics, speed."""
 
     folder: Path
     name: str
@@ -94,7 +94,7 @@ class Track:
         return self.folder / f"{self.name}.speed.jsonl"
 
     def lines(self, num_bytes: int | None = None) -> list[dict[str, Any]]:
-        """Return the metrics, those in the first num_bytes of their file."""
+        """Return the metrics in the first num_bytes of their file, or all of them."""
         data = self.metrics.read_bytes()[:num_bytes] if self.metrics.exists() else b""
         return [json.loads(line) for line in data.splitlines()]
 
@@ -109,11 +109,11 @@ def run_steps(
     stop: StopSignal,
     on_event: OnEvent,
 ) -> None:
-    """Train up to step `until`, from the track's checkpoint where there is one.
+    """Train up to step `until`, starting from the track's checkpoint if there is one.
 
     Raises:
-        TrainingError: the loss is not finite or diverges; memory is out even for a single block.
-        Stopped: a signal came; a checkpoint was written.
+        TrainingError: the loss is not finite or diverges, or memory runs out even for a single block.
+        Stopped: a signal was received; a checkpoint was written before.
     """
     config, is_main = learner.config, learner.group.rank == 0
     position = Position(0, micro_batch, 0)
@@ -128,7 +128,7 @@ def run_steps(
     num_tokens = before[-1].get("tokens", 0) if before else 0
     learner.group.wait()
     if is_main and track.metrics.exists():
-        os.truncate(track.metrics, position.metrics_bytes)  # what was written after the checkpoint
+        os.truncate(track.metrics, position.metrics_bytes)  # drop metrics of steps that the checkpoint lacks
     if position.step == 0 and held_out:
         _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
     began = time.perf_counter()
@@ -175,7 +175,7 @@ def run_steps(
 def _step(
     learner: Learner, step: int, micro_batch: int, stop: StopSignal, on_event: OnEvent
 ) -> tuple[StepFigures, int]:
-    """Carry out a step, with ever smaller micro batches while memory is out."""
+    """Run a step. While memory runs out, retry with smaller micro batches."""
     while True:
         try:
             between = stop.check if learner.group.size == 1 else _go_on
@@ -195,7 +195,7 @@ def _step(
 
 
 def _check_health(figures: StepFigures, losses: list[float], step: int, saved: int, track: Track) -> None:
-    """Raise TrainingError when the loss, or the gradient, is not finite, or the loss grows."""
+    """Raise TrainingError if the loss or the gradient is not finite, or if the loss grows."""
     kept = (
         f"the last good checkpoint is of step {saved} ({track.checkpoint})" if saved else "there is no checkpoint yet"
     )
@@ -217,7 +217,7 @@ def process_memory() -> int:
 
 
 def gpu_memory(device: torch.device) -> int | None:
-    """Return the peak memory of a GPU in bytes, None for another device."""
+    """Return the peak memory of a GPU in bytes, or None for other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -234,7 +234,7 @@ def _append(path: Path, line: dict[str, Any], is_main: bool) -> None:
 
 
 def _size(path: Path) -> int:
-    """Return the size of a file, once it is on the disk; 0 when there is none."""
+    """Flush a file to the disk and return its size, 0 if there is no file."""
     if not path.exists():
         return 0
     with path.open("rb") as file:
@@ -243,4 +243,8 @@ def _size(path: Path) -> int:
 
 
 def _go_on() -> None:
-    """Several processes stop between steps only, or one would wait for the gradients of another for ever."""
+    """Do nothing between micro batches.
+
+    With several processes, stopping here would leave the others waiting for this one's gradients forever. They stop
+    between steps instead.
+    """

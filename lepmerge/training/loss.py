@@ -1,6 +1,7 @@
-"""Cross entropy of a model's head, chunk by chunk: the logits of all tokens are never in memory at once.
+"""Cross entropy of a model's head, computed chunk by chunk. The logits of all tokens are never in memory at once.
 
-Legend: N tokens, V rows of the output table, R trained rows of them, D width. A chunk has C tokens, a slab of it S.
+Legend: N tokens, V rows of the output table, of which R are trained, D width. A chunk has C tokens; it is processed in
+slabs of S tokens.
 """
 
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ IGNORED = -100
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
 """Memory for a chunk's logits."""
 SLAB_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Memory for the float32 probabilities of a slab. On a CPU a slab fits the cache."""
+"""Memory for the float32 probabilities of a slab. On a CPU a slab should fit the cache."""
 SMALLEST_CHUNK = 256
 
 
 def chunk_length(num_rows: int, device: torch.device, itemsize: int) -> int:
-    """Return the number of tokens whose logits are computed at once, at least 256: smaller chunks are slow."""
+    """Return the number of tokens per chunk, at least 256 because smaller chunks are slow."""
     return max(SMALLEST_CHUNK, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (itemsize * num_rows))
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """The logits that a model makes of x = hidden @ tableᵀ: cap · tanh(scale · (x + bias) / cap).
+    """Turns x = hidden @ tableᵀ into a model's logits: cap · tanh(scale · (x + bias) / cap).
 
-    Without a cap they are scale · (x + bias). Cohere and Granite scale, Gemma 2 caps, Phi-2 has a bias.
+    Without a cap the logits are scale · (x + bias). Cohere and Granite have a scale, Gemma 2 a cap, Phi-2 a bias.
     """
 
     scale: float = 1.0
@@ -65,12 +66,12 @@ def linear_cross_entropy(
     needs_hidden: bool = True,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed cross entropy of transform(hidden @ tableᵀ) in nats and its gradient for hidden_ND.
+    """Return the summed cross entropy of transform(hidden @ tableᵀ) in nats, and its gradient for hidden_ND.
 
-    The sum is a float64 scalar. Both gradients are those of `scale` times the sum. The gradient for the rows
-    first_row … first_row + R of the table is added to grad_RD, which is float32 or wider. Without grad_RD and
-    needs_hidden only the sum is computed. label_N holds rows of the table, or IGNORED. hidden_ND and table_VD have the
-    same dtype. Results within a chunk are rounded to it; sums over chunks are not.
+    The sum is a float64 scalar. The gradient for the table rows first_row … first_row + R is added to grad_RD, which is
+    float32 or wider. Both gradients are those of `scale` times the sum. If there is no grad_RD and needs_hidden is
+    False, only the sum is computed. label_N holds rows of the table, or IGNORED. hidden_ND and table_VD have the same
+    dtype. Results within a chunk are rounded to this dtype; sums over chunks are not.
     """
     total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
     wanted = (label_N != IGNORED).nonzero().squeeze(1)
@@ -84,7 +85,8 @@ def linear_cross_entropy(
         for product_SV, label_S1 in zip(product_CV.split(slab), label_C1.split(slab), strict=True):
             logit_SV = product_SV if transform.is_identity else transform(product_SV.to(wide))
             probability_SV = logit_SV.softmax(1, dtype=wide)
-            # the logarithm of the largest probability is exact because it is at least 1 / V; the label's can underflow
+            # The log-probability is computed from the logits because the label's probability can underflow. The
+            # largest probability is at least 1 / V, so its logarithm is accurate.
             normalizer_S = logit_SV.amax(1).to(wide) - probability_SV.amax(1).log()
             total += (normalizer_S - logit_SV.gather(1, label_S1).squeeze(1).to(wide)).sum(dtype=torch.float64)
             if with_gradient:
@@ -92,7 +94,7 @@ def linear_cross_entropy(
                 if not transform.is_identity:
                     probability_SV = transform.backward(probability_SV, logit_SV)
                 product_SV.copy_(probability_SV)
-        grad_CV = product_CV  # reused: probabilities minus the labels' ones, times the transform's derivative
+        grad_CV = product_CV  # reuses memory: (probabilities - one-hot labels) · derivative of the transform
         if grad_ND is not None:
             grad_ND[index_C] = grad_CV @ table_VD * scale
         if grad_RD is not None:

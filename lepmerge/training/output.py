@@ -1,8 +1,9 @@
-"""What a training leaves: an embeddings-only folder with tokenizer, card, metrics and curves.
+"""Write the output of a training: an embeddings-only folder with tokenizer, card, metrics and curves.
 
-embeddings.safetensors    the tables, whole; no loader takes the folder for a model
-lepmerge_train.json       the configuration and what came of it
-metrics.jsonl             a line a step; speed.jsonl has seconds and memory
+embeddings.safetensors    the complete tables; with this file name no loader mistakes the folder for a whole model
+lepmerge_train.json       the configuration and the results
+metrics.jsonl             the metrics, one line per step
+speed.jsonl               seconds and memory, one line per step
 curves.png                loss, and bits per byte of held-out text
 """
 
@@ -29,7 +30,7 @@ from lepmerge.version import __version__
 
 REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
 TERMS = ("cross_entropy", "divergence")
-"""The parts of a loss that has several."""
+"""The terms of a loss that has several."""
 
 
 def write_output(
@@ -50,12 +51,12 @@ def write_output(
 
 
 def finished_report(target: Path) -> dict[str, Any] | None:
-    """Return the report of a finished training in a folder, None when there is none."""
+    """Return the report of the finished training in a folder, or None if there is none."""
     return (read_json(target / REPORT) or None) if (target / EMBEDDINGS).exists() else None
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Tell whether the output of a configuration holds what this configuration trains."""
+    """Return whether the output folder holds the finished training of this very configuration."""
     report = finished_report(config.target)
     return report is not None and report.get("config") == config.plain()
 
@@ -63,7 +64,7 @@ def is_finished(config: TrainConfig) -> bool:
 def report_of(
     setting: Setting, learner: Learner, lines: Sequence[Mapping[str, Any]], sweep: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return everything that a training found out; no timings, so that it repeats byte for byte."""
+    """Return the results of a training. Timings are left out, so that a repeated run gives the same bytes."""
     evaluated = [line for line in lines if "bits_per_byte" in line]
     return {
         "lepmerge": __version__,
@@ -95,13 +96,13 @@ def _reference(reference: Reference) -> dict[str, Any]:
 
 
 def _data(setting: Setting, learner: Learner) -> list[dict[str, Any]]:
-    """Return the blocks of each source, and what of it was skipped."""
+    """Return for each source its number of blocks and what was skipped."""
     read = zip(setting.config.data, (source.tokens for source in learner.blocks.sources), strict=True)
     return [{"path": source.path, "blocks": t.num_blocks, "skipped": t.skipped} for source, t in read]
 
 
 def _losses(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
-    """Return the mean over the tokens of the first and of the last tenth of the steps; one step says little."""
+    """Return the mean per token over the first and the last tenth of the steps. A single step would be too noisy."""
     steps = [line for line in lines if key in line]
     seen = [0, *(line["tokens"] for line in steps)]
     count = -(-len(steps) // 10)
@@ -114,7 +115,7 @@ def _losses(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
 
 
 def card_of(report: Mapping[str, Any]) -> str:
-    """Return README.md of a training's folder."""
+    """Return the text of README.md in the output folder."""
     config = report["config"]
     rows = report["rows"]
     trained = "; ".join(
@@ -157,12 +158,12 @@ def card_of(report: Mapping[str, Any]) -> str:
 
 
 def _named(reference: Mapping[str, Any]) -> str:
-    """Return a model's name without the path of this machine."""
+    """Return a model's name without the folders of this machine."""
     return Path(reference["reference"]).name if reference["local"] else reference["reference"]
 
 
 def _how(report: Mapping[str, Any]) -> str:
-    """Return what was learned from."""
+    """Return the phrase of the card that says how the model was trained."""
     if "teacher" in report:
         return f"to predict what {_named(report['teacher'])} predicts, in the old vocabulary, of the same text"
     return {"text": "on plain text", "chat": "on the assistant's part of chats"}[report["config"]["objective"]]
@@ -178,7 +179,7 @@ def _terms(report: Mapping[str, Any]) -> str:
 
 
 def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the loss of every step, and bits per byte where they were measured."""
+    """Draw the loss of every step, and bits per byte at the steps that measured them."""
     steps = [line["step"] for line in lines if "loss" in line]
     terms = [term for term in TERMS if term in lines[-1]]
     panels = {

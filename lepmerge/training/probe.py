@@ -1,4 +1,4 @@
-"""A few steps for every init and rate: which beginning is worth a training."""
+"""Train a few steps with every init and learning rate, to see which combination is worth a full training."""
 
 import tempfile
 from pathlib import Path
@@ -14,17 +14,17 @@ from lepmerge.training.run import open_session
 from lepmerge.training.setting import prepare
 
 PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
-"""What is tried where the configuration gives one rate (paper section 2.4.1)."""
+"""The learning rates that are tried if the configuration gives only one (paper section 2.4.1)."""
 WARMUP_SHARE = 0.1
 
 
 def probe(config: TrainConfig, *, steps: int, group: Group, on_event: OnEvent) -> list[dict[str, Any]]:
-    """Return init, rate and held-out bits per byte after `steps` steps of each, best first; nothing is kept.
+    """Return init, learning rate and held-out bits per byte after `steps` steps of each combination, best first.
 
-    The rate rises for a tenth of the steps, then stays.
+    The learning rate rises during the first tenth of the steps, then stays constant. Nothing is written to the output.
 
     Raises:
-        RecipeError: no held-out text to judge by.
+        RecipeError: the configuration has no held-out text to measure on.
     """
     if config.evaluate is None:
         raise RecipeError("--probe ranks by held-out bits per byte: give evaluate.data")

@@ -1,4 +1,4 @@
-"""The processes of one training, as `accelerate launch` starts them, and the trackers that accelerate knows."""
+"""The processes of one training, as started by `accelerate launch`, and accelerate's trackers."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lepmerge.training.learner import Group
 
 
 class Processes:
-    """This process among those that train together; a plain start is a group of one on `device`."""
+    """This process and its process group. Without `accelerate launch` it is the only one, on `device`."""
 
     def __init__(self, device: torch.device, trackers: Sequence[str] = ()) -> None:
         self.group = Group(device)
@@ -26,7 +26,7 @@ class Processes:
             self.group = Group(state.device, state.process_index, state.num_processes)
 
     def track(self, config: TrainConfig) -> None:
-        """Start the trackers; TensorBoard writes beside the output, into NAME.logs."""
+        """Start the trackers. TensorBoard writes to NAME.logs next to the output folder NAME."""
         if self.accelerator is None or not self.accelerator.log_with:
             return
         self.accelerator.project_configuration.set_directories(str(config.target) + ".logs")
@@ -48,7 +48,7 @@ class Processes:
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Raise TrainingError for a tracker that is unknown to accelerate or not installed."""
+    """Raise TrainingError if accelerate does not know a tracker or it is not installed."""
     if not trackers:
         return
     from accelerate.tracking import get_available_trackers

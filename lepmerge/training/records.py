@@ -1,4 +1,4 @@
-"""The records of a source: plain texts, prompts made of texts, chats."""
+"""Read the records of a source: plain texts, prompts made from texts, chats."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from lepmerge.training.templates import Record, Template
 from lepmerge.training.tokens import numbered
 
 LONGEST_TEXT = 1 << 16
-"""Characters after which the paragraphs of a .txt file become another text."""
+"""The paragraphs of a .txt file are joined into texts of up to this many characters."""
 
 
 def records(
     source: TrainingSource, files: Sequence[Path], template: Template | None, progress: Progress, counts: Counts
 ) -> Iterator[Record]:
-    """Yield the records of a source; `template` renders chats, and prompts that are made of texts.
+    """Yield the records of a source. `template` renders chats and prompts.
 
     Raises:
-        CorpusError: a file that cannot be read, a chat that the template cannot render.
+        CorpusError: a file cannot be read, or the template cannot render a chat.
     """
     if source.kind == "chat":
         assert template is not None
@@ -51,7 +51,7 @@ def _chats(source: TrainingSource, files: Sequence[Path], template: Template, co
 
 
 def _documents(source: TrainingSource, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[str]:
-    """Yield the texts; the paragraphs of a .txt file stay together, up to LONGEST_TEXT characters."""
+    """Yield the texts. The paragraphs of a .txt file are joined, up to LONGEST_TEXT characters."""
     collected = ""
     for text, is_last in numbered(source, files, progress, counts):
         collected += text

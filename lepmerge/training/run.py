@@ -1,4 +1,4 @@
-"""A configuration is trained: prepare, tokenize, load, sweep, train, write; every stage goes on where it was killed."""
+"""Run a training: prepare, tokenize, load, sweep, train, write. Every stage resumes where it was killed."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from lepmerge.training.teacher import Teacher, load_teacher
 
 @dataclass(frozen=True)
 class Session:
-    """What every run of steps of one training shares."""
+    """The parts that all runs of steps of one training share."""
 
     setting: Setting
     body: Body
@@ -50,7 +50,7 @@ class Session:
         )
 
     def run(self, learner: Learner, track: Track, *, until: int) -> None:
-        """Train up to a step, from where the track stands."""
+        """Train up to step `until`, starting from the track's checkpoint."""
         micro = first_micro_batch(self.setting.config, self.group.device)
         run_steps(
             learner,
@@ -74,11 +74,12 @@ def train(
 ) -> Path:
     """Train the embeddings of a configuration and return the output folder.
 
-    A training that was stopped goes on by itself; a finished one is left alone. restart throws away what an unfinished
-    training of another configuration has left at the same place. on_event is called after every step.
+    An interrupted training resumes; a finished one is not repeated. restart discards an unfinished training of another
+    configuration at the same output. on_event receives notes, text that was read, and finished steps.
 
     Raises:
-        LepmergeError: every fault of configuration, model and data before training; TrainingError and Stopped in it.
+        LepmergeError: a fault of configuration, model or data, found before the training starts.
+        TrainingError, Stopped: the training failed, or was stopped by a signal.
     """
     group = group or Group(torch.device("cpu"))
     setting = prepare(config)
@@ -110,9 +111,9 @@ def train(
 def open_session(
     setting: Setting, folder: Path, group: Group, stop: StopSignal, on_event: OnEvent, *, compile: bool = False
 ) -> Session:
-    """Load the body and the teacher, tokenize what is not yet tokenized, read the held-out text.
+    """Load the body and the teacher, tokenize the data if needed, read the held-out text.
 
-    The body comes first: a model that cannot be trained is refused before hours of tokenizing.
+    The body is loaded first, so that a model that cannot be trained is refused before hours of tokenizing.
     """
     config = setting.config
     tokens = folder / "tokens"
@@ -133,7 +134,7 @@ def open_session(
         on_event(TextRead(what, num_bytes))
         stop.check()
 
-    if group.rank > 0:  # the first process tokenizes, the others find it done
+    if group.rank > 0:  # the main process tokenizes; the others wait and read its files
         group.wait()
     blocks = blocks_of(setting, tokens, reading)
     if group.rank == 0:
@@ -152,7 +153,7 @@ def open_session(
 
 
 def _trained(session: Session, folder: Path) -> tuple[Learner, Track, list[dict[str, Any]]]:
-    """Return the learner after its last step, its track, and what the sweep found."""
+    """Return the learner after the last step, its track, and the results of the sweep."""
     config = session.setting.config
     track = Track(folder, "train")
     sweep: list[dict[str, Any]] = []
@@ -171,7 +172,7 @@ def _trained(session: Session, folder: Path) -> tuple[Learner, Track, list[dict[
 
 
 def _swept(session: Session, folder: Path, *, until: int) -> list[dict[str, Any]]:
-    """Train every rate up to a step; return rate → held-out bits per byte then."""
+    """Train with every learning rate up to step `until`. Return each learning rate with its held-out bits per byte."""
     found = []
     for rate in session.setting.config.rates:
         track = _sweep_track(folder, rate)
@@ -189,7 +190,7 @@ def _sweep_track(folder: Path, rate: float) -> Track:
 
 
 def _copy_track(source: Track, target: Track) -> None:
-    """Copy a run of steps; the checkpoint, which makes it valid, comes last."""
+    """Copy the files of a run of steps. The checkpoint is copied last, because its presence makes the copy valid."""
     shutil.copyfile(source.metrics, target.metrics)
     shutil.copyfile(source.speed, target.speed)
     temporary = target.checkpoint.with_name("copy.new")
@@ -199,7 +200,7 @@ def _copy_track(source: Track, target: Track) -> None:
 
 @contextmanager
 def _opened(run: Run, setting: Setting, group: Group) -> Iterator[None]:
-    """Open the run in the first process, while the others wait for it; the first one publishes the output."""
+    """Open the run in the main process while the others wait. At the end, the main process publishes the output."""
     with run.opened({}, working=_bytes_to_write(setting)) if group.rank == 0 else nullcontext():
         if group.rank == 0:
             (run.staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
@@ -208,7 +209,7 @@ def _opened(run: Run, setting: Setting, group: Group) -> Iterator[None]:
 
 
 def _refuse_another(staging: Staging, setting: Setting) -> None:
-    """Raise OutputError rather than throw away the work of another configuration."""
+    """Raise OutputError if the staging folder holds steps of another configuration, which would be lost."""
     tracks = [path for path in sorted(staging.folder.glob("*.safetensors"))]
     if not tracks or staging.fingerprint() == setting.fingerprint:
         return
@@ -221,7 +222,7 @@ def _refuse_another(staging: Staging, setting: Setting) -> None:
 
 
 def _difference(folder: Path, setting: Setting) -> str:
-    """Return the first key in which the configuration of a staging folder differs."""
+    """Return the first key whose value differs from the configuration of the staging folder."""
     try:
         before = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -233,7 +234,7 @@ def _difference(folder: Path, setting: Setting) -> str:
 
 
 def _bytes_to_write(setting: Setting) -> int:
-    """Return the bytes of the tables, and of the checkpoint that stands and the one that is being written."""
+    """Return the bytes of the tables and of two checkpoints: the current one and the one that replaces it."""
     tables = sum(setting.start.table(role).num_bytes for role in setting.rows)
     trained = sum(len(rows) for rows in setting.rows.values()) * setting.start.table("input_embeddings").row_width
     return tables + 2 * 12 * trained

@@ -1,4 +1,4 @@
-"""What a training configuration means for the models it names: the swapped model, its trained rows, its identity."""
+"""A training configuration with its models opened: the new vocabulary in place, trained rows, fingerprint."""
 
 import hashlib
 import json
@@ -27,10 +27,10 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Setting:
-    """A configuration with its models opened; only headers and small files were read.
+    """A configuration with its models opened. Only headers and small files were read.
 
-    base: the model as it is. start: the base with the new vocabulary and its initial rows, lazy. rows: role of each
-    table → the trained rows of it, empty for a frozen table.
+    base: the model as stored. start: the base with the new vocabulary and the initial rows of its new tokens; its
+    tensors are lazy. rows: role of each table → its trained rows, empty for a frozen table.
     """
 
     config: TrainConfig
@@ -43,15 +43,15 @@ class Setting:
 
     @cached_property
     def prefix_ids(self) -> list[int]:
-        """What the tokenizer puts before a text, such as <s>; every document and every part of one begins with it."""
+        """The ids that the tokenizer puts before a text, e.g. <s>. Every document and every piece begins with them."""
         return prefix_of(self.start.vocabulary.tokenizer)
 
     @cached_property
     def template(self) -> Template:
-        """The chat template that renders chats: the teacher's, else the model's.
+        """The chat template that renders chats: the teacher's if there is one, otherwise the model's.
 
         Raises:
-            CheckpointError: there is none, or the student has another one, so that it would learn the wrong chats.
+            CheckpointError: there is no template, or the student has a different one and would learn the wrong format.
         """
         if self.teacher is None:
             return Template(self.base.folder, key="model")
@@ -66,20 +66,20 @@ class Setting:
 
     @cached_property
     def end_id(self) -> int | None:
-        """The id after a document, the model's eos token; None when it has none."""
+        """The id that ends a document, the model's eos token; None if it has none."""
         config = self.start.config
         found = config.get("eos_token_id")
         return found[0] if isinstance(found, list) and found else found if isinstance(found, int) else None
 
     def files(self, source: Source) -> list[Path]:
-        """Return the files of a source; a relative path is looked up beside the configuration."""
+        """Return the files of a source. Relative paths are resolved against the folder of the configuration."""
         local = self.config.resolve(source.path)
         on_hub = not local.exists() and is_dataset(source.path)
         return find_files([source.path if on_hub else local], split=source.split)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The identity of everything that decides what is learned."""
+        """A digest of everything that decides what is learned."""
         evaluated = self.config.evaluate.data.values() if self.config.evaluate else []
         files = [
             *(file.path for model in (self.base, self.teacher) if model for file in files_of(model)),
@@ -89,7 +89,7 @@ class Setting:
 
     @cached_property
     def reading_digest(self) -> str:
-        """The identity of everything beside the data that decides what is read of it."""
+        """A digest of everything except the data files that decides how they are tokenized."""
         if self.config.objective == "text":
             return digest(self.start.vocabulary.spec)
         folder = (self.teacher or self.base).folder
@@ -100,10 +100,10 @@ class Setting:
 
 
 def prepare(config: TrainConfig) -> Setting:
-    """Open the models of a configuration and check that they belong together.
+    """Open the models of a configuration and check that they fit together.
 
     Raises:
-        LepmergeError: model or tokenizer cannot be read or trained, or its rows cannot be told apart as asked.
+        LepmergeError: a model or tokenizer cannot be read or trained, or `train.rows: new` finds no contiguous range.
     """
     reference = resolve(config.model.path or "", revision=config.model.revision, relative_to=config.folder)
     base = open_checkpoint(reference, name="model")
@@ -124,7 +124,7 @@ def prepare(config: TrainConfig) -> Setting:
     rows = _trained_rows(config, teacher or base, base, start)
     setting = Setting(config, reference, base, start, rows, teacher, of_teacher)
     if any(source.is_chats for source in config.data):
-        _ = setting.template  # its faults come before anything is read
+        _ = setting.template  # report a bad template before any data is read
     return setting
 
 
@@ -144,14 +144,14 @@ def _teacher(reference: Reference, student: Model) -> Model:
 
 
 def prefix_of(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that a tokenizer puts before a text, such as <s>."""
+    """Return the ids that a tokenizer puts before a text, e.g. <s>."""
     bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
     found = (whole[:place] for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
     return next(found, [])
 
 
 def context_of(model: Model) -> int:
-    """Return how many tokens a model can see at once by its config; without a limit there, a very large number."""
+    """Return the context length in a model's config, or a very large number if the config has no limit."""
     for part in (*text_configs(model.config), model.config):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if isinstance(part.get(key), int):
@@ -171,7 +171,7 @@ def _trained_rows(config: TrainConfig, old: Model, base: Model, start: Model) ->
 
 
 def identities(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return path, inode, size and time of change of files: a file that was written anew is another one."""
+    """Return path, inode, size and modification time of each file. They change when a file is rewritten."""
     return [[str(path), s.st_ino, s.st_size, s.st_mtime_ns] for path in paths for s in [os.stat(path)]]
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: trained rows and optimizer moments in one safetensors file, replaced in one step."""
+"""The checkpoint of a training: trained rows and optimizer moments in one safetensors file, replaced atomically."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PARTS = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: steps done, the micro batch, and how long its metrics file is by then, in bytes."""
+    """The state of a training besides its tensors: finished steps, micro batch, size of the metrics file in bytes."""
 
     step: int
     micro_batch: int
@@ -23,9 +23,10 @@ class Position:
 
 
 def save_checkpoint(path: Path, learner: Learner, position: Position) -> None:
-    """Write everything that the next step depends on; what stood there before stays until the new file is on the disk.
+    """Write everything that the next step depends on. The old checkpoint is kept until the new one is on the disk.
 
-    The order of the data and the rate follow from the step, so they need no state. No random numbers are drawn.
+    The order of the data and the learning rate follow from the step number, so they are not stored. Steps draw no
+    random numbers, so there is no generator state either.
     """
     tensors: dict[str, torch.Tensor] = {}
     for role, table in learner.tables.items():
@@ -54,7 +55,7 @@ def save_checkpoint(path: Path, learner: Learner, position: Position) -> None:
 
 
 def load_checkpoint(path: Path, learner: Learner) -> Position:
-    """Take up a checkpoint; return where it stands."""
+    """Load a checkpoint into the learner and return its position."""
     file = SafetensorsFile(path)
     position = Position(**json.loads(file.metadata["position"]))
     state = learner.optimizer.state_dict()
@@ -74,5 +75,5 @@ def load_checkpoint(path: Path, learner: Learner) -> Position:
 
 
 def position_of(path: Path) -> Position | None:
-    """Return where a checkpoint stands, from its header; None when there is none."""
+    """Return the position of a checkpoint, read from its header; None if there is no checkpoint."""
     return Position(**json.loads(SafetensorsFile(path).metadata["position"])) if path.exists() else None

@@ -1,6 +1,6 @@
-"""The two embedding tables while they are trained: what computes, what learns, what stays.
+"""The embedding tables during training: the table that computes, and the float32 masters of its trained rows.
 
-Legend: V rows of a table, R trained rows, a contiguous range of them, N tokens, D width.
+Legend: V rows of a table, R trained rows (a contiguous range), N tokens, D width.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TrainedTable:
-    """A table of which the rows first_row … first_row + R learn.
+    """A table whose rows first_row … first_row + R are trained.
 
-    table_VD computes, in the precision of the model. master_RD, the parameter, is the float32 original of the trained
-    rows: the same memory where the table is float32, else rounded into it after every step. A row outside the range is
-    never written to. Gradients are added to master_RD.grad. A frozen table has no rows to train.
+    table_VD is used for computing and has the precision of the model. master_RD is the parameter: the trained rows in
+    float32. If the table is float32 too, both share memory. Otherwise the masters are rounded into the table after
+    every step. Rows outside the range are never written. Gradients are added to master_RD.grad. A frozen table has no
+    trained rows.
     """
 
     table_VD: torch.Tensor
@@ -29,7 +30,7 @@ class TrainedTable:
 
     @classmethod
     def of(cls, tensor: LazyTensor, rows: range, *, dtype: torch.dtype, device: torch.device) -> "TrainedTable":
-        """Read a table in `dtype`; its trained rows start as they are computed, not yet rounded."""
+        """Read a table in `dtype`. The masters of its trained rows start in float32, before rounding to `dtype`."""
         workspace = workspace_for(tensor)
         table = torch.empty(tensor.shape, dtype=dtype, device=device)
         shares_memory = dtype == torch.float32
@@ -61,7 +62,7 @@ class TrainedTable:
         return self.master_RD.grad
 
     def add_gradient(self, id_N: torch.Tensor, grad_ND: torch.Tensor) -> None:
-        """Add the gradient of looked-up rows to that of the trained rows."""
+        """Add the gradients of looked-up rows to the gradient of the trained rows."""
         place_N = id_N - self.first_row
         if len(self.master_RD) < len(self.table_VD):
             chosen = ((place_N >= 0) & (place_N < len(self.master_RD))).nonzero().squeeze(1)
@@ -71,12 +72,12 @@ class TrainedTable:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Round the masters into the table that computes."""
+        """Round the masters into the table."""
         if self.table_VD.dtype != torch.float32:
             self.table_VD[self.first_row : self.first_row + len(self.master_RD)] = self.master_RD
 
     def final_rows(self, block: range, stored: LazyTensor, workspace: Workspace) -> torch.Tensor:
-        """Return rows on the CPU as they are to be stored; those that were not trained have the bits of `stored`."""
+        """Return rows on the CPU in the dtype of `stored`. Rows that were not trained equal `stored` bit for bit."""
         rows = stored.read(block, workspace).to(stored.dtype)
         first, stop = max(block.start, self.rows.start), min(block.stop, self.rows.stop)
         if first < stop:
@@ -86,10 +87,10 @@ class TrainedTable:
 
 
 def new_rows(old: Model, vocabulary: Vocabulary) -> range:
-    """Return the ids that `vocabulary` has beyond the model's, which must be one range.
+    """Return the range of ids that `vocabulary` has in addition to the model's.
 
     Raises:
-        VocabularyError: there are none, or they are scattered, so that the vocabulary does not extend the old one.
+        VocabularyError: there are no new ids, or they are not contiguous: the vocabulary does not extend the old one.
     """
     conversion = build_conversion(old.vocabulary, vocabulary, num_old_rows=old.num_rows)
     kept = set(conversion.rows_of(EXACT, ADDED).tolist())

@@ -1,6 +1,6 @@
-"""The model that a student learns from: its hidden states and its output table, in inference mode.
+"""The teacher that a student learns from. It gives hidden states and its output table, in inference mode.
 
-Where teacher and student differ in their tables only, both use one body in memory.
+If teacher and student differ only in their embedding tables, they share one body in memory.
 
 Legend: B rows of a batch, L tokens in a row, V rows of the teacher's tables, D width.
 """
@@ -18,12 +18,12 @@ from lepmerge.training.body import Body, load_body
 
 OF_THE_FILE = {"architectures", "dtype", "torch_dtype", "transformers_version", "vocab_size", "tie_word_embeddings",
                "_name_or_path", "use_cache"}  # fmt: skip
-"""Keys of a config that do not change what the body computes."""
+"""Config keys that do not affect what the body computes."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A body and the tables of its vocabulary; a tied teacher has one table for both."""
+    """The teacher's body and embedding tables. A tied teacher has the same table twice."""
 
     body: Body
     input_VD: torch.Tensor
@@ -36,7 +36,7 @@ class Teacher:
 
 
 def load_teacher(model: Model, student: Model, body: Body, *, dtype: torch.dtype, device: torch.device) -> Teacher:
-    """Return the teacher; `body` is the student's, which is used again where the teacher's is the same.
+    """Load the teacher. `body` is the student's body, which is reused if the teacher's is the same.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
@@ -49,7 +49,7 @@ def load_teacher(model: Model, student: Model, body: Body, *, dtype: torch.dtype
 
 
 def same_body(first: Model, second: Model) -> bool:
-    """Tell whether two models compute the same but for their tables: they are alike, and have the same weights."""
+    """Return whether two models compute the same apart from their embedding tables: same config and same weights."""
     if not alike(first, second):
         return False
     others = _body(second)
@@ -57,7 +57,7 @@ def same_body(first: Model, second: Model) -> bool:
 
 
 def alike(first: Model, second: Model) -> bool:
-    """Tell whether two models may share a body, judging by configs and shapes; no weight is read."""
+    """Return whether two models could share a body according to configs and shapes. No weights are read."""
     bodies = [
         {name: (tensor.shape, tensor.dtype) for name, tensor in _body(model).items()} for model in (first, second)
     ]
@@ -75,7 +75,7 @@ def _same(first: LazyTensor, second: LazyTensor) -> bool:
 
 
 def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a config that says what the body computes."""
+    """Return the part of a config that determines what the body computes."""
     return {
         key: _computing(value) if isinstance(value, Mapping) else value
         for key, value in config.items()

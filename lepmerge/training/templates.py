@@ -1,4 +1,4 @@
-"""A chat as the text that a chat template makes of it, and where the assistant speaks in this text."""
+"""Render chats with a chat template, and find the assistant's messages in the rendered text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ ASSISTANT = "assistant"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the assistant says, in bytes of a text: where its header begins, its content, and where its end token ends.
+    """A message of the assistant, as byte offsets in a text: start of its header, start of its content, end.
 
-    In a text that ends where the assistant is to answer, all three are the text's end.
+    The end is after the end token. If the text is a prompt that the assistant has yet to answer, all three offsets are
+    the end of the text.
     """
 
     header: int
@@ -25,7 +26,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Record:
-    """A text to be read. A chat has answers and, by `shorter`, a form with fewer messages; a plain text can be cut."""
+    """A text to tokenize.
+
+    A chat has `answers`, and `shorter` returns it with fewer messages. A plain text has neither, because it can be cut.
+    """
 
     text: str
     answers: tuple[Answer, ...] = ()
@@ -36,7 +40,7 @@ class Template:
     """The chat template of a model's folder."""
 
     def __init__(self, folder: Path, *, key: str) -> None:
-        """Load the tokenizer of a folder; `key` names it in errors.
+        """Load the tokenizer of a folder. `key` is the configuration key that errors name.
 
         Raises:
             CheckpointError: transformers cannot load it, or it has no chat template.
@@ -46,7 +50,7 @@ class Template:
             raise CheckpointError(f"{key}: {folder} has no chat template, which chats need")
 
     def render(self, messages: Sequence[Message], where: str, *, asks: bool = False) -> str:
-        """Return the text of a chat; `asks` adds the header of the answer that is expected next.
+        """Return the text of a chat. `asks` adds the header of the answer that the assistant has yet to give.
 
         Raises:
             CorpusError: the template refuses these messages.
@@ -59,11 +63,11 @@ class Template:
             raise CorpusError(f"{where}: the chat template of {self.folder} refuses these messages: {error}") from error
 
     def record(self, messages: Sequence[Message], where: str) -> Record:
-        """Return a chat with its answers. One that does not end with the assistant's message asks for an answer.
+        """Return the record of a chat with its answers. A chat that does not end with the assistant asks for an answer.
 
         Raises:
-            CorpusError: the template refuses the messages, or writes the beginning of a chat otherwise than that
-                beginning alone, so that the assistant's part cannot be told apart.
+            CorpusError: the template refuses the messages. Or it renders the first messages differently when others
+                follow, so that the assistant's parts cannot be found.
         """
         asks = messages[-1]["role"] != ASSISTANT
         text = self.render(messages, where, asks=asks)
@@ -79,7 +83,10 @@ class Template:
         return Record(text, answers, shorter)
 
     def _answer(self, messages: Sequence[Message], text: str, where: str) -> tuple[int, int, int]:
-        """Return where the header, the content and the end of the last message are in a chat that begins with these."""
+        """Return the byte offsets of header, content and end of the last of these messages.
+
+        `text` is the rendered chat that begins with them.
+        """
         parts = [self.render(messages[:-1], where, asks=asks) if len(messages) > 1 else "" for asks in (False, True)]
         before, header = parts
         after = self.render(messages, where)
@@ -98,7 +105,7 @@ def _answers(messages: Sequence[Message]) -> list[int]:
 
 
 def chat_template_in(folder: Path) -> Any:
-    """Return the chat template of a model's folder, None when it has none."""
+    """Return the chat template of a model's folder, or None if it has none."""
     return _tokenizer(folder, "model").chat_template or None
 
 

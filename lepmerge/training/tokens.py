@@ -1,12 +1,12 @@
-"""Text becomes blocks of tokens, once and on disk.
+"""Tokenize plain text into blocks, once and on disk.
 
 tokens.bin    the ids of all documents, uint32
-pieces.npy    (P, 2) int64: where a piece of a document begins in tokens.bin, and how many tokens it has
+pieces.npy    (P, 2) int64: offset in tokens.bin and number of tokens of each piece of a document
 blocks.npy    (B + 1,) int64: block b holds the pieces blocks[b] … blocks[b + 1]
 
-A document is a row of .jsonl and .parquet files, and a whole .txt file. One that is longer than a block is cut where a
-line ends, so that every piece begins a document or a paragraph (paper section 2.4.1); only a paragraph that is longer
-than a block is cut within. Pieces are packed into blocks so that little room is left (best fit).
+A document is a row of a .jsonl or .parquet file, or a whole .txt file. A document that is longer than a block is cut at
+the ends of lines, so that every piece begins with a document or a paragraph (paper section 2.4.1). Only a paragraph
+that is longer than a block is cut inside. Pieces are packed into blocks by best fit, which leaves little room unused.
 """
 
 import json
@@ -27,25 +27,25 @@ from lepmerge.training.config import Source
 from lepmerge.training.setting import Setting, digest, identities
 
 READING = 2
-"""Version of the rules by which text is read; tokens that older rules left are read anew."""
+"""Version of the rules for reading text. Tokens that were stored under older rules are not reused."""
 COLUMN_KEY = "the source's column:"
 TEXTS_AT_ONCE = 1 << 20
-"""Characters that are tokenized in one call, on all cores."""
+"""Characters per tokenizer call. A call uses all cores."""
 LONGEST_DOCUMENT = 1 << 20
 OPEN_BLOCKS = 1024
-"""Blocks that wait for a piece that fits; the fullest one is closed when there are more."""
+"""Maximum number of blocks that wait for a fitting piece. Beyond it, the fullest block is closed."""
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The blocks of one source, on disk."""
+    """The blocks of one source."""
 
     token_T: np.ndarray
     piece_P2: np.ndarray
     block_B1: np.ndarray
     num_bytes: int
-    """Bytes of UTF-8 text."""
+    """Size of the text in bytes of UTF-8."""
     skipped: str = ""
     """How many texts were skipped and why."""
 
@@ -59,10 +59,10 @@ class Tokens:
 
 
 def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress) -> Tokens:
-    """Return the blocks of a source, from `folder` where an earlier run left them.
+    """Return the blocks of a source. They are read from `folder` if an earlier run stored them there.
 
     Raises:
-        CorpusError: a file that cannot be read as text, or no text at all.
+        CorpusError: a file cannot be read as text, or there is no text.
     """
     finished = stored(setting, source, folder, lambda files, partial: _write(setting, source, files, partial, progress))
     return Tokens(
@@ -74,7 +74,7 @@ def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress
 
 
 def stored(setting: Setting, source: Source, folder: Path, write: Callable[[list[Path], Path], None]) -> Path:
-    """Return the folder of a source's tokens. Call `write` with its files and a new folder where it does not exist."""
+    """Return the folder of a source's tokens. If it does not exist, call `write` with the files and a new folder."""
     files = setting.files(source)
     described = source.model_dump(exclude={"weight"})
     key = digest([READING, described, identities(files), setting.reading_digest, setting.config.block_size])[:16]
@@ -105,7 +105,7 @@ def _write(setting: Setting, source: Source, files: Sequence[Path], folder: Path
 
 
 def in_memory(setting: Setting, source: Source, files: Sequence[Path]) -> Tokens:
-    """Return the blocks of a source without writing anything."""
+    """Return the blocks of a source, in memory only."""
     counts = Counts()
     found = list(documents(setting, source, files, no_progress, counts))
     piece_P2, block_B1, num_bytes = _packed(setting, found)
@@ -113,7 +113,7 @@ def in_memory(setting: Setting, source: Source, files: Sequence[Path]) -> Tokens
 
 
 def _packed(setting: Setting, parts: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the pieces and blocks of (ids, bytes) of documents, and the bytes of all of them."""
+    """Pack documents, given as (ids, size in bytes). Return the pieces, the blocks and the total size in bytes."""
     ends_line_V = np.zeros(setting.start.vocabulary.size, dtype=bool)
     for id, data in setting.start.vocabulary.bytes_of.items():
         ends_line_V[id] = data.endswith(b"\n")
@@ -133,9 +133,9 @@ def _packed(setting: Setting, parts: Iterable[tuple[np.ndarray, int]]) -> tuple[
 def documents(
     setting: Setting, source: Source, files: Sequence[Path], progress: Progress, counts: Counts
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the ids of each document, its end token included, with its size in bytes of UTF-8; fill the counts.
+    """Yield (ids with the end token, size in bytes of UTF-8) of each document, and update the counts.
 
-    A document of more than LONGEST_DOCUMENT tokens comes in several parts.
+    A document of more than LONGEST_DOCUMENT tokens is yielded in several parts.
     """
     tokenizer = setting.start.vocabulary.tokenizer
     end = [] if setting.end_id is None else [setting.end_id]
@@ -152,7 +152,7 @@ def documents(
 
 
 def numbered(source: Source, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[tuple[str, bool]]:
-    """Yield (text, whether its document ends); the paragraphs of a .txt file are one document, with blank lines."""
+    """Yield (text, whether it ends its document). The paragraphs of a .txt file, with blank lines, are one document."""
     left = source.limit
     is_empty = True
     for file in files:
@@ -174,7 +174,7 @@ def numbered(source: Source, files: Sequence[Path], progress: Progress, counts: 
 
 
 def batches(texts: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
-    """Yield texts, each with something of its own, as many as are tokenized at once."""
+    """Group (text, item) pairs into batches that are tokenized in one call."""
     waiting: list[tuple[str, Item]] = []
     size = 0
     for item in texts:
@@ -187,7 +187,7 @@ def batches(texts: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]
 
 
 def pieces(id_N: np.ndarray, ends_line_V: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, length) of the pieces of a document, each of at most `room` tokens, cut where lines end."""
+    """Yield (start, length) of the pieces of a document: at most `room` tokens each, cut at the ends of lines."""
     if len(id_N) <= room:
         yield 0, len(id_N)
         return
@@ -205,7 +205,7 @@ def pieces(id_N: np.ndarray, ends_line_V: np.ndarray, room: int) -> Iterator[tup
 
 
 class Packer:
-    """Packs pieces into blocks: each goes into the fullest open block that has room for it."""
+    """Packs pieces into blocks by best fit: each piece goes into the fullest open block with enough room."""
 
     def __init__(self, room: int, *, per_piece: int) -> None:
         self.room = room

@@ -1,4 +1,4 @@
-"""The trained models of a recipe."""
+"""The models of a recipe that `lepmerge train` produces."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from lepmerge.training.setting import prepare
 
 
 def trained_folders(recipe: Recipe) -> dict[str, Path]:
-    """Return model name → folder of every finished training of a recipe."""
+    """Return model name → output folder, for every finished training of a recipe."""
     return {name: config.target for name, config in _configs(recipe).items() if is_finished(config)}
 
 
 def unfinished_trainings(recipe: Recipe) -> dict[str, TrainConfig]:
-    """Return model name → configuration of every training of a recipe that is not finished."""
+    """Return model name → configuration, for every training of a recipe that is not finished."""
     return {name: config for name, config in _configs(recipe).items() if not is_finished(config)}
 
 

@@ -1,7 +1,7 @@
-"""Measure what a transformers model does around its body: with looked-up embeddings, and with hidden states.
+"""Measure what a transformers model does before and after its body: to looked-up embeddings and to hidden states.
 
-Parts of the model are replaced by stubs that return known numbers. So scales and caps are found whatever config key or
-line of code they come from.
+Parts of the model are replaced by stubs that return known numbers. This finds scales and caps no matter which config
+key or line of code they come from.
 """
 
 import math
@@ -17,17 +17,17 @@ from lepmerge.training.loader import text_model, translated
 from lepmerge.training.loss import LogitTransform
 
 LARGEST = 1e6
-"""Largest logit that is tried: any known cap is reached long before."""
+"""Largest logit that is tried. All known caps are far below it."""
 
 
 def measured_transform(network: Any, *, name: str) -> LogitTransform:
     """Return the function that turns hidden @ tableᵀ into the logits of a model.
 
-    Body and head are stubs, so this needs no weights and works on the meta device. What runs is the model's own code
-    before the head (MiniCPM scales there) and behind it.
+    Body and head are replaced by stubs, so no weights are needed and the meta device works. The model's own code before
+    and after the head still runs (MiniCPM scales before the head).
 
     Raises:
-        CheckpointError: the model has no linear head, or computes something else than LogitTransform.
+        CheckpointError: the model has no linear head, or its logits do not have the form of LogitTransform.
     """
     head = network.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
@@ -50,12 +50,12 @@ def measured_transform(network: Any, *, name: str) -> LogitTransform:
 
 
 def measured_scale(network: Any, *, name: str) -> float:
-    """Return the factor that a model applies to embeddings that it looked up, but not to those that it is given.
+    """Return the factor that a model applies to embeddings it looks up itself, but not to `inputs_embeds`.
 
-    Falcon-H1 has such a factor. What the module of the input table does itself is not counted.
+    Falcon-H1 has such a factor. A factor inside the embedding module itself is not included.
 
     Raises:
-        CheckpointError: ids are used for something else than looking up their embeddings.
+        CheckpointError: the model uses the ids for more than looking up their embeddings.
     """
     inner, embedding = text_model(network), network.get_input_embeddings()
     if not isinstance(embedding, torch.nn.Embedding):
@@ -77,7 +77,7 @@ def measured_scale(network: Any, *, name: str) -> float:
 
 
 def require_single_table(network: Any, *, name: str) -> None:
-    """Raise CheckpointError when the body looks up ids in a second table (Gemma 3n, Gemma 4)."""
+    """Raise CheckpointError if the body looks up ids in a second table (Gemma 3n, Gemma 4)."""
     table = network.get_input_embeddings().weight
     tables = [module.weight for module in text_model(network).modules() if isinstance(module, torch.nn.Embedding)]
     if any(other is not table and len(other) == len(table) for other in tables):
@@ -92,7 +92,7 @@ def _more_than_a_lookup(network: Any, name: str) -> str:
 
 
 class _Captured(Exception):
-    """Stops a forward pass at the first submodule; carries its input, None where that is the ids themselves."""
+    """Stops a forward pass at the first submodule. Carries the submodule's input, or None if that is the ids."""
 
     def __init__(self, tensor: torch.Tensor | None) -> None:
         super().__init__()
@@ -101,7 +101,10 @@ class _Captured(Exception):
 
 @torch.no_grad()
 def _first_input(inner: Any, embedding: Any, row_D: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor | None:
-    """Return the first tensor like an embedded token that a submodule of the body is given; row_D is looked up."""
+    """Return the first input of a submodule of the body that has the shape of an embedded token.
+
+    The embedding is a stub that returns row_D.
+    """
 
     def capture(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
@@ -128,12 +131,12 @@ def _first_input(inner: Any, embedding: Any, row_D: torch.Tensor, **inputs: torc
 
 
 def _probe(width: int) -> torch.Tensor:
-    """Return different numbers that are exact in every dtype."""
+    """Return distinct numbers that every dtype represents exactly."""
     return 2.0 ** (torch.arange(width, dtype=torch.float64) % 5)
 
 
 def _fitted(product_V: torch.Tensor, got_V: torch.Tensor) -> tuple[float, float | None]:
-    """Return scale and cap from the logits of products from small to large."""
+    """Return scale and cap, given products from small to large and their logits."""
     first, last = float(got_V[0] / product_V[0]), float(got_V[-1] / product_V[-1])
     if math.isclose(first, last, rel_tol=1e-5):
         return _rounded(last), None
@@ -143,21 +146,21 @@ def _fitted(product_V: torch.Tensor, got_V: torch.Tensor) -> tuple[float, float 
 
 
 def _ratio(got_D: torch.Tensor, given_D: torch.Tensor) -> float | None:
-    """Return the factor between two vectors, None when they are not proportional."""
-    if got_D.shape != given_D.shape or got_D.is_meta:  # on the meta device the body was not replaced
+    """Return the factor between two vectors, or None if they are not proportional."""
+    if got_D.shape != given_D.shape or got_D.is_meta:  # on the meta device: the stub did not replace the body
         return None
     ratio = float(got_D[-1] / given_D[-1])
     return _rounded(ratio) if torch.allclose(got_D.double(), ratio * given_D.double(), rtol=1e-5) else None
 
 
 def _rounded(value: float) -> float:
-    """Return the value without the rounding errors of float32, which some models compute in."""
+    """Return the value without the rounding errors of float32, which some models use here."""
     return float(f"{value:.7g}")
 
 
 @contextmanager
 def _stubs(network: Any, head: Any, hidden_D: torch.Tensor, product_V: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Let the body return hidden_D and the head product_V; yield the list of what the head is given."""
+    """Make the body return hidden_D and the head return product_V. Yield the list that collects the head's inputs."""
     seen: list[torch.Tensor] = []
 
     def body(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +182,7 @@ def _stubs(network: Any, head: Any, hidden_D: torch.Tensor, product_V: torch.Ten
 
 
 class _Output(BaseModelOutputWithPast):
-    """An output whose optional parts, whatever their names, are missing."""
+    """A model output in which every optional part is None, whatever its name."""
 
     def __getattr__(self, name: str) -> None:
         return None

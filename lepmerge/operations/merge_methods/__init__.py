@@ -1,1 +1,1 @@
-"""Merge methods: one file per method, registered like operations."""
+"""Merge methods. Each has its own file and is registered like an operation."""

@@ -1,7 +1,7 @@
-"""arcee_fusion: take from the other model only the elements whose change matters (Arcee Fusion, Arcee AI 2025).
+"""arcee_fusion: take only the important elements from the other model (Arcee Fusion, Arcee AI 2025).
 
-An element's importance is its change times the Kullback-Leibler divergence of its row, both rows seen as softmax
-distributions. What lies above median + 1.5 · (upper − lower quartile) is taken.
+The importance of an element is its absolute change times the Kullback-Leibler divergence of its row, where both rows
+are turned into distributions by softmax. Elements above median + 1.5 · (upper − lower quartile) are taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from lepmerge.tensors import LazyTensor
 
 @merge_method("arcee_fusion", base=True, num_models=(1, 1))
 def arcee_fusion(inputs: Inputs) -> LazyTensor:
-    """Return the base with the important elements of the one other model."""
+    """Return the base with the important elements of the other model."""
     assert inputs.base is not None
     operands = (inputs.base, *inputs.models)
     importance = merged(_importance, operands, dtype=torch.float32)

@@ -15,18 +15,18 @@ SETTINGS = {**COMMON, "normalize": False}
 
 @merge_method("breadcrumbs", base=True, per_model=PER_MODEL, settings=SETTINGS)
 def breadcrumbs(inputs: Inputs) -> LazyTensor:
-    """Return the base plus the weighted sum of the task vectors' middle elements."""
+    """Return the base plus the weighted sum of the task vectors' medium-sized elements."""
     return combined(inputs, middles(inputs), vote=False)
 
 
 @merge_method("breadcrumbs_ties", base=True, per_model=PER_MODEL, settings=SETTINGS)
 def breadcrumbs_ties(inputs: Inputs) -> LazyTensor:
-    """Return TIES' sign vote over the task vectors' middle elements."""
+    """Return the TIES sign vote over the task vectors' medium-sized elements."""
     return combined(inputs, middles(inputs), vote=True)
 
 
 def middles(inputs: Inputs) -> list[LazyTensor]:
-    """Return the deltas without the fraction `gamma` of largest elements; of the rest the largest `density` stay."""
+    """Drop the largest fraction `gamma` of each delta's elements, then keep the next largest fraction `density`."""
     numbers = zip(inputs.deltas(), inputs.of("density"), inputs.of("gamma"), strict=True)
     return [_middle(delta, density, gamma) for delta, density, gamma in numbers]
 

@@ -21,12 +21,12 @@ def dare_linear(inputs: Inputs) -> LazyTensor:
 
 @merge_method("dare_ties", base=True, per_model=PER_MODEL, settings=SETTINGS)
 def dare_ties(inputs: Inputs) -> LazyTensor:
-    """Return TIES' sign vote over randomly thinned task vectors."""
+    """Return the TIES sign vote over randomly thinned task vectors."""
     return combined(inputs, thinned(inputs), vote=True)
 
 
 def thinned(inputs: Inputs) -> list[LazyTensor]:
-    """Return the deltas of which each element stays with probability `density`, then divided by it (`rescale`)."""
+    """Keep each element of the deltas with probability `density`; with `rescale`, divide it by this probability."""
     return [
         _thinned(
             delta, density, key_of(int(inputs.settings["seed"]), inputs.name, number), bool(inputs.settings["rescale"])

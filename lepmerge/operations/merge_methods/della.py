@@ -1,4 +1,4 @@
-"""della, della_linear: drop elements at random, small ones more often (DELLA, arXiv 2406.11617)."""
+"""della, della_linear: drop elements at random, small elements more often (DELLA, arXiv 2406.11617)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ SETTINGS = {**COMMON, "normalize": False, "rescale": True, "seed": 0}
 
 @merge_method("della", base=True, per_model=PER_MODEL, settings=SETTINGS)
 def della(inputs: Inputs) -> LazyTensor:
-    """Return TIES' sign vote over task vectors pruned by magnitude (MAGPRUNE)."""
+    """Return the TIES sign vote over task vectors pruned by magnitude (MAGPRUNE)."""
     return combined(inputs, pruned(inputs), vote=True)
 
 
@@ -26,9 +26,9 @@ def della_linear(inputs: Inputs) -> LazyTensor:
 
 
 def pruned(inputs: Inputs) -> list[LazyTensor]:
-    """Return the deltas after MAGPRUNE: an element's probability to stay grows with its rank in the row.
+    """Return the deltas after MAGPRUNE: the keep probability of an element grows with its rank in the row.
 
-    It runs linearly from density − ε for the smallest element to density + ε for the largest.
+    It grows linearly from density − ε for the smallest element to density + ε for the largest.
     """
     numbers = zip(inputs.deltas(), inputs.of("density"), inputs.of("epsilon"), strict=True)
     return [

@@ -1,7 +1,7 @@
 """karcher: the Riemannian center of mass of the tensors on a sphere (Karcher 1977).
 
-Every iterate is a combination of the models' unit vectors, so the iteration runs in those coordinates, on the Gram
-matrix; the tensors are read once for it and once to be combined. Legend: M models.
+Every iterate is a linear combination of the models' unit vectors. So the iteration needs only their coefficients and
+the Gram matrix. The tensors are read once for the Gram matrix and once to be combined. Shape suffix: M models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def karcher(inputs: Inputs) -> LazyTensor:
 
 
 def mean_factors(gram_MM: torch.Tensor, weight_M: torch.Tensor, steps: int, tolerance: float) -> torch.Tensor:
-    """Return what each tensor is multiplied by in the Karcher mean, from their inner products."""
+    """Return the coefficient of each tensor in the Karcher mean, computed from their inner products."""
     norm_M = gram_MM.diagonal().sqrt()
     used = norm_M > 0
     if not bool(used.any()):

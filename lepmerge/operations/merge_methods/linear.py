@@ -12,7 +12,7 @@ from lepmerge.tensors import LazyTensor
 
 @merge_method("linear", base=False, per_model={"weight": 1.0}, settings={"normalize": True})
 def linear(inputs: Inputs) -> LazyTensor:
-    """Return Σ w x, divided by Σ w with `normalize`."""
+    """Return Σ w x; with `normalize`, divided by Σ w."""
     weights = inputs.of("weight")
     total = sum(weights)
     if inputs.settings["normalize"] and abs(total) < TOO_SMALL:

@@ -1,4 +1,7 @@
-"""model_stock: between the base and the models' mean, by the angle of the task vectors (arXiv 2403.19522)."""
+"""model_stock: interpolate between the base and the models' mean, depending on the angle of the task vectors.
+
+Model Stock, arXiv 2403.19522.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +14,10 @@ from lepmerge.tensors import LazyTensor
 
 @merge_method("model_stock", base=True, num_models=(2, None))
 def model_stock(inputs: Inputs) -> LazyTensor:
-    """Return t · mean + (1 − t) · base with t = N c / (1 + (N − 1) c), c the mean cosine of two task vectors."""
+    """Return t · mean + (1 − t) · base with t = N c / (1 + (N − 1) c) for N models.
+
+    c is the mean cosine of all pairs of task vectors.
+    """
     assert inputs.base is not None
     count = len(inputs.models)
 

@@ -1,7 +1,7 @@
-"""Random numbers by position: the same for any device, block size and number of threads.
+"""Random numbers that depend only on a key and a position, not on device, block size or number of threads.
 
-Each element has the number of its place in the tensor; SplitMix64 (Steele, Lea & Flood 2014) mixes it with a key made
-of seed, tensor and model.
+SplitMix64 (Steele, Lea & Flood 2014) mixes the position of an element in the tensor with a key made from seed, tensor
+and model.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ def key_of(seed: int, tensor: str, model: int) -> int:
 
 
 def uniform(index_N: torch.Tensor, width: int, key: int) -> torch.Tensor:
-    """Return float32 numbers in [0, 1) for whole rows, (N, width)."""
+    """Return random float32 numbers in [0, 1) for whole rows, shaped (N, width). index_N: row numbers."""
     column = torch.arange(width, device=index_N.device)
     counter = index_N[:, None] * width + column + 1
     mixed = counter * _signed(_GOLDEN) + key
@@ -29,7 +29,7 @@ def uniform(index_N: torch.Tensor, width: int, key: int) -> torch.Tensor:
 
 
 def _shifted(value: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the logical shift to the right; torch's own keeps the sign."""
+    """Return the logical right shift. torch's operator `>>` is arithmetic: it keeps the sign."""
     return (value >> count) & ((1 << (64 - count)) - 1)
 
 

@@ -1,7 +1,4 @@
-"""What merge methods need of whole tensors: inner products, thresholds by rank.
-
-Legend: M models, N rows of a block, D width.
-"""
+"""Reductions of merge methods over whole tensors: inner products, and thresholds by rank. Shape suffix: M models."""
 
 from dataclasses import dataclass
 
@@ -14,7 +11,7 @@ BINS = 1 << 16
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Gram(Reduction):
-    """Inner products of the operands, seen as vectors: gram_MM, in float64."""
+    """Inner products of the operands as flat vectors, in float64. The result contains `gram`, shaped (M, M)."""
 
     kind: str = "inner products"
 
@@ -38,10 +35,11 @@ class Gram(Reduction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RankThresholds(Reduction):
-    """Magnitudes at given ranks of one tensor's elements: threshold k is the `ranks[k]`-th largest |x|, exactly.
+    """Magnitudes of a tensor's elements at given ranks: threshold k is exactly the `ranks[k]`-th largest |x|.
 
-    A rank below 1 gives infinity, one beyond the number of elements gives 0. Magnitudes are compared in float32, whose
-    bit patterns have the same order: two passes over the tensor count their upper and lower halves.
+    A rank below 1 gives infinity; a rank beyond the number of elements gives 0. Magnitudes are compared in float32. As
+    nonnegative floats are ordered like their bit patterns, two passes suffice: the first counts the upper 16 bits, the
+    second the lower 16 bits.
     """
 
     ranks: tuple[int, ...]
@@ -85,7 +83,7 @@ class RankThresholds(Reduction):
 
 
 def _place_of_rank(counts: torch.Tensor, rank: int) -> tuple[int | None, int]:
-    """Return the bin of the rank-th largest element, and its rank within that bin; None where there is none."""
+    """Return the bin of the rank-th largest element (None if there is no such element), and its rank in that bin."""
     above = counts.flip(0).cumsum(0)
     if rank < 1 or rank > int(above[-1]):
         return None, 0

@@ -1,9 +1,9 @@
-"""The registry of merge methods. A file registers its method by decorating the function:
+"""The registry of merge methods. A file registers a method by decorating its function:
 
 @merge_method("linear", per_model={"weight": 1.0}, normalize=True)
 def linear(inputs: Inputs) -> LazyTensor: ...
 
-The function receives one tensor of each model and returns the merged tensor; it reads no data.
+The function receives one tensor of each model and returns the merged lazy tensor. It reads no data.
 """
 
 import pkgutil
@@ -19,15 +19,16 @@ from lepmerge.tensors import LazyTensor, Reduction, Rows, Workspace, as_index
 
 Number = float | bool
 REQUIRED = None
-"""Default of a parameter that a recipe must give."""
+"""In place of a default: the recipe must give this parameter."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One tensor of every model, with the parameters that hold for it.
+    """One tensor of every model, with the parameters for this tensor.
 
-    name: of the tensor. base: the base model's tensor, where the method needs it. models: the others, in the recipe's
-    order. per_model: their parameters, such as weight and density. settings: the method's own, such as lambda.
+    name: name of the tensor. base: tensor of the base model, if the method needs one. models: tensors of the other
+    models, in the recipe's order. per_model: parameters of each model, such as weight and density. settings: parameters
+    of the method, such as lambda.
     """
 
     name: str
@@ -37,20 +38,21 @@ class Inputs:
     settings: Mapping[str, Number]
 
     def of(self, parameter: str) -> list[float]:
-        """Return a parameter of every model."""
+        """Return the values of a parameter, one per model."""
         return [values[parameter] for values in self.per_model]
 
     def deltas(self) -> tuple[LazyTensor, ...]:
-        """Return model − base, for every model."""
+        """Return model − base for every model."""
         assert self.base is not None
         return tuple(merged(_difference, (model, self.base)) for model in self.models)
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merge method: its function and what a recipe may give it.
+    """A merge method: its function and its parameters in a recipe.
 
-    per_model, settings: parameter → default, or REQUIRED. num_models: fewest and most models beside the base.
+    per_model, settings: parameter → default, or REQUIRED. num_models: smallest and largest number of models, not
+    counting the base.
     """
 
     name: str
@@ -84,19 +86,19 @@ def merge_method(
 
 @cache
 def merge_methods() -> Mapping[str, MergeMethod]:
-    """Return every merge method by its name, sorted."""
+    """Return name → merge method, sorted by name."""
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
     return dict(sorted(_registered.items()))
 
 
 Function = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[Mapping[str, torch.Tensor]]], torch.Tensor]
-"""(row numbers N, rows (N, width) of every operand, results of the reductions) → rows (N, width)."""
+"""(N row numbers, rows (N, width) of every operand, results of the reductions) → rows (N, width)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Merged(LazyTensor):
-    """function(row numbers, operands' rows, reductions' results): row by row, once its reductions have run."""
+    """function(row numbers, rows of the operands, results of the reductions)."""
 
     function: Function
 
@@ -113,7 +115,7 @@ def merged(
     *,
     dtype: torch.dtype | None = None,
 ) -> Merged:
-    """Return the lazy value of a function of rows, shaped like its first operand."""
+    """Return the lazy value of a function of rows, with the shape of its first operand."""
     first = operands[0]
     return Merged(
         function=function,

@@ -14,8 +14,9 @@ from lepmerge.tensors import LazyTensor
 def sce(inputs: Inputs) -> LazyTensor:
     """Return the base plus the task vectors' weighted mean after selection and erasure.
 
-    Select: of all elements, the fraction `select_topk` whose variance over the models is largest. Calculate: a model's
-    weight is its share of the squares of the selected elements. Erase: elements against the sign of the sum.
+    Select: keep the fraction `select_topk` of elements whose variance over the models is largest. Calculate: a model's
+    weight is the sum of squares of its selected elements, divided by that of all models. Erase: drop elements whose
+    sign differs from that of the sum.
     """
     assert inputs.base is not None
     deltas = inputs.deltas()

@@ -1,4 +1,4 @@
-"""slerp, nuslerp: along the great circle between two tensors (Shoemake 1985)."""
+"""slerp, nuslerp: interpolate along the great circle between two tensors (Shoemake 1985)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,12 +10,12 @@ from lepmerge.operations.merge_methods.task_vectors import TOO_SMALL
 from lepmerge.tensors import LazyTensor
 
 NEARLY_PARALLEL = 0.9995
-"""At a larger |cosine| the two are mixed linearly: the angle is too small to divide by its sine."""
+"""For a larger |cosine|, the interpolation is linear: the sine of the angle is too small a divisor."""
 
 
 @merge_method("slerp", base=False, num_models=(2, 2), settings={"t": REQUIRED})
 def slerp(inputs: Inputs) -> LazyTensor:
-    """Return sin((1 − t) θ) / sin θ · A + sin(t θ) / sin θ · B, θ the angle between the whole tensors A and B."""
+    """Return sin((1 − t) θ) / sin θ · A + sin(t θ) / sin θ · B. θ is the angle between the whole tensors A and B."""
     t = float(inputs.settings["t"])
 
     def function(
@@ -30,7 +30,7 @@ def slerp(inputs: Inputs) -> LazyTensor:
 
 @merge_method("nuslerp", base=False, num_models=(2, 2), per_model={"weight": REQUIRED}, settings={"row_wise": False})
 def nuslerp(inputs: Inputs) -> LazyTensor:
-    """Return slerp at t = w₂ / (w₁ + w₂), over whole tensors or over each row (`row_wise`)."""
+    """Return slerp at t = w₂ / (w₁ + w₂), for whole tensors or, with `row_wise`, for each row."""
     weights = inputs.of("weight")
     total = sum(weights)
     t = weights[1] / total if abs(total) > TOO_SMALL else 0.5
@@ -50,7 +50,7 @@ def nuslerp(inputs: Inputs) -> LazyTensor:
 def coefficients(
     product: torch.Tensor, square_a: torch.Tensor, square_b: torch.Tensor, t: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what A and B are multiplied by, from A·B, ‖A‖² and ‖B‖²."""
+    """Return the coefficients of A and B, computed from A·B, ‖A‖² and ‖B‖²."""
     norms = (square_a * square_b).sqrt()
     cosine = torch.where(norms > 0, product / norms.clamp(min=1e-30), torch.ones_like(norms)).clamp(-1, 1)
     angle = cosine.arccos()

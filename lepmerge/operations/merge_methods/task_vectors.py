@@ -1,6 +1,6 @@
-"""What the methods on task vectors share: base + λ · (weighted sum of sparse deltas), with or without a sign vote.
+"""Shared by the methods on task vectors: base + λ · (weighted sum of sparse deltas), with or without a sign vote.
 
-Legend: δ = model − base, w its weight, M models.
+δ is model − base, w is the weight of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from lepmerge.operations.merge_methods.registry import Inputs, merged
 from lepmerge.tensors import LazyTensor
 
 TOO_SMALL = 1e-8
-"""A sum of weights below this does not divide."""
+"""Nothing is divided by a sum of weights that is smaller in magnitude than this."""
 COMMON = {"lambda": 1.0}
 
 
 def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> LazyTensor:
-    """Return base + λ Σ w δ / Σ w, element by element.
+    """Return base + λ Σ w δ / Σ w, element by element. Without `normalize` there is no divisor.
 
-    sparse: the deltas with zeros where they were dropped. vote: only deltas with the sign of Σ w δ count, and divide
-    (TIES, arXiv 2306.01708, section 3). Without `normalize` nothing divides.
+    sparse: the deltas, with zeros for dropped elements. vote: both sums include only the deltas with the sign of Σ w δ
+    (TIES, arXiv 2306.01708, section 3).
     """
     assert inputs.base is not None
     weights = inputs.of("weight")

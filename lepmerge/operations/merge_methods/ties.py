@@ -1,4 +1,7 @@
-"""ties: trim each task vector to its largest elements, elect a sign, merge what agrees (arXiv 2306.01708)."""
+"""ties: trim each task vector to its largest elements, elect a sign, merge the elements with this sign.
+
+TIES, arXiv 2306.01708.
+"""
 
 from math import prod
 
@@ -12,13 +15,13 @@ from lepmerge.tensors import LazyTensor
 
 @merge_method("ties", base=True, per_model={"weight": 1.0, "density": 1.0}, settings={**COMMON, "normalize": True})
 def ties(inputs: Inputs) -> LazyTensor:
-    """Return TIES of the task vectors; `density` is the fraction of elements that each one keeps."""
+    """Return the TIES merge of the task vectors. `density` is the fraction of elements that each one keeps."""
     sparse = [largest(delta, density) for delta, density in zip(inputs.deltas(), inputs.of("density"), strict=True)]
     return combined(inputs, sparse, vote=True)
 
 
 def largest(delta: LazyTensor, density: float) -> LazyTensor:
-    """Return the delta with zeros but for the fraction `density` of largest magnitude; equal magnitudes all stay."""
+    """Set all but the largest fraction `density` of the delta's elements to zero. Ties at the threshold are kept."""
     if density >= 1:
         return delta
     threshold = RankThresholds(operands=(delta,), ranks=(int(density * prod(delta.shape)),))
