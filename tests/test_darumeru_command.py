@@ -103,7 +103,16 @@ def test_a_short_run_in_this_process(
 
     arguments = of_the_readme("--apply_chat_template")
     given = ["--model", "hf", "--model_args", f"pretrained={model},max_length=4096", "--device", "cpu"]
-    given += ["--output_path", "results", "--limit", "1", "--gen_kwargs", "max_gen_toks=8", "--include_path", str(TASKS)]
+    given += [
+        "--output_path",
+        "results",
+        "--limit",
+        "1",
+        "--gen_kwargs",
+        "max_gen_toks=8",
+        "--include_path",
+        str(TASKS),
+    ]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *given])
     monkeypatch.setenv("DARUMERU_DATA", str(DATA))
     monkeypatch.chdir(tmp_path)
@@ -115,7 +124,8 @@ def test_a_short_run_in_this_process(
     results = assert_complete(capsys.readouterr().out, path)
     shown = json.loads(pico.command("darumeru", path, "--paper", "none", "--json").stdout)
     assert shown["rows"][0]["micro_avg"] == pytest.approx(results["darumeru"]["score,none"], abs=1e-12)
-    assert [part in note for note, part in zip(shown["notes"], ("--limit 1", "--gen_kwargs"), strict=True)] == [True] * 2
+    limited, shortened, *_ = shown["notes"]
+    assert "--limit 1" in limited and "--gen_kwargs" in shortened
 
 
 @pytest.mark.slow
