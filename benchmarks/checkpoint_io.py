@@ -1,10 +1,10 @@
-"""A 3 GB checkpoint: LEP, and a recipe without steps, beside `cp -r` and mergekit's passthrough merge.
+"""Compare on a 3 GB checkpoint: LEP and a recipe without steps against `cp -r` and mergekit's passthrough merge.
 
 python checkpoint_io.py [--runs 3] [--mergekit /path/to/venv/bin/mergekit-yaml]
 
-mergekit needs an environment of its own: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5
-Its merge of one model with itself touches no tensor, as our recipe without steps. What `lepmerge run` costs before it
-copies anything is measured on a model with next to nothing to read, and taken off where the aim says so.
+mergekit needs a separate environment: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5
+Its merge of a model with itself changes no tensor, like our recipe without steps. The start-up cost of `lepmerge run`
+is measured on a model with almost nothing to read. It is subtracted where the aim says so.
 """
 
 import argparse

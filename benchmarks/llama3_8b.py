@@ -1,8 +1,8 @@
-"""LEP (conversion) of a model with the shapes of Llama-3-8B, V 128256 → 174816: 16 GB in, 17 GB out, beside `cp`.
+"""Compare LEP (conversion) with `cp` on the shapes of Llama-3-8B, V 128256 → 174816: 16 GB in, 17 GB out.
 
 python llama3_8b.py [--device cpu] [--folder /somewhere/with/60/GB]
 
-Base and adapted are embeddings-only folders. Weights are random; tables have the condition of real ones.
+Base and adapted are embeddings-only folders. Weights are random; the tables have a realistic condition number.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What the benchmarks share: a command's CPU seconds and peak memory, alternating pairs, the machine, the JSON file.
+"""Helpers for the benchmarks: CPU seconds and peak memory of a command, alternating runs, the machine, the JSON file.
 
-`python measure.py COMMAND …` runs a command and prints its figures as JSON. Others call it by `measured`, so that
-the parent of the command is a small process: Linux counts the memory of the parent at the moment of the start into a
-child's peak.
+`python measure.py COMMAND …` runs a command and prints its metrics as JSON. The benchmarks start it through `measured`
+instead of starting the command themselves, because Linux counts the parent's memory at the time of the fork in the
+child's peak: the parent must be a small process.
 """
 
 import json
@@ -26,10 +26,11 @@ Figures = dict[str, Any]
 
 
 def measured(command: Sequence[str | Path], *, label: str = "", log: Path | None = None) -> Figures:
-    """Run a command in a process of its own; return wall_s, cpu_s (user + system, children included), peak_mib
-    (resident, mapped files included) and peak_anon_mib (without mapped files; sampled every 20 ms).
+    """Run a command in a separate process and return its metrics.
 
-    Raises RuntimeError with the end of its output when it fails.
+    wall_s: elapsed seconds. cpu_s: user + system, including children. peak_mib: resident memory, with mapped files.
+    peak_anon_mib: without mapped files, sampled every 20 ms. A command that fails raises RuntimeError with the end of
+    its output.
     """
     program = [sys.executable, "-S", __file__, *map(str, command)]
     done = subprocess.run(program, capture_output=True, text=True)
@@ -43,7 +44,7 @@ def measured(command: Sequence[str | Path], *, label: str = "", log: Path | None
 
 
 def _run(command: list[str]) -> int:
-    """Run a command and print its figures; what it prints itself goes to stderr."""
+    """Run a command and print its metrics. The command's own output goes to stderr."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=sys.stderr, stdin=subprocess.DEVNULL)
     peak_anon = 0
@@ -64,7 +65,7 @@ def _run(command: list[str]) -> int:
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Return the resident memory that no file backs; 0 where there is no /proc."""
+    """Return the resident memory that is not backed by a file, or 0 on systems without /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -73,7 +74,7 @@ def _anonymous_bytes(pid: int) -> int:
 
 
 def alternating(ways: dict[str, Callable[[], Figures]], *, runs: int) -> dict[str, list[Figures]]:
-    """Run every way in turn, `runs` times over, so that what else the machine does meets all of them alike."""
+    """Run all ways in turn, `runs` times, so that other load on the machine affects all of them alike."""
     raw: dict[str, list[Figures]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, way in ways.items():
@@ -82,7 +83,7 @@ def alternating(ways: dict[str, Callable[[], Figures]], *, runs: int) -> dict[st
 
 
 def medians(runs: Sequence[Figures]) -> Figures:
-    """Return the median of every figure."""
+    """Return the median of every metric."""
     keys = [key for key in runs[0] if all(isinstance(run.get(key), int | float) for run in runs)]
     return {key: round(median(run[key] for run in runs), 3) for key in keys}
 
@@ -117,7 +118,7 @@ def shown(figures: Figures) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, memory and system; no names that tell whose machine it is."""
+    """Return processor, cores, memory and system, without names that identify the machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     return {
@@ -129,7 +130,7 @@ def machine() -> dict[str, Any]:
 
 
 class Report:
-    """The JSON file of one benchmark: when, where and with what it ran, then its figures."""
+    """The JSON file of a benchmark: date, machine, versions, then its metrics."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -162,7 +163,7 @@ def _version(package: str) -> str | None:
 
 
 def aim(what: str, value: float, limit: float) -> dict[str, Any]:
-    """Return an aim with what came out; `limit` is the most it may be."""
+    """Return an aim with the measured value. The aim is met if the value is at most `limit`."""
     return {"aim": what, "value": round(value, 4), "limit": limit, "met": value <= limit}
 
 

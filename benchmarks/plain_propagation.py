@@ -1,7 +1,8 @@
-"""The yardstick: LEP as a research script does it, the paper's equations (section 2.2) on whole models in memory.
+"""The baseline: LEP as a research script would do it, with the paper's equations (section 2.2) on models in memory.
 
-Three models by AutoModelForCausalLM, one `encode` call for each new token, float64 least squares by `gelsy`, the result
-by save_pretrained. It matches tokens by their text, so tokens that are no whole characters are lost on it.
+It loads three models with AutoModelForCausalLM, calls `encode` once per new token, solves the least squares in float64
+with `gelsy`, and saves with save_pretrained. It matches tokens by their text, so it cannot handle tokens that are not
+whole characters.
 
 python plain_propagation.py BASE INSTRUCT ADAPTED OUT
 """
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def conversion_rows(old, new) -> list[list[int]]:
-    """Return the old ids of every new token."""
+    """Return for each new token the old ids of its text."""
     rows = []
     for id in range(len(new)):
         text = new.decode([id])

@@ -1,9 +1,9 @@
-"""LEP (conversion) of a model with V 128256 → 48000, d = 1024, 6 layers, untied, beside a plain implementation.
+"""Compare LEP (conversion) with a plain implementation on a model with V 128256 → 48000, d = 1024, 6 layers, untied.
 
 python propagate.py [--rows 128256 --new-rows 48000 --width 1024] [--runs 3]
 
-Both run in turn, each in a process of its own. The result is then compared with a float64 reference
-(tests/reference.py), entry by entry, in units of bfloat16's last place.
+Both run alternately, each in a separate process. The result is then compared, entry by entry, with a float64 reference
+(tests/reference.py), in units of bfloat16's last place.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from synthetic import TABLES, remove
 
 
 def accuracy(folder: Path) -> dict[str, Any]:
-    """Return how far the result lies from the reference, and how many entries differ from its rounding.
+    """Return the distance of the result from the reference, and how many entries differ from the rounded reference.
 
-    The unit is bfloat16's last place, at least 2^-20 of the row's largest entry: float32 sums to a small number
-    cannot be better.
+    The unit is bfloat16's last place, but at least 2^-20 of the row's largest entry: if terms cancel to a small number,
+    a float32 sum cannot be more accurate.
     """
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import reference
@@ -34,7 +34,7 @@ def accuracy(folder: Path) -> dict[str, Any]:
         expected = reference.propagated(folders, "conversion", role=name)
         wanted = expected.table_VD.to(torch.bfloat16)
         unit = torch.ldexp(torch.ones_like(expected.table_VD), torch.frexp(wanted.double()).exponent - 8)
-        unit = torch.maximum(unit, expected.table_VD.abs().amax(1, keepdim=True) * 2.0**-20)  # sums that cancel
+        unit = torch.maximum(unit, expected.table_VD.abs().amax(1, keepdim=True) * 2.0**-20)  # for sums that cancel
         worst = max(worst, float(((got[name].double() - expected.table_VD).abs() / unit).max()))
         different += int((got[name] != wanted).sum())
         total += wanted.numel()

@@ -1,8 +1,8 @@
-"""What one waits for before anything happens: `lepmerge --help`, and `lepmerge plan` on the quickstart recipe.
+"""Measure start-up time: `lepmerge --help`, and `lepmerge plan` on the quickstart recipe.
 
 python startup.py [--runs 7]
 
-Beside them `python -c "import torch"` and `import transformers`, which every peer pays first.
+For comparison, `python -c "import torch"` and `import transformers` are measured too, which every similar tool needs.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What the import hook behind `lm_eval --tasks darumeru` costs every other Python program: `python -c pass`.
+"""Measure how much the import hook of `lm_eval --tasks darumeru` slows down every other Python program.
 
 python startup_hook.py [--pairs 400]
 
-Starts in turn: with a folder of site packages that has the hook, with the same folder without it, and, where setuptools
-is installed, with the hook that setuptools brings (distutils-precedence.pth). The CPU seconds of a start vary by more
-than a hook takes, so the median of many differences counts.
+`python -c pass` is started alternately with a site-packages folder that has the hook, with the same folder without it,
+and, if setuptools is installed, with the hook of setuptools (distutils-precedence.pth). The CPU seconds per start vary
+by more than a hook costs, so the result is the median of many differences.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WITHOUT, OURS, PEER = "without", "with the hook", "with setuptools' hook"
 
 
 def hook_files() -> dict[str, list[Path]]:
-    """Return way → what lies in its site packages."""
+    """Return name of a variant → files in its site-packages folder."""
     ways = {WITHOUT: [], OURS: [HOOK / name for name in FILES]}
     found = importlib.util.find_spec("_distutils_hack")
     if found and found.origin:
@@ -36,7 +36,7 @@ def hook_files() -> dict[str, list[Path]]:
 
 
 def cpu_seconds(command: list[str]) -> float:
-    """Run a command; return its CPU seconds, user and system."""
+    """Run a command and return its CPU seconds (user + system)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,7 +44,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def interval(differences: list[float], draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % interval of the median, by the bootstrap."""
+    """Return the 95 % bootstrap confidence interval of the median."""
     draw = random.Random(0)
     medians = sorted(median(draw.choices(differences, k=len(differences))) for _ in range(draws))
     return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
@@ -70,7 +70,7 @@ def main() -> None:
         for number in range(options.pairs + 5):
             for way in list(commands)[:: 1 if number % 2 else -1]:
                 seconds = cpu_seconds(commands[way])
-                if number >= 5:  # the first ones fill the cache of files
+                if number >= 5:  # the first starts only warm up the file cache
                     raw[way].append(seconds)
     differences = {
         way: [1000 * (b - a) for a, b in zip(raw[WITHOUT], seconds, strict=True)]

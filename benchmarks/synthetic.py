@@ -1,5 +1,4 @@
-"""Checkpoints of any size with random weights, and byte-level BPE tokenizers of any size, without a large model in
-memory.
+"""Make checkpoints with random weights and byte-level BPE tokenizers of any size, without holding a model in memory.
 
 python synthetic.py FOLDER --rows 128256 --width 1024 --layers 6 --seed 0
 """
@@ -32,15 +31,15 @@ BLOCK_ROWS = 4096
 
 
 def tokenizer_spec(size: int, *, added: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Return a byte-level tokenizer.json of `size` tokens, the last `added` of them special, mostly Latin words."""
+    """Return a byte-level tokenizer.json of `size` tokens, mostly Latin words. The last `added` tokens are special."""
     merges = _merges([], size - added - 256, LATIN, CYRILLIC, random.Random(seed), cyrillic_share=0.15)
     return _spec([ALPHABET[byte] for byte in range(256)], merges, [BOS, EOS, *_reserved(added - 2)])
 
 
 def extended_spec(old: dict[str, Any], size: int, *, share: float, seed: int = 1) -> dict[str, Any]:
-    """Return a tokenizer.json of `size` tokens: `share` of them are the first of `old`, the others new Cyrillic words.
+    """Return a tokenizer.json of `size` tokens, made from the first tokens of `old` and new Cyrillic words.
 
-    The added tokens are the same. With a share of 1.0 all of `old` is kept.
+    share: the fraction that comes from `old`; with 1.0 all of `old` is kept. The added tokens are those of `old`.
     """
     added = [entry["content"] for entry in old["added_tokens"]]
     ordinary = size - len(added)
@@ -48,7 +47,7 @@ def extended_spec(old: dict[str, Any], size: int, *, share: float, seed: int = 1
     first: dict[str, tuple[str, str]] = {}
     id_of = old["model"]["vocab"]
     for left, right in sorted(pairs, key=lambda pair: id_of["".join(pair)]):
-        first.setdefault(left + right, (left, right))  # one way to a token is enough
+        first.setdefault(left + right, (left, right))  # one merge per token is enough
     kept = [*first.values()][: int(share * ordinary) - 256]
     vocab = sorted(old["model"]["vocab"], key=old["model"]["vocab"].__getitem__)[:256]
     more = _merges(kept, ordinary - 256 - len(kept), CYRILLIC, LATIN, random.Random(seed), cyrillic_share=1.0)
@@ -88,7 +87,7 @@ def _spec(alphabet: list[str], merges: list[tuple[str, str]], added: list[str]) 
 def _merges(
     known: list[tuple[str, str]], count: int, *scripts: Any, cyrillic_share: float = 0.0
 ) -> list[tuple[str, str]]:
-    """Return `count` further merges: letters first, then words that grow by a letter or a known piece."""
+    """Return `count` more merges: first of letters, then of words with another letter or a known piece."""
     *alphabets, generator = scripts
     seen = {left + right for left, right in known} | set(ALPHABET.values())
     merges: list[tuple[str, str]] = []
@@ -148,10 +147,10 @@ def save_model(
     seed: int = 0,
     shards: int = 1,
 ) -> Path:
-    """Write a bfloat16 Llama checkpoint; `like` is a base whose tables this one's differ from a little.
+    """Write a bfloat16 Llama checkpoint. With `like`, its tables differ only a little from those of that base.
 
-    Tables have columns of unequal size and a few common directions, as real ones have (condition number about 100 after
-    scaling the columns). Body weights repeat one random block.
+    Like real embedding tables, these have columns of different size and a few common directions (condition number about
+    100 after scaling the columns). The body's weights repeat one random block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -226,7 +225,7 @@ def _repeated(block: torch.Tensor, shape: tuple[int, ...]) -> Iterator[torch.Ten
 
 
 def _table(name: str, rows: int, width: int, seed: int, like: Path | None) -> Iterator[torch.Tensor]:
-    """Yield blocks of rows: random ones, or those of `like` moved by a map of rank 8 and some noise."""
+    """Yield blocks of rows: random ones, or the rows of `like` changed by a map of rank 8 and some noise."""
     from safetensors import safe_open
 
     generator = torch.Generator().manual_seed(1000 * seed + TABLES.index(name))
@@ -270,7 +269,10 @@ def save_setting(
     shards: int = 1,
     whole: bool = True,
 ) -> None:
-    """Write base, instruct and adapted, with the recipe of a conversion; base and adapted are embeddings-only."""
+    """Write base, instruct and adapted models and a recipe with `method: conversion`.
+
+    Base and adapted are embeddings-only folders.
+    """
     shape = {
         "width": width,
         "layers": layers,
@@ -299,14 +301,14 @@ output: {path: out}
 
 
 def save_pico(folder: Path) -> Path:
-    """Write the setting of a model with next to nothing to read: what is left is start-up."""
+    """Write models with almost nothing to read, so that a run on them measures the start-up cost."""
     save_setting(folder, old_rows=600, new_rows=700, width=64, layers=2, intermediate=128, heads=4, kv_heads=2)
     (folder / "copy.yaml").write_text("models: {instruct: instruct}\nsteps: []\noutput: {path: copied}\n")
     return folder
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder of this benchmark, and let the disk settle before the next measurement."""
+    """Delete a folder of this benchmark, and wait for the disk before the next measurement."""
     shutil.rmtree(folder, ignore_errors=True)
     os.sync()
 
@@ -327,7 +329,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--embeddings-only", action="store_true", help="base and adapted hold their tables only")
-    parser.add_argument("--pico", action="store_true", help="the smallest setting, whatever the other options say")
+    parser.add_argument("--pico", action="store_true", help="write the smallest models and ignore the other options")
     options = vars(parser.parse_args())
     folder, whole, pico = options.pop("folder"), not options.pop("embeddings_only"), options.pop("pico")
     save_pico(folder) if pico else save_setting(folder, whole=whole, **options)

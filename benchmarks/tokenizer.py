@@ -1,9 +1,9 @@
-"""Extending a real vocabulary by 8,000 tokens on 12 MB of text, beside bpe-continue and a training from scratch.
+"""Extend a real vocabulary by 8,000 tokens on 12 MB of text. Compare with bpe-continue and a training from scratch.
 
 python tokenizer.py MODEL TEXT... [--runs 3]     MODEL: a folder with SmolLM2's tokenizer, for example
 
-bpe-continue comes from PyPI: pip install bpe-continue. The time is then measured on 25, 50 and 100 MB too, made of the
-same text with a tenth of its words changed, so that the number of different words grows as in more text.
+bpe-continue comes from PyPI: pip install bpe-continue. The time is also measured on 25, 50 and 100 MB. These texts are
+made from the same text with a tenth of its words changed, so that the number of distinct words grows as in real text.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZES = (12, 25, 50, 100)
 
 
 def noisy(text: str, size: int, path: Path) -> Path:
-    """Write `size` megabytes: the text, then again and again with a tenth of its words changed by one letter."""
+    """Write `size` megabytes: the text, then repeats of it in which a tenth of the words have one letter changed."""
     generator = random.Random(0)
     letters = sorted(set(re.findall(r"[а-яё]", text)))
 

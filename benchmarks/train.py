@@ -1,9 +1,9 @@
-"""Embedding-only training: lepmerge beside HF Trainer with a frozen body, on the same blocks of Russian text.
+"""Compare embedding-only training in lepmerge and in HF Trainer (frozen body), on the same blocks of Russian text.
 
     python benchmarks/train.py ru.txt --model FOLDER      FOLDER: SmolLM2-135M, as recipes/smollm2-135m-ru makes it
 
-Each case is 4 blocks of 512 tokens a step, on one thread of a CPU. Seconds are counted from the second step on, memory
-over the whole process. "synthetic" is an untied random Llama, V = 128256, d = 512, 4 layers.
+Each case has 4 blocks of 512 tokens per step and runs on one CPU thread. Seconds are counted from the second step on,
+memory over the whole process. "synthetic" is an untied random Llama with V = 128256, d = 512, 4 layers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from measure import Report, aim, alternating, measured, medians, ratios, script,
 BATCH, BLOCK = 4, 512
 NUM_NEW_ROWS = 32000
 CASES = {
-    # case: (model, precision of ours, rows that learn, bf16 of Trainer, least ratio of speed, largest ratio of memory)
+    # case: (model, lepmerge's precision, trained rows, Trainer's bf16, minimum speed ratio, maximum memory ratio)
     "synthetic, float32, all rows": ("synthetic", "fp32", "all", False, 1.25, 0.65),
     "synthetic, bfloat16, all rows": ("synthetic", "bf16", "all", True, 1.6, 0.70),
     "synthetic, bfloat16, last 32000 rows": ("synthetic", "bf16", "new", True, 2.2, 0.35),
@@ -44,7 +44,7 @@ def save_synthetic(folder: Path) -> None:
 
 
 def opened(model: Path, text: Path, work: Path, precision: str, rows: str):
-    """Return the session of a case; both ways train on its blocks."""
+    """Return the session of a case. Both programs train on its blocks."""
     import torch
 
     from lepmerge.training.config import TrainConfig
@@ -76,7 +76,7 @@ def ours(model: Path, text: Path, work: Path, precision: str, rows: str, steps: 
 
 
 def trainer(model: Path, text: Path, work: Path, bf16: bool, steps: int) -> dict[str, Any]:
-    """HF Trainer, everything frozen but the tables, on the blocks that lepmerge trains on."""
+    """Train with HF Trainer on lepmerge's blocks, with everything frozen except the embedding tables."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -120,7 +120,7 @@ def trainer(model: Path, text: Path, work: Path, bf16: bool, steps: int) -> dict
 
 
 def one(options: argparse.Namespace) -> None:
-    """Run one way of one case in this process and write its figures."""
+    """Run one program on one case in this process and write its metrics."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -138,7 +138,7 @@ def one(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--model", type=Path, help="SmolLM2-135M; left out, its case is")
+    parser.add_argument("--model", type=Path, help="SmolLM2-135M; without it, its case is skipped")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
     for name in ("one", "case"):
@@ -149,7 +149,7 @@ def main() -> None:
     if options.one:
         one(options)
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of the processes that are measured
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the measured processes
     report = Report("train")
     cases: dict[str, Any] = {}
     aims: list[dict[str, Any]] = []

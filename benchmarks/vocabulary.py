@@ -1,8 +1,8 @@
-"""The vocabulary conversion T for a vocabulary of 174,816 tokens made from one of 128,256, beside one `encode` a token.
+"""Build the vocabulary conversion T from 128,256 to 174,816 tokens. Compare with one `encode` call per token.
 
 python vocabulary.py [--runs 5]
 
-Measured inside one process each: reading both tokenizer.json files and building T, without Python's start-up.
+Each is measured inside its own process: reading both tokenizer.json files and building T, without Python's start-up.
 """
 
 import argparse

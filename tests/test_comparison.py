@@ -4,7 +4,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -12,13 +12,12 @@ from pathlib import Path
 import pico
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepmerge.comparison.broken_tokens import check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
-from lepmerge.comparison.copying import copy_items, measure_copying, prompt_of
+from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.prompts import read_prompts
@@ -29,6 +28,15 @@ from lepmerge.corpus import cut
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
 RUSSIAN = QUICKSTART / "heldout_ru.txt"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, by far so beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +101,7 @@ def test_pieces_hold_the_whole_text_whatever_the_vocabulary() -> None:
 
 def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: Path) -> None:
     other = changed(tmp_path / "noised", QUICKSTART / "instruct", noised)
-    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:10]
+    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:24]
     answers = answers_of(instruct, prompts, max_new_tokens=8)
     bits = bits_of_answers(other, prompts, answers)
     network, tokenizer = other.network, other.tokenizer
@@ -119,35 +127,40 @@ def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: 
     assert one_by_one == pytest.approx(bits, rel=1e-5, abs=1e-5)
 
 
-def test_copies_are_string_equality(tmp_path: Path) -> None:
-    """A tiny model that has learned half of the copies by heart."""
-    folder = pico.save_model(tmp_path / "copier", pico.byte_level(pico.ENGLISH, 400), width=64, dtype=torch.float32)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
-    words, generator = "stone river cloud lamp garden window bread".split(), random.Random(0)
-    text = text_of("t", [" ".join(generator.sample(words, 6)).capitalize() + "." for _ in range(10)])
+WORDS = "stone river cloud lamp garden window bread".split()
+
+
+@pytest.fixture(scope="module")
+def copier(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, list[CopyItem]]:
+    """Return a tiny model that has learned every second copy by heart, and all eight; a word is about one token."""
+    vocabulary = pico.byte_level([" ".join(WORDS)] * 9 + ["Text: Copy:\n"] * 9, 400)
+    folder = pico.save_model(tmp_path_factory.mktemp("copier") / "model", vocabulary, width=64, dtype=torch.float32)
+    generator = random.Random(0)
+    text = text_of("t", [" ".join(generator.sample(WORDS, 6)).capitalize() + "." for _ in range(10)])
     model = load_model(folder)
     items = copy_items(text, [model], number=8)
-    assert len(items) == 8
     network = model.network.requires_grad_(True).train()
-    rows = []
-    for item in items[::2]:
-        ids = [*model.prefix_ids, *model.encode([f"{prompt_of(model, item)} {item.text}\n\n"])[0]]
-        rows.append(torch.tensor([ids]))
+    copies = model.encode([f"{prompt_of(model, item)} {item.text}\n\n" for item in items[::2]])
+    rows = [torch.tensor([*model.prefix_ids, *ids]) for ids in copies]
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-    longest = max(row.shape[1] for row in rows)
-    batch = torch.cat([F.pad(row, (0, longest - row.shape[1]), value=-100) for row in rows])
     for _ in range(80):
         network(input_ids=batch.clamp(min=0), labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     network.requires_grad_(False).eval()
+    return model, items
+
+
+def test_copies_are_string_equality(copier: tuple[LanguageModel, list[CopyItem]]) -> None:
+    model, items = copier
+    assert len(items) == 8
     found = measure_copying(model, items)
-    equal = {}
+    equal: dict[str, list[bool]] = {}
     for item in items:
         ids = [*model.prefix_ids, *model.encode([prompt_of(model, item)])[0]]
         limit = len(model.encode([item.text])[0]) + 4
-        written = network.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False, pad_token_id=0)
+        written = model.network.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False, pad_token_id=0)
         reply = model.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True).strip().split("\n")[0].strip()
         equal.setdefault(item.kind, []).append(reply == item.text)
     assert {kind: figures["exact"] for kind, figures in found.items()} == {

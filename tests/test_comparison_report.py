@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from safetensors.torch import load_file, save_file
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
 INSTRUCT = QUICKSTART / "instruct"
 RUSSIAN = QUICKSTART / "heldout_ru.txt"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, by far so beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class _Page(HTMLParser):

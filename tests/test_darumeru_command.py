@@ -12,6 +12,7 @@ from pathlib import Path
 import darumeru_setting
 import pico
 import pytest
+import torch
 from darumeru_setting import DATA, NAMES, ROOT
 
 GROUPS = {
@@ -21,6 +22,7 @@ GROUPS = {
     "DaruCopy EN": ["cp_sent_en", "cp_para_en"],
     "DaruCopy RU": ["cp_sent_ru", "cp_para_ru"],
 }
+TASKS = ROOT / "eval" / "darumeru_tasks"
 MICRO = "Darumeru, Micro-Avg"
 NO_DATA = (
     r"error: data set RefalMachine/darumeru:multiq, split test, cannot be loaded from the Hub \(.+\); connect to the "
@@ -93,6 +95,40 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return darumeru_setting.save_model(tmp_path_factory.mktemp("model"), darumeru_setting.byte_level())
 
 
+def test_a_short_run_in_this_process(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All tasks with few documents and short answers; `lepmerge darumeru` notes both."""
+    from lm_eval.__main__ import cli_evaluate
+
+    arguments = of_the_readme("--apply_chat_template")
+    given = ["--model", "hf", "--model_args", f"pretrained={model},max_length=4096", "--device", "cpu"]
+    given += [
+        "--output_path",
+        "results",
+        "--limit",
+        "1",
+        "--gen_kwargs",
+        "max_gen_toks=8",
+        "--include_path",
+        str(TASKS),
+    ]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *given])
+    monkeypatch.setenv("DARUMERU_DATA", str(DATA))
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cli_evaluate()
+    torch.set_num_threads(threads)
+    (path,) = (tmp_path / "results").glob("*/results_*.json")
+    results = assert_complete(capsys.readouterr().out, path)
+    shown = json.loads(pico.command("darumeru", path, "--paper", "none", "--json").stdout)
+    assert shown["rows"][0]["micro_avg"] == pytest.approx(results["darumeru"]["score,none"], abs=1e-12)
+    limited, shortened, *_ = shown["notes"]
+    assert "--limit 1" in limited and "--gen_kwargs" in shortened
+
+
+@pytest.mark.slow
 def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
     """As the README has it; then `lepmerge darumeru` on its file, whose rows are those of the harness."""
     arguments = of_the_readme("--apply_chat_template")
@@ -150,7 +186,7 @@ def test_groups_and_single_tasks(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkout_without_the_hook(tmp_path: Path, model: Path) -> None:
-    arguments = ("--include_path", ROOT / "eval" / "darumeru_tasks", "--tasks", "darumeru_copy_ru", "--limit", "4")
+    arguments = ("--include_path", TASKS, "--tasks", "darumeru_copy_ru", "--limit", "4")
     output, _ = evaluated(tmp_path, model, *arguments, DARUMERU_DATA=str(DATA), LEPMERGE_LM_EVAL="0")
     assert set(printed(output)) == {"DaruCopy RU", "darumeru_cp_sent_ru", "darumeru_cp_para_ru"}
 

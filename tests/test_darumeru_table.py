@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 from pathlib import Path
 from statistics import fmean
 
@@ -208,15 +209,31 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
 
 
 def test_the_table_on_the_terminal(tmp_path: Path) -> None:
+    """In parts, each of at most 100 characters, with the paper's rows under the name of their table."""
     paths = [write(tmp_path / "a.json", model="a"), write(tmp_path / "b.json", model="b", shift=0.3)]
-    lines = pico.command("darumeru", *paths, "--paper", "3").stdout.splitlines()
-    (first, second, *paper), (header, *cells) = rows(*paths, "--paper", "3"), lines
-    assert header.split("  ")[0] == "model" and "DaruCopy EN" in header
-    assert cells[0].startswith("a") and f"{first['micro_avg']:.3f} ±{first['micro_avg_stderr']:.3f}" in cells[0]
-    assert cells[1].startswith("b") and f"{second['micro_avg']:.3f} ±{second['micro_avg_stderr']:.3f} +" in cells[1]
-    assert cells[2] == "-- paper, table 3" and len(cells) == 3 + len(paper) + 1
-    assert all(line.startswith(row["model"]) for line, row in zip(cells[3:], paper, strict=False))
-    assert cells[-1] == "+ and -: significantly higher or lower than a, 0-shot (5 % level)"
+    paths += [write(tmp_path / "c.json", model="c", shift=-0.3)]
+    first, second, third, *paper = rows(*paths, "--paper", "3", "--paper", "4")
+    *parts, last = pico.command("darumeru", *paths, "--paper", "3", "--paper", "4").stdout.strip().split("\n\n")
+    assert last == "+ and -: significantly higher or lower than a, 0-shot (5 % level)"
+    assert len(parts) == 3 and all(len(line) <= 100 for part in parts for line in part.split("\n"))
+    shown = {}
+    for part in parts:
+        head, *lines = part.split("\n")
+        sources = [(place, line) for place, line in enumerate(lines) if line.startswith("-- ")]
+        tables = [row["source"] for row in paper]
+        assert sources == [(3, "-- paper, table 3"), (4 + tables.count("paper, table 3"), "-- paper, table 4")]
+        lines = [line for line in lines if not line.startswith("-- ")]
+        assert all(line.startswith(row["model"]) for line, row in zip(lines[3:], paper, strict=True))
+        starts = [match.start() for match in re.finditer(r"\S+( \S+)*", head)]
+        for model, line in zip("abc", lines, strict=False):
+            cells = [line[start:stop].strip() for start, stop in zip(starts, [*starts[1:], None], strict=True)]
+            shown |= {(model, title): cell for title, cell in zip(re.split(" {2,}", head), cells, strict=True)}
+    titles = ["Micro-Avg", "DaruMMLU", "DaruMERA", "DaruSum", "DaruCopy EN", "DaruCopy RU"]
+    for row, mark in ((first, ""), (second, " +"), (third, " -")):
+        for column, title in zip(COLUMNS, titles, strict=True):
+            expected = f"{row[column]:.3f} ±{row[f'{column}_stderr']:.3f}{mark}"
+            assert shown[row["model"], title] == expected
+        assert shown[row["model"], "symbols/token"] == "2.50" and shown[row["model"], "shots"] == "0"
 
 
 @pytest.mark.parametrize("shots, table, count", [(0, "1", 8), (5, "2", 9), (2, None, 0)])

@@ -119,14 +119,17 @@ def compare(
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print one table per group of metrics on stdout, and the warnings on stderr."""
+    """Print one table per group of metrics with the meaning of each column on stdout, and warnings on stderr."""
     from lepmerge.comparison.columns import groups_of
 
     names = list(results["models"])
     for group in groups_of(results):
         rows = [[name, *(c.shown(c.values[place]) for c in group.columns)] for place, name in enumerate(names)]
         click.echo(f"{group.title} ({group.note})")
-        click.echo(table(rows, header=["model", *(c.label for c in group.columns)]) + "\n")
+        click.echo(table(rows, header=["model", *(c.label for c in group.columns)]))
+        for name, meaning in group.meanings.items():
+            click.echo(f"  {name}: {meaning}")
+        click.echo()
     for warning in results["warnings"]:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
 

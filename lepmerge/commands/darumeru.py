@@ -62,12 +62,16 @@ def darumeru(
         click.echo(text.getvalue(), nl=False)
         return
     header = ["model", "shots", "symbols/token", *COLUMNS.values()]
-    lines = table([cells(row, reference) for row in rows], header=header).split("\n")
-    click.echo("\n".join(lines[: len(measured) + 1]))
-    for number, row in enumerate(rows[len(measured) :], len(measured)):
-        if rows[number - 1].source != row.source:
-            click.echo(f"-- {row.source}")
-        click.echo(lines[number + 1])
+    for part in table([cells(row, reference) for row in rows], header=header).split("\n\n"):
+        source = ""
+        head, *lines = part.split("\n")
+        click.echo(head)
+        for row, line in zip(rows, lines, strict=True):
+            if not row.measured and row.source != source:
+                source = row.source
+                click.echo(f"-- {source}")
+            click.echo(line)
+        click.echo()
     click.echo(f"+ and -: significantly higher or lower than {reference.model}, {reference.shots}-shot (5 % level)")
     for row in measured:
         for note in row.notes:

@@ -1,27 +1,31 @@
-"""A comparison as one HTML file that needs nothing else: warnings, charts (inline SVG), tables, settings.
+"""A comparison as one self-contained HTML file: warnings, charts (inline SVG), tables, settings.
 
-The page asks the network for nothing, which its Content-Security-Policy says too. Colours follow the reader's light or
-dark setting. Tables are sorted by their main column, best first; a click on a heading sorts by it.
+`report.html.jinja` is the page; this module computes what it shows. The page makes no network request, and its
+Content-Security-Policy forbids them. Colours follow the reader's light or dark setting. Tables are sorted by their main
+column, best first. A click on a heading sorts by that column.
 """
 
 from collections.abc import Mapping
-from html import escape
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lepmerge.comparison.columns import HIGHER, LOWER, Column, Group, groups_of
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lepmerge.comparison.columns import HIGHER, Column, Group, groups_of
 from lepmerge.errors import OutputError
 
 GENERATOR = '<meta name="generator" content="lepmerge">'
-WIDTH, ROW, NAMES, VALUES = 420, 22, 150, 62
-"""Of a chart, in its own units: its width, the height of a bar's row, the space of names and of values."""
+WIDTH, ROW_HEIGHT, BAR_START, VALUES = 420, 22, 150, 62
+"""Sizes in a chart, in SVG units: its width, the height of a row, where bars start, the room for values."""
 LONGEST_NAME = 22
 TOKENS_SHOWN = 20
 
 
 def check_writable(path: Path) -> None:
-    """Raise OutputError where a report or chart could not be written, before anything is measured.
+    """Raise OutputError if a report or chart could not be written. Called before anything is measured.
 
     An HTML file that lepmerge did not write is never replaced.
     """
@@ -33,7 +37,7 @@ def check_writable(path: Path) -> None:
         except OSError as error:
             raise OutputError(f"{path} cannot be read: {error.strerror}") from error
         if GENERATOR not in head:
-            raise OutputError(f"{path} is there and is no report of lepmerge: name another file")
+            raise OutputError(f"{path} exists and was not written by lepmerge: name another file")
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
@@ -50,61 +54,53 @@ def write_report(path: Path, results: Mapping[str, Any]) -> None:
 
 def report_of(results: Mapping[str, Any]) -> str:
     """Return the page."""
-    assets = files("lepmerge") / "comparison"
     names, reference = list(results["models"]), results["reference"]
-    groups = groups_of(results)
-    parts = [
-        f"<h1>{escape(' · '.join(names) if len(names) < 4 else f'{len(names)} models')}</h1>",
-        f"<p>Compared with <b>{escape(reference)}</b> by lepmerge {escape(results['lepmerge'])}.</p>",
-        _warnings(results["warnings"]),
-        *(_section(group, names, reference) for group in groups),
-        _suspects(results["models"]),
-        _settings(results),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"{GENERATOR}"
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'; img-src data:\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>lepmerge compare: {escape(', '.join(names))}</title>"
-        f"<style>{(assets / 'report.css').read_text(encoding='utf-8')}</style></head>\n<body><main>"
-        + "\n".join(part for part in parts if part)
-        + f"</main><script>{(assets / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("report.html.jinja")).render(
+        results=results,
+        names=names,
+        reference=reference,
+        sections=[_section(group, names) for group in groups_of(results)],
+        suspects=_suspects(results["models"]),
+        settings=_settings(results),
+        mark=lambda name: Markup(' class="reference"') if name == reference else "",
+        generator=Markup(GENERATOR),
+        style=Markup(_asset("report.css")),
+        script=Markup(_asset("report.js")),
+        width=WIDTH,
+        row_height=ROW_HEIGHT,
+        bar_start=BAR_START,
+        tokens_shown=TOKENS_SHOWN,
     )
 
 
-def _warnings(warnings: list[str]) -> str:
-    if not warnings:
-        return '<p class="fine">No warnings.</p>'
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f'<div class="warnings"><h2>Warnings</h2><ul>{items}</ul></div>'
+def _asset(name: str) -> str:
+    return (files("lepmerge") / "comparison" / name).read_text(encoding="utf-8")
 
 
-def _section(group: Group, names: list[str], reference: str) -> str:
-    charts = "".join(_chart(column, names, reference) for column in group.columns if column.plotted)
-    return (
-        f"<section><h2>{escape(group.title)}</h2><p>{escape(group.note)}</p>"
-        f'<div class="charts">{charts}</div>{_table(group, names, reference)}</section>'
-    )
+@dataclass(frozen=True)
+class _Bar:
+    """A row of a chart: the model's name, the row's top and the bar's length in SVG units, the printed value."""
+
+    name: str
+    top: int
+    length: float
+    value: str
+
+    @property
+    def short_name(self) -> str:
+        return self.name if len(self.name) <= LONGEST_NAME else self.name[: LONGEST_NAME - 1] + "…"
 
 
-def _table(group: Group, names: list[str], reference: str) -> str:
+def _section(group: Group, names: list[str]) -> dict[str, Any]:
+    """Return a group's charts, the order of its rows (indices of models, best first) and the sort direction."""
     main = group.main_column
-    order = sorted(range(len(names)), key=lambda place: _rank(main, place))
-    head = "".join(f"<th{_sorted(c, main)}><button>{escape(c.label)}</button></th>" for c in group.columns)
-    rows = []
-    for place in order:
-        cells = "".join(
-            f'<td data-value="{"" if c.values[place] is None else c.values[place]}">{c.shown(c.values[place])}</td>'
-            for c in group.columns
-        )
-        mark = ' class="reference"' if names[place] == reference else ""
-        rows.append(f"<tr{mark}><th scope=row>{escape(names[place])}</th>{cells}</tr>")
-    return (
-        f'<div class="scroll"><table><thead><tr><th><button>model</button></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return {
+        "group": group,
+        "charts": [(column, _bars(column, names)) for column in group.columns if column.plotted],
+        "order": sorted(range(len(names)), key=lambda place: _rank(main, place)),
+        "direction": "descending" if main.better == HIGHER else "ascending",
+    }
 
 
 def _rank(column: Column, place: int) -> float:
@@ -112,59 +108,29 @@ def _rank(column: Column, place: int) -> float:
     return float("inf") if value is None else -value if column.better == HIGHER else value
 
 
-def _sorted(column: Column, main: Column) -> str:
-    return f' aria-sort="{"descending" if main.better == HIGHER else "ascending"}"' if column is main else ""
-
-
-def _chart(column: Column, names: list[str], reference: str) -> str:
-    """Return horizontal bars from zero, in the models' order, as SVG."""
+def _bars(column: Column, names: list[str]) -> list[_Bar]:
+    """Return horizontal bars that start at zero, in the models' order. The largest value fills the room."""
     largest = max((value for value in column.values if value is not None), default=0.0) or 1.0
-    room = WIDTH - NAMES - VALUES
-    bars = []
-    for place, (name, value) in enumerate(zip(names, column.values, strict=True)):
-        y = place * ROW
-        short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-        length = room * max(0.0, value or 0.0) / largest
-        mark = ' class="reference"' if name == reference else ""
-        bars.append(
-            f'<text x="{NAMES - 6}" y="{y + 15}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
-            f'<rect x="{NAMES}" y="{y + 4}" width="{length:.1f}" height="{ROW - 8}" rx="2"{mark}/>'
-            f'<text x="{NAMES + length + 5:.1f}" y="{y + 15}">{column.shown(value) or "–"}</text>'
-        )
-    better = {LOWER: "lower is better", HIGHER: "higher is better"}.get(column.better, "")
-    caption = escape(column.label) + (f" <small>{better}</small>" if better else "")
-    return (
-        f"<figure><figcaption>{caption}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {len(names) * ROW + 2}" role="img" aria-label="{escape(column.label)}">'
-        f"{''.join(bars)}</svg></figure>"
-    )
+    room = WIDTH - BAR_START - VALUES
+    return [
+        _Bar(name, place * ROW_HEIGHT, room * max(0.0, value or 0.0) / largest, column.shown(value))
+        for place, (name, value) in enumerate(zip(names, column.values, strict=True))
+    ]
 
 
-def _suspects(models: Mapping[str, Any]) -> str:
-    parts = []
-    for name, figures in models.items():
-        for side, title in (("written", "output"), ("read", "input")):
-            suspects = figures.get("tokens", {}).get(side, {}).get("suspects", [])
-            if not suspects:
-                continue
-            rows = "".join(
-                f"<tr><th scope=row>{escape(repr(token['text']))}</th><td>{token['id']}</td>"
-                f"<td>{'new' if token['new'] else 'shared'}</td><td>{token['occurrences']}</td>"
-                f"<td>{token['excess_bits']:.1f} ± {token['standard_error']:.1f}</td></tr>"
-                for token in suspects[:TOKENS_SHOWN]
-            )
-            shown = f", the worst {TOKENS_SHOWN}" if len(suspects) > TOKENS_SHOWN else ""
-            parts.append(
-                f"<details><summary>{escape(name)}, {title} table: {len(suspects)} tokens{shown}</summary>"
-                '<div class="scroll"><table><thead><tr><th>token</th><th>id</th><th></th><th>occurrences</th>'
-                f"<th>excess, bits</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
-            )
-    return f"<section><h2>Suspect tokens</h2>{''.join(parts)}</section>" if parts else ""
+def _suspects(models: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Return (model, table, suspect tokens, worst first) for each table that has suspect tokens."""
+    return [
+        (name, table, suspects)
+        for name, measured in models.items()
+        for side, table in (("written", "output"), ("read", "input"))
+        if (suspects := measured.get("tokens", {}).get(side, {}).get("suspects", []))
+    ]
 
 
-def _settings(results: Mapping[str, Any]) -> str:
-    lines: list[tuple[str, Any]] = [
-        *((f"model {name}", figures["folder"]) for name, figures in results["models"].items()),
+def _settings(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        *((f"model {name}", measured["folder"]) for name, measured in results["models"].items()),
         *(
             (f"text {name}", f"{', '.join(text['files'])}: {text['bytes']:,} bytes, {text['pieces']:,} pieces")
             for name, text in results["texts"].items()
@@ -173,7 +139,3 @@ def _settings(results: Mapping[str, Any]) -> str:
         *((key.replace("_", " "), value) for key, value in results["settings"].items() if value is not None),
         *results["versions"].items(),
     ]
-    rows = "".join(
-        f"<tr><th scope=row>{escape(str(key))}</th><td>{escape(str(value))}</td></tr>" for key, value in lines
-    )
-    return f'<section><h2>Settings</h2><div class="scroll"><table class="settings">{rows}</table></div></section>'

@@ -1,1 +1,1 @@
-"""YAML files: trees with `extends` and variables, strict schemas, shared entries."""
+"""Read YAML files: trees with `extends` and variables, strict schemas, and entries that several schemas share."""

@@ -1,4 +1,4 @@
-"""Entries that recipes and training configurations share."""
+"""Entries that both recipes and training configurations use."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -14,23 +14,24 @@ InitName = Literal["mean", "weighted_mean", "norm_calibrated"]
 
 
 class ModelEntry(Strict):
-    """Where a model lies: a folder, or a Hub id with an optional revision."""
+    """The location of a model: a folder, or a Hub id with an optional revision."""
 
     SHORT_FORM: ClassVar[str] = "path"
 
     path: Reference
-    """Folder, or Hub id such as `owner/model` or `owner/model@revision`."""
+    """Folder or Hub id, such as `owner/model` or `owner/model@revision`."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; default: the newest."""
+    """Branch, tag or commit on the Hub (default: the newest)."""
 
 
 class AdaptedEntry(ModelEntry):
-    """Where a model lies, and the PEFT adapters that are merged into it. A text `model+adapter` is short for both."""
+    """The location of a model, and PEFT adapters to merge into it. The text `model+adapter` is short for both."""
 
     adapter: Reference | list[Reference] = []
     """Folder or Hub id of a PEFT adapter (LoRA or DoRA), or a list of them."""
     scale: Finite | list[Finite] = 1.0
-    """Factor of the adapter's low-rank update, or one for each adapter. Modules saved as a whole are not scaled."""
+    """Factor of the adapter's low-rank update, or a list with one factor per adapter. Modules saved as a whole are not
+    scaled."""
 
     @model_validator(mode="after")
     def _one_scale_per_adapter(self) -> "AdaptedEntry":
@@ -43,21 +44,21 @@ class AdaptedEntry(ModelEntry):
 
     @property
     def adapters(self) -> list[tuple[str, float]]:
-        """Return each adapter with its scale."""
+        """Each adapter with its scale."""
         adapters = [self.adapter] if isinstance(self.adapter, str) else self.adapter
         scales = self.scale if isinstance(self.scale, list) else [self.scale] * len(adapters)
         return list(zip(adapters, scales, strict=True))
 
 
 class TrainedEntry(Strict):
-    """A model that a training configuration makes: the embeddings that `lepmerge train` writes."""
+    """A model that `lepmerge train` makes from a training configuration."""
 
     train: FilePath
-    """The configuration's file; `lepmerge run --train` trains what is not trained yet."""
+    """File of the training configuration. `lepmerge run --train` trains the model first if it is not trained yet."""
 
 
 def other_command(path: Path, *, key: str, instead_of: str) -> bool:
-    """Return whether a YAML file has a key of the other kind of configuration, and not the one that is expected."""
+    """Return whether a YAML file is of the other kind of configuration: it has `key` but not `instead_of`."""
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -66,7 +67,7 @@ def other_command(path: Path, *, key: str, instead_of: str) -> bool:
 
 
 class PerTable(Strict):
-    """A value for each of the two embedding tables; an operation receives table role → value."""
+    """A value for each of the two embedding tables. An operation receives it as table role → value."""
 
     input: Any
     """For the input embeddings."""
@@ -87,7 +88,7 @@ class InitPerTable(PerTable):
 
 
 class Step(Strict):
-    """The recipe entry of an operation. Its field `op` is a Literal of the operation's name."""
+    """Base class of recipe entries of operations. The field `op` is a Literal with the operation's name."""
 
     @classmethod
     def operation(cls) -> str:

@@ -1,4 +1,4 @@
-"""What a text in a configuration stands for: a path, a model, a tokenizer. A field says it by an Annotated marker."""
+"""The meaning of a text in a configuration: a path, a model or a tokenizer. A field declares it with a marker."""
 
 from collections.abc import Iterator
 from types import UnionType
@@ -8,21 +8,21 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 FilePath = Annotated[str, "path"]
-"""A path, relative to the file in which it is written."""
+"""A path relative to the file in which it is written."""
 Reference = Annotated[str, "reference"]
 """A path or a Hub id."""
 ModelName = Annotated[str, "model"]
-"""A name under `models` of the recipe; the operation receives the model."""
+"""A name under `models` of the recipe. The operation receives the model."""
 TokenizerReference = Annotated[str, "tokenizer"]
-"""A name under `models`, a path or a Hub id; the operation receives the vocabulary."""
+"""A name under `models`, a path or a Hub id. The operation receives the vocabulary."""
 
 Place = tuple[int | str, ...]
 
 
 def marked_texts(schema: Any, value: Any, place: Place = ()) -> Iterator[tuple[Place, str, str]]:
-    """Yield place, marker and text for every text in a plain value whose field in the schema has a marker.
+    """Yield (place, marker, text) for every text in a plain value whose field in the schema has a marker.
 
-    Keys of a mapping are included. A text may stand for a schema with SHORT_FORM, as in `base: some/folder`.
+    Keys of mappings are included. If a schema has SHORT_FORM, a text may take its place, as in `base: some/folder`.
     """
     origin, arguments = get_origin(schema), get_args(schema)
     if origin is Annotated:
@@ -45,7 +45,7 @@ def marked_texts(schema: Any, value: Any, place: Place = ()) -> Iterator[tuple[P
 
 
 def schemas_below(schema: Any) -> Iterator[type[BaseModel]]:
-    """Yield the schemas in the fields of a schema, and in theirs."""
+    """Yield the schemas in the fields of a schema, recursively."""
     for field in schema.model_fields.values():
         waiting = [field.annotation]
         while waiting:

@@ -1,9 +1,9 @@
-"""Numbers of a recipe that may differ from layer to layer and from tensor to tensor, as mergekit's users write them.
+"""Numbers of a recipe that may vary by layer and by tensor, in the notation of mergekit.
 
-0.5                                         for every tensor
-[0.2, 0.8]                                  spread evenly over the layers, linear in between
-- {filter: mlp, value: [0, 1]}              the first rule whose filter is part of the tensor's name, or that has none
-- {value: 0.5}
+0.5                               the same number for every tensor
+[0.2, 0.8]                        numbers at equal distances over the layers, with linear interpolation
+- {filter: mlp, value: [0, 1]}    rules: the first one whose filter occurs in the tensor's name applies;
+- {value: 0.5}                    a rule without a filter always applies
 """
 
 from typing import Annotated, Any
@@ -19,9 +19,9 @@ class Rule(Strict):
     """A number for the tensors whose name contains `filter`."""
 
     filter: str | None = None
-    """Part of a tensor's name; without it the rule holds for every tensor."""
+    """Part of the tensor's name. A rule without a filter applies to every tensor."""
     value: Gradient
-    """A number, or numbers spread over the layers."""
+    """A number, or a list of numbers spread evenly over the layers."""
 
 
 def _with_default(rules: Any) -> Any:
@@ -31,11 +31,11 @@ def _with_default(rules: Any) -> Any:
 
 
 Numbers = Annotated[Gradient | Annotated[list[Rule], Field(min_length=1)], AfterValidator(_with_default)]
-"""A number, numbers spread over the layers, or rules."""
+"""A number, a list of numbers spread evenly over the layers, or a list of rules."""
 
 
 def number_for(numbers: Any, tensor: str, depth: float) -> float:
-    """Return the number for a tensor. depth: 0 before and in the first layer, 1 in and after the last one."""
+    """Return the number for a tensor. depth: 0 up to the first layer, 1 from the last layer on."""
     if isinstance(numbers, list) and isinstance(numbers[0], Rule):
         rule = next(rule for rule in numbers if rule.filter is None or rule.filter in tensor)
         return number_for(rule.value, tensor, depth)
@@ -48,7 +48,7 @@ def number_for(numbers: Any, tensor: str, depth: float) -> float:
 
 
 def all_numbers(numbers: Any) -> list[float]:
-    """Return every number that is written, for checks of their range."""
+    """Return every number that was written, for range checks."""
     if isinstance(numbers, list):
         return [number for item in numbers for number in all_numbers(item)]
     return all_numbers(numbers.value) if isinstance(numbers, Rule) else [float(numbers)]

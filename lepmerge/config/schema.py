@@ -1,4 +1,4 @@
-"""Strict YAML: a file becomes a frozen pydantic model. Each fault is one line: file, line, key, nearest valid key."""
+"""Strict YAML: read a file into a frozen pydantic model. Each error is one line: file, line, key, nearest valid key."""
 
 import os
 import re
@@ -32,18 +32,21 @@ from lepmerge.errors import RecipeError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST_FAULTS = 20
-"""Faults of a file that are shown."""
+"""At most this many errors of a file are shown."""
 KINDS = {
     "recipe": ({"models"}, "lepmerge run"),
     "training configuration": ({"model", "data"}, "lepmerge train"),
 }
-"""What a file is → keys that show it, and the command that reads it."""
+"""Kind of file → (keys by which it is recognized, command that reads it)."""
 Where = Callable[[Place], str]
 """Place → file:line."""
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values cannot be changed; the text below a field describes it, in docs/ too."""
+    """Base class of schemas. Unknown keys are errors, and values cannot be changed.
+
+    The string below a field is its description, which docs/ also shows.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -52,7 +55,7 @@ Root = TypeVar("Root", bound=BaseModel)
 
 
 def num_bytes(value: Any) -> int:
-    """Return the number of bytes that a text such as 5GB or 500MiB means; ValueError for another text."""
+    """Parse a size such as 5GB or 500MiB and return its number of bytes. Raise ValueError for any other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", str(value).strip().upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError("should be a number of bytes such as 5GB or 500MiB")
@@ -61,11 +64,11 @@ def num_bytes(value: Any) -> int:
 
 @dataclass(frozen=True)
 class Schema(Generic[Root]):
-    """How a YAML file is read into `root`, which has a field `folder` for the file's folder.
+    """Describes how to read a YAML file into `root`, whose field `folder` receives the folder of the file.
 
-    parts: key → schema of the mappings below it. choices: name that pydantic gives a member of a union → its schema.
-    names_a_path(key, text, folder, values) tells whether the text of a key, seen from a folder, is a path rather than
-    a name or Hub id. short_form: key → the keys that a text below it is short for.
+    what: name of this kind of file. parts: key → schema of the mappings below it. choices: pydantic's name of a member
+    of a union → its schema. names_a_path(key, text, folder, values): returns whether the text of a key, relative to a
+    folder, is a path rather than a name or Hub id. short_form: key → function that expands a text below this key.
     """
 
     root: type[Root]
@@ -76,10 +79,10 @@ class Schema(Generic[Root]):
     short_form: Mapping[str, ShortForm] = field(default_factory=dict)
 
     def load(self, path: Path, overrides: Iterable[str] = ()) -> tuple[Root, Where]:
-        """Return the validated contents of a file with its overrides, and where each of them stands.
+        """Return the validated contents of a file with overrides, and a function from a place to its file and line.
 
         Raises:
-            RecipeError: a line for each fault, with file, line, key and the nearest valid key.
+            RecipeError: one line per error, with file, line, key and the nearest valid key.
         """
         tree = Tree.of_file(path, short_form=self.short_form)
         _check_kind(tree.root, self.what, path)
@@ -95,7 +98,7 @@ class Schema(Generic[Root]):
         return loaded, lambda place: find(root, place)[0]
 
     def _with_paths(self, root: yaml.Node, folder: Path) -> yaml.Node:
-        """Return the tree with each relative path that begins in another folder's file as seen from `folder`."""
+        """Return the tree in which relative paths from files in other folders are rewritten relative to `folder`."""
         values = plain_values(root)
 
         def seen_from_folder(node: yaml.ScalarNode, place: Place) -> yaml.Node:
@@ -119,10 +122,10 @@ class Schema(Generic[Root]):
         return with_texts(root, seen_from_folder)
 
     def _explained(self, root: yaml.Node, error: ValidationError) -> str:
-        """Return a line for each fault, in the order of the files."""
+        """Return one line per error, ordered by file and line."""
         chosen = list(self._chosen(error.errors(include_url=False)))
         unknown = {self._place(fault)[:-1] for fault in chosen if fault["type"] == "extra_forbidden"}
-        # a missing key beside an unknown one is most likely that key, mistyped
+        # if a mapping has both an unknown and a missing key, the missing one was most likely mistyped
         kept = [fault for fault in chosen if fault["type"] != "missing" or self._place(fault)[:-1] not in unknown]
         lines = {self._line(root, fault) for fault in kept}
         return "\n".join(sorted(sorted(lines), key=_file_and_line)[:MOST_FAULTS])
@@ -134,7 +137,7 @@ class Schema(Generic[Root]):
         return part in self.choices or _TYPE.match(str(part)) is not None
 
     def _chosen(self, faults: list[Any], start: int = 0) -> Iterator[Any]:
-        """Yield the faults; of a union only those of the member that understood most."""
+        """Yield the errors. Of a union, yield only those of the member that matched the value best."""
         unions: dict[tuple[int | str, ...], list[Any]] = {}
         for fault in faults:
             below = fault["loc"][start:]
@@ -152,7 +155,7 @@ class Schema(Generic[Root]):
         return fault["type"] not in ("extra_forbidden", "union_tag_invalid"), -len(self._place(fault))
 
     def _line(self, root: yaml.Node, fault: Any) -> str:
-        """Return file:line, key, what is wrong, the nearest valid key."""
+        """Return one line with file:line, key, problem and nearest valid key."""
         place = self._place(fault)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
@@ -182,7 +185,7 @@ class Schema(Generic[Root]):
         return dotted(place) or self.what
 
     def _known_keys(self, place: tuple[int | str, ...]) -> list[str]:
-        """Return the keys of the schema's part in which the last element of a fault's place stands."""
+        """Return the valid keys of the mapping that contains the last key of an error's place."""
         schema: type[BaseModel] = self.root
         for part in place[:-1]:
             schema = {**self.parts, **self.choices}.get(str(part), schema)
@@ -195,7 +198,7 @@ def _file_and_line(fault: str) -> list[int | str]:
 
 
 def _check_kind(root: yaml.MappingNode, what: str, path: Path) -> None:
-    """Raise RecipeError for a file that another command reads."""
+    """Raise RecipeError if the file is of another kind, which another command reads."""
     keys = entries(root).keys()
     for other, (signs, command) in KINDS.items():
         if other != what and signs <= keys and not keys & KINDS[what][0]:
@@ -203,7 +206,7 @@ def _check_kind(root: yaml.MappingNode, what: str, path: Path) -> None:
 
 
 def _with_environment(node: yaml.ScalarNode, place: Place) -> str:
-    """Return a path with the environment variables `$NAME` in it replaced; `${name}` is a variable of the file."""
+    """Return a path with environment variables `$NAME` replaced. (`${name}` is a variable of the file.)"""
 
     def value_of(match: re.Match[str]) -> str:
         name = match[1]
@@ -218,4 +221,4 @@ def _with_environment(node: yaml.ScalarNode, place: Place) -> str:
 
 
 _TYPE = re.compile(r"(literal|list|function[\w-]*|constrained-\w+)\[|constrained-\w+$|(str|int|float|bool)$")
-"""What pydantic puts into a fault's place for the members of a union."""
+"""Names that pydantic inserts into an error's place for the members of a union."""

@@ -1,4 +1,4 @@
-"""Variables of a YAML tree: `${name}` in a text becomes what `variables` says of the name."""
+"""Variables of a YAML tree: `${name}` in a text is replaced by the value of `name` under `variables`."""
 
 import re
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from lepmerge.errors import RecipeError
 
 
 def filled(tree: Tree) -> yaml.MappingNode:
-    """Return the root with the variables in place of their names, and without the key `variables`.
+    """Return the root with variables replaced by their values, and without the key `variables`.
 
-    Where nothing but `${name}` stands, the value takes its place as it is, a number or a list too.
+    If a text consists only of `${name}`, the value replaces it with its type, which may be a number or a list.
 
     Raises:
-        RecipeError: a variable that is unknown or defined by itself, or a list in the middle of a text.
+        RecipeError: a variable is unknown or refers to itself, or a list is used within a longer text.
     """
     filling = _Filling({name: value for name, (_, value) in _variables_of(tree).items()})
     pairs = [(key, value) for key, value in tree.root.value if key.value != VARIABLES]
@@ -36,7 +36,7 @@ def filled(tree: Tree) -> yaml.MappingNode:
 
 
 def check_used(tree: Tree) -> None:
-    """Raise RecipeError for a variable that stands in no value of any file: most likely its name is mistyped."""
+    """Raise RecipeError for a variable that no value in any file uses. Most likely its name is mistyped."""
     for name, (key, _) in _variables_of(tree).items():
         if name not in tree.used:
             near = hint(get_close_matches(name, tree.used, 1), sorted(tree.used))
@@ -57,7 +57,7 @@ def _variables_of(tree: Tree) -> dict[str, tuple[yaml.Node, yaml.Node]]:
 
 
 def escaped(text: str) -> str:
-    """Return a text that means `text` in a recipe."""
+    """Escape `${` so that a recipe reads the text literally."""
     return text.replace("${", "$${")
 
 

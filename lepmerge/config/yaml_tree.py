@@ -1,7 +1,7 @@
-"""YAML files as one tree of nodes: a file merged over the one that it extends, and values set from outside.
+"""Read YAML files as one tree of nodes: a file merged over the one that it extends, plus values from `--set`.
 
-Every node knows the file and line where it stands (its mark): a fault names them, and a relative path is taken from
-the folder of the file in which it begins.
+Every node has a mark with its file and line. Errors name them, and a relative path is resolved against the folder of
+the file in which it is written.
 """
 
 import re
@@ -18,24 +18,24 @@ from lepmerge.errors import RecipeError
 
 EXTENDS, VARIABLES = "extends", "variables"
 STANDARD_INPUT = "-"
-"""In place of a file's name. Its relative paths are taken from the current folder."""
+"""Given instead of a file name. Relative paths are then resolved against the current folder."""
 SET = "--set "
-"""Begins the name of the mark of what was set on the command line."""
+"""Prefix of the mark's name for values that were set on the command line."""
 Place = Iterable[int | str]
 """Keys and list positions that lead to a value, such as ("steps", 0, "method")."""
 ShortForm = Callable[[str, Path], Mapping[str, Any]]
-"""Returns the keys that a text, seen from a folder, is short for."""
+"""(text, folder) → the keys that the text is short for. Relative paths in the text start at the folder."""
 NAME = r"[A-Za-z_]\w*"
 USE = re.compile(rf"(?P<literal>\$\$\{{)|\$\{{(?P<name>{NAME})\}}|(?P<open>\$\{{)")
-"""A variable in a text, the escape $${, or the beginning of what is neither."""
+"""A variable in a text, the escape $${, or a `${` that is neither and hence an error."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What a file and those it extends say.
+    """The merged contents of a file and of those that it extends.
 
-    used: the variables that stand in any of these files, also where another file's value took the place.
-    short_form: key → what a text below it is short for, so that it can be merged with a mapping.
+    used: names of the variables that occur in any of these files, including values that another file replaced.
+    short_form: key → function that expands a text below this key, so that it can be merged with a mapping.
     """
 
     root: yaml.MappingNode
@@ -44,10 +44,10 @@ class Tree:
 
     @classmethod
     def of_file(cls, path: Path, *, short_form: Mapping[str, ShortForm]) -> "Tree":
-        """Return the file merged over the one that it extends: mappings key by key, everything else replaced.
+        """Return the file merged over the one that it extends. Mappings are merged key by key, other values replaced.
 
         Raises:
-            RecipeError: a file cannot be read, is no YAML mapping, or extends itself.
+            RecipeError: a file cannot be read, is not a YAML mapping, or extends itself.
         """
         return cls._extended(path, short_form, ())
 
@@ -82,21 +82,21 @@ class Tree:
         return mapping(list(pairs.values()), child)
 
     def without_short_forms(self, root: yaml.Node) -> Any:
-        """Return a tree with every short form written out."""
+        """Return a tree with every short form expanded."""
         return with_texts(root, lambda node, place: self._long(node, tuple(map(str, place))))
 
     def _long(self, node: yaml.Node, path: tuple[str, ...]) -> yaml.Node:
-        """Return a text as the mapping that it is short for, at such a place; its parts keep the text's mark."""
+        """Expand a text at this place into the mapping that it is short for. The new nodes get the text's mark."""
         short = self.short_form.get(path[-2]) if len(path) > 1 else None
         if short is None or not is_text(node):
             return node
         return _node_of(short(node.value, folder_of(node.start_mark)), node)
 
     def with_value(self, override: str, *, what: str) -> "Tree":
-        """Return the tree with one value set, as `models.base=some/folder` says; what: a name for the whole.
+        """Return the tree with one value set. override: such as `models.base=some/folder`. what: kind of the file.
 
         Raises:
-            RecipeError: no such place, or the value is not YAML.
+            RecipeError: the place does not exist, or the value is not YAML.
         """
         name, separator, text = override.partition("=")
         if not separator or not name:
@@ -155,7 +155,7 @@ def with_texts(
     change: Callable[[yaml.ScalarNode, tuple[int | str, ...]], yaml.Node],
     place: tuple[int | str, ...] = (),
 ) -> Any:
-    """Return the tree with change(text, its place) in place of every text."""
+    """Return the tree in which every text is replaced by change(text, place)."""
     if isinstance(node, yaml.MappingNode):
         return mapping([(key, with_texts(value, change, (*place, key.value))) for key, value in node.value], node)
     if isinstance(node, yaml.SequenceNode):
@@ -165,7 +165,7 @@ def with_texts(
 
 
 def find(root: yaml.Node, place: Place) -> tuple[str, yaml.Node | None]:
-    """Return where the deepest part of a place that is in the tree stands, and the value there if it is the whole."""
+    """Return file:line of the deepest existing part of a place, and the node there if the whole place exists."""
     found, node, is_whole = where(root.start_mark), root, True
     for part in place:
         below = None
@@ -181,12 +181,12 @@ def find(root: yaml.Node, place: Place) -> tuple[str, yaml.Node | None]:
 
 
 def where(mark: yaml.Mark) -> str:
-    """Return file:line, or the option of the command line."""
+    """Return file:line, or the `--set` option of the command line."""
     return mark.name if mark.name.startswith(SET) else f"{mark.name}:{mark.line + 1}"
 
 
 def folder_of(mark: yaml.Mark) -> Path:
-    """Return the folder from which a relative path with this mark is taken."""
+    """Return the folder against which a relative path with this mark is resolved."""
     return Path.cwd() if mark.name.startswith(SET) else Path(mark.name).resolve().parent
 
 
@@ -199,7 +199,7 @@ def dotted(place: Place) -> str:
 
 
 def _root_of(path: Path) -> yaml.MappingNode:
-    """Return the tree of one file; a key that stands twice is an error."""
+    """Return the tree of one file. Duplicate keys are errors."""
     try:
         if str(path) == STANDARD_INPUT:
             root = _composed(sys.stdin.buffer.read().decode(), name="standard input")
@@ -227,7 +227,7 @@ def _composed(text: str, *, name: str) -> yaml.Node | None:
 
 
 def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
-    """Return the tree with YAML's own merges (`<<`) carried out, each key once; a node with two names stays one."""
+    """Return the tree with YAML merges (`<<`) applied and duplicate keys refused. Aliases still share one node."""
     if id(node) in done:
         if done[id(node)] is None:
             raise ConstructorError(None, None, "an alias stands within what it names", node.start_mark)
@@ -252,7 +252,7 @@ def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
 
 
 def _names_in(node: yaml.Node) -> frozenset[str]:
-    """Return the names of the variables that stand in texts of a tree."""
+    """Return the names of the variables that occur in texts of a tree."""
     return frozenset(use["name"] for text in texts(node) for use in USE.finditer(text) if use["name"])
 
 
@@ -265,7 +265,7 @@ def mapping(pairs: list[tuple[yaml.Node, yaml.Node]], like: yaml.Node) -> yaml.M
 
 
 def _node_of(value: Any, like: yaml.Node) -> yaml.Node:
-    """Return a mapping, list or text as a tree that stands where another node stands."""
+    """Convert a mapping, list or text to nodes with the mark of another node."""
     if isinstance(value, Mapping):
         return mapping([(_text(key, like), _node_of(item, like)) for key, item in value.items()], like)
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""Recipe, plan, execution, model card."""
+"""Read a recipe, plan it, execute the plan, and write the model card."""

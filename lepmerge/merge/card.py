@@ -1,4 +1,4 @@
-"""The two reports of a run: lepmerge_report.json for programs, README.md (the model card) for people."""
+"""Write the two reports of a run: lepmerge_report.json for programs, and README.md (the model card) for people."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ from lepmerge.version import __version__
 def report_of(
     plan: Plan, results: Mapping[Reduction, Result], not_finite: Mapping[str, int], *, device: str, hash: bool
 ) -> dict[str, Any]:
-    """Return the contents of lepmerge_report.json; it holds no timings, so that it repeats byte for byte.
+    """Return the contents of lepmerge_report.json. It has no timings, so that equal runs give equal bytes.
 
-    not_finite: tensor → number of NaN and infinite values that were written.
+    not_finite: tensor → number of NaN and infinite values that were written. hash: add content hashes of the inputs.
     """
     tables = [report.measured(results) for report in plan.final.reports]
     warnings = [warning for table in tables for warning in table.all_warnings()]
@@ -44,7 +44,7 @@ def report_of(
 
 
 def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
-    """Return README.md: front matter for the Hub, the recipe, the inputs and the diagnostics."""
+    """Return README.md: front matter for the Hub, recipe, inputs and diagnostics."""
     base_models = [reference.hub_id for reference in _start_first(plan) if reference.hub_id is not None]
     languages = languages_of(model.folder for model in plan.models.values())
     front = {
@@ -112,7 +112,7 @@ def _sha256(path: Path) -> str:
 
 
 def _markdown_table(tables: Sequence[TableReport]) -> str:
-    """Return a line for each table: how its rows were made, and what its reductions measured."""
+    """Return a Markdown table with one line per embedding table: how its rows were made, and its metrics."""
     columns: dict[str, list[Any]] = {
         "operation": [table.operation for table in tables],
         "table": [table.table for table in tables],

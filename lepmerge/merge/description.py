@@ -8,7 +8,7 @@ from lepmerge.merge.plan import Plan
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain values: what is read, computed, copied and written."""
+    """Return the plan as plain values: what it reads, computes, copies and writes."""
     folder = next(parent for parent in plan.target.resolve().parents if parent.exists())
     return {
         "output": str(plan.target),
@@ -44,7 +44,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _notes_on_target(plan: Plan) -> list[str]:
-    """Return what `lepmerge run` would refuse without an option."""
+    """Return notes on a target that `lepmerge run` would refuse without --overwrite."""
     if not plan.target.exists() or not any(plan.target.iterdir()):
         return []
     return [f"the output {plan.target} is not empty: a run that would change it needs --overwrite"]

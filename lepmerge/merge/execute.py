@@ -1,4 +1,4 @@
-"""A plan is carried out: reductions first, then shard by shard, row block by row block, into the staged output."""
+"""Execute a plan: run the reductions, then write the output shard by shard and block by block into a staging folder."""
 
 import hashlib
 from collections.abc import Mapping
@@ -40,14 +40,15 @@ def run_plan(
     check: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Carry out a plan and return the output folder.
+    """Execute a plan and return the output folder.
 
-    device: auto, cpu, cuda, cuda:N or mps. overwrite: replace a model at the target. link="hard" shares the files that
-    nothing changes instead of copying them. hash adds content hashes of the inputs to the report; check counts NaN and
-    infinite values also in copied tensors. A run that was killed goes on where it was; a complete one is left alone.
+    device: auto, cpu, cuda, cuda:N or mps. overwrite: replace a model at the target. link: "hard" shares unchanged
+    files as hard links instead of copying them. hash: add content hashes of the inputs to the report. check: count NaN
+    and infinite values in copied tensors too. An interrupted run is continued; a complete output is not written again.
 
     Raises:
-        LepmergeError: before anything is written, except for a full disk and NaN in the rows of a fit.
+        LepmergeError: the run is not possible. This is found before anything is written, except for a full disk and NaN
+            in the rows of a fit.
     """
     assert not plan.untrained, plan.untrained
     progress = progress or no_progress
@@ -71,7 +72,8 @@ def run_plan(
 
 
 def fingerprint_of(plan: Plan, options: dict[str, Any]) -> str:
-    """Return a hash of the recipe, the layout and each input file's path, inode, size and time of change."""
+    """Return a hash of the recipe, the output layout, the options, and of each input file's path, inode, size and
+    modification time."""
     described = {
         "lepmerge": __version__,
         "torch": torch.__version__,
@@ -90,7 +92,7 @@ def _input_files(plan: Plan) -> list[Path]:
 
 
 def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reduction, Result]:
-    """Return the results of the reductions: those in the staging folder, and the others computed now."""
+    """Return the results of the reductions. Results of an interrupted run are loaded from the staging folder."""
     results: dict[Reduction, Result] = {}
     for number, reduction in enumerate(plan.reductions):
         name = f"result-{number}.safetensors"
@@ -142,7 +144,7 @@ def _write_shard(
 
 
 def _write_tensor(tensor: LazyTensor, descriptor: int, workspace: Workspace, what: str) -> int:
-    """Write one tensor; return how many values of a computed one are NaN or infinite."""
+    """Write one tensor. Return its number of NaN and infinite values, or 0 for a copied tensor."""
     if isinstance(tensor, StoredTensor):
         for count in copy_range(tensor.file.descriptor, tensor.entry.start, tensor.num_bytes, descriptor):
             workspace.progress(what, count)

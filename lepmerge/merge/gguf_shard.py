@@ -1,5 +1,6 @@
-"""A GGUF file as output: vocabulary and tables of the recipe's result, everything else copied from a file of the
-instruct model. LEP leaves the body alone, so a quantized body needs no conversion and keeps its bytes.
+"""A GGUF file as output: vocabulary and tables come from the recipe's result, all else from a file of the start model.
+
+LEP does not change the body, so a quantized body needs no conversion and keeps its bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,23 +22,24 @@ INPUT_TENSOR, OUTPUT_TENSOR = "token_embd.weight", "output.weight"
 SPLIT_FIELDS = ("split.no", "split.count", "split.tensors.count")
 NUM_SAMPLED_ROWS = 64
 CLOSE_EXACT, CLOSE_QUANTIZED = 0.999, 0.9
-"""Least median cosine of the file's rows and the model's: types of 8 bits and more, and of fewer bits."""
+"""Smallest accepted median cosine between rows of the file and of the model, for types with at least 8 bits and for
+types with fewer bits."""
 PRECISE_TYPES = {*EXACT_DTYPES, TABLE_TYPES["q8_0"]}
 SIZES = {
     "embedding_length": ("hidden_size", "n_embd"),
     "block_count": ("num_hidden_layers", "n_layer"),
     "attention.head_count": ("num_attention_heads", "n_head"),
 }
-"""GGUF field behind the architecture's name → keys of config.json that say the same."""
+"""GGUF field (without the architecture's name in front) → keys of config.json with the same meaning."""
 
 
 @dataclass(frozen=True)
 class GgufShard:
     """The one file of a GGUF output.
 
-    parts: the body's file, or the parts of a split one. places: tensor → (file that holds it or None for a table, byte
-    offset in the output). tables: tensor → (rows to write, GGUF type). tensors: the computed tables by their name in
-    the model.
+    parts: the file of the body, or all parts if it is split. places: tensor → (file that contains it, or None for a
+    table; byte offset in the output). tables: tensor → (rows to write, GGUF type). tensors: name in the model →
+    computed table.
     """
 
     name: str
@@ -75,7 +77,7 @@ class GgufShard:
         yield bytes(self.num_bytes - at)
 
     def write(self, descriptor: int, workspace: Workspace) -> dict[str, Any]:
-        """Write the file through its descriptor; return how many values of its tables are NaN or infinite."""
+        """Write the file to a descriptor. Return the number of NaN and infinite values in each table, if any."""
         not_finite: dict[str, int] = {}
         for piece in self._pieces(workspace, not_finite):
             if isinstance(piece, bytes):
@@ -89,10 +91,10 @@ class GgufShard:
 
 
 def open_body(path: Path) -> tuple[GgufFile, ...]:
-    """Return the files of a GGUF model: one, or all parts of a split one; the first has the metadata.
+    """Open a GGUF model: one file, or all parts of a split one. The first part has the metadata.
 
     Raises:
-        CheckpointError: missing, damaged, or a part is missing.
+        CheckpointError: the file or a part is missing or damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"output.body: there is no file {path}: name a GGUF file of the instruct model")
@@ -100,13 +102,13 @@ def open_body(path: Path) -> tuple[GgufFile, ...]:
 
 
 def gguf_shard(start: Model, final: Model, *, name: str, body: Path, tables: str | None) -> GgufShard:
-    """Return the GGUF file that `final` becomes on the body of `body`, a GGUF file of the model `start`.
+    """Return the GGUF output: vocabulary and tables of `final`, everything else from `body`, a GGUF file of `start`.
 
-    tables: GGUF type of the tables; default: the file's own type, q8_0 where the `gguf` package cannot quantize it.
+    tables: GGUF type of the tables. Default: their type in `body`, or q8_0 if the `gguf` package cannot quantize to it.
 
     Raises:
         RecipeError: a step changed the body.
-        CheckpointError: the file is not made from the start model.
+        CheckpointError: the file was not made from the start model.
         VocabularyError: llama.cpp could not split text as the new vocabulary does.
     """
     _check_body_unchanged(start, final)
@@ -143,7 +145,7 @@ def gguf_shard(start: Model, final: Model, *, name: str, body: Path, tables: str
 
 
 def modelfile(name: str) -> bytes:
-    """Return an Ollama Modelfile; Ollama finds the chat template in the GGUF file."""
+    """Return an Ollama Modelfile. It needs no chat template, because Ollama finds that in the GGUF file."""
     return f"# ollama create NAME -f this-file\nFROM ./{name}\n".encode()
 
 
@@ -154,13 +156,13 @@ def _size(shape: tuple[int, ...], type: int) -> int:
 
 
 def _merged(fields: Mapping[str, Field], changed: Mapping[str, Field | None]) -> dict[str, Field]:
-    """Return the fields in the file's order, changed ones in place, new ones at the end."""
+    """Return the fields in the file's order, with changed fields in place and new fields at the end."""
     kept = {key: changed.get(key, field) for key, field in fields.items() if key not in SPLIT_FIELDS}
     return {key: field for key, field in {**kept, **changed}.items() if field is not None}
 
 
 def _tables(final: Model, stored: Mapping[str, GgufFile], tables: str | None) -> dict[str, tuple[LazyTensor, int]]:
-    """Return the tables to write: the input table, and an output table where the model or the file has one."""
+    """Return the tables to write: the input table, and an output table if the model or the file has one."""
     needed = {INPUT_TENSOR: INPUT}
     if OUTPUT in final.tables or OUTPUT_TENSOR in stored:
         needed[OUTPUT_TENSOR] = OUTPUT
@@ -196,7 +198,7 @@ def _check_sizes(file: GgufFile, start: Model) -> None:
 
 
 def _check_rows(there: GgufTensor, here: LazyTensor, name: str) -> None:
-    """Raise CheckpointError unless the file's table agrees with the model's within its quantization."""
+    """Raise CheckpointError unless the file's table matches the model's up to quantization errors."""
     if there.row_width != here.row_width or there.num_rows < here.num_rows:
         raise CheckpointError(
             f"{there.file.path}: {there.name} has the shape {list(there.shape)}, but {list(here.shape)} in {name}"

@@ -1,4 +1,4 @@
-"""A recipe and the headers of its models become a plan: the final model, its files, what is read and computed."""
+"""Make a plan from a recipe and the headers of its models: the final model, its files, what to read and compute."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ REPORT = "lepmerge_report.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do; nothing but headers and small files was read for it."""
+    """What a run will do. To make it, only headers and small files were read."""
 
     recipe: Recipe
     references: Mapping[str, Reference]
@@ -47,7 +47,7 @@ class Plan:
     shards: tuple[Shard | GgufShard, ...]
     files: Mapping[str, bytes | Path]
     untrained: tuple[str, ...] = ()
-    """Names of the models whose training is not finished; such a plan can be shown, not run."""
+    """Names of the models whose training is not finished. Such a plan can be shown but not executed."""
 
     @property
     def target(self) -> Path:
@@ -69,13 +69,13 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know before the run."""
+        """Notes for the user before the run."""
         of_shards = (note for shard in self.shards if isinstance(shard, GgufShard) for note in shard.notes)
         return [*self.final.notes, *of_shards]
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The folders and files that the run reads, which the output must not touch."""
+        """The folders and files that the run reads. The output must not touch them."""
         tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
         read = {path for reference in self.references.values() for path in reference.paths}
         bodies = {part.path for shard in self.shards if isinstance(shard, GgufShard) for part in shard.parts}
@@ -93,7 +93,7 @@ class Plan:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes to read, copy and write, and the memory that the run needs at most."""
+        """Bytes to read, copy, compute and write, and an upper bound of the run's memory."""
         written = sum(shard.num_bytes for shard in self.shards)
         computed = sum(tensor.num_bytes for tensor in self.computed.values())
         operands = [operand for reduction in self.reductions for operand in reduction.operands]
@@ -128,12 +128,12 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a recipe.
 
-    trained: model name → folder of its finished training, for the entries `{train: …}`; see
+    trained: model name → folder of its finished training, for entries `{train: …}`; see
     lepmerge.training.trained.trained_folders. untrained: model name → the model before its training, which has the same
     shapes; see lepmerge.training.trained.untrained_models.
 
     Raises:
-        LepmergeError: every fault of recipe, models and vocabularies that headers can show; nothing was written.
+        LepmergeError: recipe, models or vocabularies are invalid, as far as headers show. Nothing is written.
     """
     untrained = untrained or {}
     folders = {**(trained or {}), **{name: model.folder for name, model in untrained.items()}}
@@ -206,7 +206,7 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
 
 
 def _keywords(step: Step, models: Mapping[str, Model], folder: Path) -> dict[str, Any]:
-    """Return a step's fields as the keywords of its operation: names become models and vocabularies."""
+    """Return a step's fields as keywords of its operation. Names become models and vocabularies."""
     keywords: dict[str, Any] = {field: getattr(step, field) for field in type(step).model_fields if field != "op"}
     for field, value in keywords.items():
         if isinstance(value, PerTable):
@@ -220,9 +220,10 @@ def _keywords(step: Step, models: Mapping[str, Model], folder: Path) -> dict[str
 
 
 def _set(keywords: dict[str, Any], place: tuple[int | str, ...], value: Model | Vocabulary) -> None:
-    """Put a value in place of its name: in a field, in a list of names, or before the value of a key.
+    """Replace a name by its value.
 
-    Names deeper in an entry stay names.
+    The name may be a field, an item of a list, or a key of a mapping; for a key, its value becomes (value, old value).
+    Names deeper in an entry remain names.
     """
     field, *rest = place
     if not rest:
@@ -236,7 +237,7 @@ def _set(keywords: dict[str, Any], place: tuple[int | str, ...], value: Model | 
 
 
 def _cast(model: Model, dtype: torch.dtype) -> Model:
-    """Return the model with every floating-point tensor in one type."""
+    """Return the model with every floating-point tensor cast to one dtype."""
     if "quantization_config" in model.config:
         raise RecipeError(f"output.dtype: {model.name} is quantized, its tensors keep their types; remove output.dtype")
     cast = {

@@ -1,4 +1,4 @@
-"""The recipe: its schema, YAML in and YAML out, and overrides from the command line."""
+"""The recipe: its schema, reading and writing YAML, and overrides from the command line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -39,21 +39,21 @@ Entry = Annotated[
 
 
 class Output(Strict):
-    """Where and in which form the result is written."""
+    """The location and format of the result."""
 
     path: FilePath
-    """The new folder; what is in it already is kept, unless `--overwrite` is given."""
+    """Folder for the result. An existing output is replaced only with `--overwrite`."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """The type of all floating-point tensors; default: each tensor's own."""
+    """Type of all floating-point tensors (default: each tensor keeps its type)."""
     shard_size: Annotated[int, BeforeValidator(num_bytes), Field(gt=0)] | None = None
-    """Largest file, such as 5GB; default: the files of the start model."""
+    """Maximum file size, such as 5GB (default: the same files as the start model)."""
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
-    """Rows of the tables; default: as many as the step that made them gives."""
+    """Pad the tables with rows to a multiple of this number (default: the number of rows that the steps produce)."""
     body: FilePath | None = None
-    """A GGUF file of the start model: the result is a GGUF file, and everything but vocabulary and tables is copied
-    from this one. `path` then ends in `.gguf`."""
+    """A GGUF file of the start model. The result is then a GGUF file, and `path` must end in `.gguf`. Everything except
+    the vocabulary and the tables is copied from this file."""
     tables: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
-    """GGUF type of the tables; default: the type in `body`, q8_0 where that cannot be written."""
+    """GGUF type of the tables (default: their type in `body`, or q8_0 if that type cannot be written)."""
 
     @model_validator(mode="after")
     def _one_kind_of_output(self) -> "Output":
@@ -70,16 +70,17 @@ class Output(Strict):
 
 
 class Recipe(Strict):
-    """How a checkpoint is transformed."""
+    """A recipe: how to transform a checkpoint."""
 
     models: dict[str, Entry]
-    """Name → model. A text is short for `path`, or `path+adapter`. Names are words; `current` is taken."""
+    """Name → model. A text is short for `path` or `path+adapter`. Names consist of letters, digits and `_`; `current`
+    is reserved."""
     start: str = "instruct"
     """Name of the model that the steps transform."""
     steps: list[AnyStep] = []
-    """What is done to it, in order; without steps it is copied."""
+    """Operations on the start model, in this order. Without steps the model is copied."""
     output: Output
-    """Where and in which form the result is written."""
+    """Location and format of the result."""
     folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="before")
@@ -93,12 +94,12 @@ class Recipe(Strict):
         return value
 
     def resolve(self, path: str) -> Path:
-        """Return a path of the recipe, relative to the recipe's file."""
+        """Resolve a path of the recipe against the folder of the recipe's file."""
         given = Path(path).expanduser()
         return given if given.is_absolute() else self.folder / given
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML, defaults left out."""
+        """Return the recipe as YAML, without defaults."""
         plain = self.model_dump(exclude_defaults=True, exclude_none=True)
         plain["models"] = {
             name: model["path"] if model.keys() == {"path"} else model for name, model in plain["models"].items()
@@ -109,22 +110,22 @@ class Recipe(Strict):
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100)
 
     def tokenizers(self) -> list[str]:
-        """Return the tokenizers that steps name by a path or Hub id."""
+        """Return the tokenizers that steps specify by a path or Hub id."""
         texts = marked_texts(Recipe, self.model_dump())
         return [text for _, marker, text in texts if marker == "tokenizer" and text not in self.models]
 
     def trainings(self) -> dict[str, Path]:
-        """Return name → training configuration of the models that are trained."""
+        """Return model name → training configuration of the models with an entry `{train: …}`."""
         return {name: self.resolve(e.train) for name, e in self.models.items() if isinstance(e, TrainedEntry)}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Return the recipe in a YAML file, with overrides such as `models.base=some/folder` or `steps.0.method=delta`.
+    """Read a recipe from a YAML file, with overrides such as `models.base=some/folder` or `steps.0.method=delta`.
 
-    A path is relative to the file in which it begins, one in an override to the current folder.
+    Paths are relative to the file in which they are written; paths in overrides are relative to the current folder.
 
     Raises:
-        RecipeError: naming key, line and the nearest valid key.
+        RecipeError: the recipe is invalid; the error names the line, the key and the nearest valid key.
     """
     if other_command(Path(path), key="data", instead_of="models"):
         raise RecipeError(f"{path} is a training configuration, not a recipe: use `lepmerge train {path}`")
@@ -141,13 +142,13 @@ def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) 
 
 
 def _long_form(text: str, folder: Path) -> dict[str, Any]:
-    """Return the keys that a model's text, `model` or `model+adapter`, is short for."""
+    """Expand a model's text, `model` or `model+adapter`, into the keys that it is short for."""
     path, adapters = split_adapters(text, folder)
     return {"path": path, "adapter": adapters} if adapters else {"path": path}
 
 
 def _choices() -> dict[str, type[BaseModel]]:
-    """Return name → schema of every member of a union, as pydantic names it in the place of a fault."""
+    """Return pydantic's name → schema for every member of a union. pydantic inserts these names into error places."""
     found: dict[str, type[BaseModel]] = {schema.__name__: schema for schema in (AdaptedEntry, TrainedEntry)}
     for name, each in OPERATIONS.items():
         found |= {name: each.entry, **{schema.__name__: schema for schema in schemas_below(each.entry)}}
@@ -165,7 +166,7 @@ _SCHEMA = Schema(
 
 
 def _escaped(value: Any) -> Any:
-    """Return plain values whose texts are read as they are, `${` too."""
+    """Return plain values in which every text is escaped, so that `${` is read literally."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The files of the output: which tensors each holds, and which input file is copied whole."""
+"""Divide the output into files: which tensors each file contains, and which input files are copied whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lepmerge.tensors import LazyTensor
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the output: a whole input file that is copied, or a header with the tensors to write."""
+    """One file of the output: a copy of a whole input file, or a header with the tensors to write."""
 
     name: str
     header: Header
@@ -32,7 +32,7 @@ class Shard:
 
 
 def shards_of(model: Model, shard_size: int | None) -> tuple[Shard, ...]:
-    """Return the files of the output: those of the model, or new ones of at most shard_size bytes."""
+    """Return the files of the output: the same as the model's or, with shard_size, new ones of at most that size."""
     names: dict[str, list[str]] = {}
     for tensor_name in model.tensors:
         names.setdefault(model.shards[tensor_name], []).append(tensor_name)
@@ -70,7 +70,7 @@ def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
 
 
 def index_of(shards: Sequence[Shard | GgufShard]) -> dict[str, Any] | None:
-    """Return the contents of model.safetensors.index.json, None when one file holds the model."""
+    """Return the contents of model.safetensors.index.json, or None if the model is in a single file."""
     if isinstance(shards[0], GgufShard) or [shard.name for shard in shards] in ([SINGLE], [EMBEDDINGS]):
         return None
     total_size = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors.values())

@@ -23,8 +23,10 @@ class LowRank:
     scaling: float
     transposed: bool
 
-    def added_to(self, rows_ND: torch.Tensor, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        """Return rows_ND plus the same rows of s B A, in the dtype of rows_ND."""
+    def added_to(
+        self, rows_ND: torch.Tensor, rows: Rows, workspace: Workspace, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return rows_ND plus the same rows of s B A, in the dtype of rows_ND. out: where to put the result."""
         if self.transposed:
             left = _columns(self.a, rows).T
             right = self.b.whole().T
@@ -32,7 +34,7 @@ class LowRank:
             left = self.b.read(rows, workspace)
             right = self.a.whole()
         left, right = (factor.to(rows_ND.device, rows_ND.dtype) for factor in (left, right))
-        return torch.addmm(rows_ND, left, right, alpha=self.scaling)
+        return torch.addmm(rows_ND, left, right, alpha=self.scaling, out=out)
 
 
 def _columns(matrix: StoredTensor, columns: Rows) -> torch.Tensor:
@@ -62,8 +64,11 @@ class LoraTensor(LazyTensor):
     low_rank: LowRank
 
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        weight = _wide(self.operands[0].read(rows, workspace), self, workspace)
-        return self.low_rank.added_to(weight, rows, workspace)
+        stored = self.operands[0].read(rows, workspace)
+        weight = _wide(stored, self, workspace)
+        out = weight if weight.data_ptr() != stored.data_ptr() else None  # a copy may be overwritten
+        del stored  # a block of memory less
+        return self.low_rank.added_to(weight, rows, workspace, out=out)
 
 
 def lora(weight: LazyTensor, low_rank: LowRank) -> LazyTensor:

@@ -1,1 +1,1 @@
-"""The run that owns an output folder, the files it carries, plots."""
+"""Write outputs: the run that owns an output folder, the small files that it copies, provenance, and plots."""

@@ -1,4 +1,4 @@
-"""The small files of the output: configs, tokenizer, chat template, and what else the start model has."""
+"""The small files of the output: configs, tokenizer, chat template, and other small files of the start model."""
 
 import json
 import re
@@ -22,14 +22,14 @@ OLD_TOKENIZER = re.compile(
     r"sentencepiece.*\.model|special_tokens_map\.json)$"
 )
 OTHER_FORMAT = {"params.json"}
-"""Describes Mistral's consolidated weights, which are not carried; loaders that find it would look for them."""
+"""Describes Mistral's consolidated weights, which are not copied. Loaders that find it would look for them."""
 OURS = {"README.md", "lepmerge_report.json", "lepmerge_run.json"}
 
 
 def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str, bytes | Path]:
-    """Return file name → contents, or the file of the start model that is copied as it is.
+    """Return file name → contents, or the path of a file of the start model to copy unchanged.
 
-    The tokenizer files are written anew only where the vocabulary changed; the chat template is the start model's.
+    The tokenizer files are written anew only if the vocabulary changed. The chat template comes from the start model.
     """
     files: dict[str, bytes | Path] = {}
     new_vocabulary = final.vocabulary is not start.vocabulary
@@ -37,7 +37,7 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
         if not (new_vocabulary and (path.name in TOKENIZER_FILES or OLD_TOKENIZER.match(path.name))):
             files[_name(path)] = path
     config = {**final.config, **({key: dtype for key in _dtype_keys(final.config)} if dtype else {})}
-    if config != read_json(start.folder / "config.json"):  # opening corrects ties, an adapter may untie or grow
+    if config != read_json(start.folder / "config.json"):  # opening may correct ties, an adapter may untie or resize
         files["config.json"] = to_json(config)
     if final.generation_config and final.generation_config != read_json(start.folder / "generation_config.json"):
         files["generation_config.json"] = to_json(final.generation_config)
@@ -48,9 +48,10 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
 
 
 def check_tokenizer(like: Vocabulary, vocabulary: Vocabulary) -> None:
-    """Raise VocabularyError unless AutoTokenizer gives the ids of a vocabulary in a folder that follows `like`'s.
+    """Raise VocabularyError unless AutoTokenizer will produce the ids of `vocabulary` in an output folder.
 
-    The vocabulary of a GGUF file has no such folder.
+    The settings of that folder are derived from the folder of `like`. The vocabulary of a GGUF file has no folder, so
+    it is not checked.
     """
     if vocabulary is not like and like.folder is not None:
         config = read_json(like.folder / "config.json")
@@ -68,7 +69,7 @@ def to_json(value: Mapping[str, Any]) -> bytes:
 
 
 def left_out(start: Model) -> tuple[str, ...]:
-    """Return a note on what else lies in the start model's folder: other copies of the weights, other folders."""
+    """Return a note on what the output lacks from the start model's folder: other copies of the weights, subfolders."""
     read = {file.path.name for file in files_of(start)}
     if not read or not start.folder.is_dir():
         return ()
@@ -84,7 +85,7 @@ def left_out(start: Model) -> tuple[str, ...]:
 
 
 def _small_files(model: Model) -> Iterator[Path]:
-    """Yield the files of a model but its weights; those of the tokenizer from the folder where they lie."""
+    """Yield the files of a model except its weights. Tokenizer files come from the tokenizer's folder."""
     own, folder = list(_small_files_in(model.folder)), model.vocabulary.folder
     if folder is None or folder == model.folder:
         yield from own
@@ -113,7 +114,7 @@ def _small_files_in(folder: Path) -> Iterator[Path]:
 
 
 def _name(path: Path) -> str:
-    """Return the name of a file in the folder of a model, with the folder of templates in front where it is there."""
+    """Return the path of a file relative to the model's folder: its name, or TEMPLATES/name for extra templates."""
     return f"{TEMPLATES}/{path.name}" if path.parent.name == TEMPLATES else path.name
 
 

@@ -8,7 +8,7 @@ from lepmerge.errors import OutputError
 
 
 def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -> None:
-    """Write a chart with a group of bars for each outer key and a bar for each inner one.
+    """Write a chart with one group of bars per outer key and one bar per inner key.
 
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
@@ -30,7 +30,7 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -
 
 
 def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str) -> None:
-    """Write a chart with a panel side by side for each outer key, its label, and a line (x, y) for each inner one.
+    """Write a chart with one panel per outer key, its label, side by side, and in it one line (x, y) per inner key.
 
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
@@ -59,10 +59,10 @@ def panels(
     digits: Mapping[str, str] | None = None,
     marked: str | None = None,
 ) -> None:
-    """Write a chart with a panel for each key and in it a horizontal bar (value, error or None) for each name.
+    """Write a chart with one panel per key, and in it one horizontal bar (value, error or None) per name.
 
-    strong: the number of names, the first ones, that stand out in colour. per_row: panels side by side, all by default.
-    digits: the format of a panel's values, ".3f" by default. marked: the name whose bars have a colour of their own.
+    strong: the first `strong` names are drawn in colour, the others in grey. per_row: number of panels side by side
+    (default: all). digits: key → format of the values (default: ".3f"). marked: name whose bars get another colour.
 
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""What every report and card names as its origin: the paper, versions, languages; and no folder of this machine."""
+"""Provenance for reports and cards: the paper, versions and languages, without paths of this machine."""
 
 import platform
 import re
@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def without_folders(value: Any) -> Any:
-    """Return plain values in which each absolute path is replaced by its last part: a card is read elsewhere."""
+    """Replace each absolute path in plain values by its last part. Cards are read on other machines."""
     if isinstance(value, dict):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -29,7 +29,7 @@ def without_folders(value: Any) -> Any:
 
 
 def languages_of(folders: Iterable[Path]) -> list[str]:
-    """Return the `language` entries of the model cards in these folders, each once, in order."""
+    """Return the `language` entries of the model cards in these folders, in order and without duplicates."""
     found: dict[str, None] = {}
     for folder in folders:
         card = folder / "README.md"
@@ -37,7 +37,7 @@ def languages_of(folders: Iterable[Path]) -> list[str]:
         front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
         try:
             values = yaml.safe_load(front[1]) if front else None
-        except yaml.YAMLError:  # somebody else's card; only its language is lost
+        except yaml.YAMLError:  # a broken card of an input is no reason to fail; only its language is lost
             continue
         listed = values.get("language") if isinstance(values, dict) else None
         named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []

@@ -1,12 +1,12 @@
-"""A run owns its output: identity, complete already?, checks of target and space, lock, resume, publish.
+"""A run owns its output: it has an identity, checks target and disk space, locks, resumes and publishes.
 
-Every command that writes models, trainings, tokenizers or single files does it in this way:
+Every command that writes models, trainings, tokenizers or single files uses it in this way:
 
     run = Run(target, fingerprint=…, inputs=…)
-    if run.begin():                      # complete already: nothing to do
+    if run.begin():                      # the output is already complete
         return target
     run.check(sizes)                     # refuses before anything is computed or written
-    with run.opened(sizes) as staging:   # locked; what an earlier run of this fingerprint finished is kept
+    with run.opened(sizes) as staging:   # locks; keeps files that an earlier run with this fingerprint finished
         staging.write_file(…)            # leaving the block publishes the output
 """
 
@@ -43,10 +43,10 @@ class Run:
     key: str = "output.path"
     overwrite: bool = False
     marker: str = "config.json"
-    """A file that every such output folder has: --overwrite deletes no other folder."""
+    """A file that every such output folder has. --overwrite deletes only folders that contain it."""
     is_file: bool = False
     staged: str = ""
-    """Identity of what a killed run leaves in the staging folder, when it outlives a change of the fingerprint."""
+    """Identity of the staging folder, if a killed run may be resumed even with another fingerprint."""
 
     @cached_property
     def staging(self) -> Staging:
@@ -54,11 +54,11 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """The file that says which run made the output, inside a folder and beside a single file."""
+        """The file that records which run made the output. It is inside an output folder, or next to a single file."""
         return self.target.with_name(f"{self.target.name}.{RUN_FILE}") if self.is_file else self.target / RUN_FILE
 
     def is_complete(self) -> bool:
-        """Return whether the target holds the whole output of this run."""
+        """Return whether the target contains the complete output of this run."""
         folder = self.target.parent if self.is_file else self.target
         try:
             record = json.loads(self.record.read_text())
@@ -69,7 +69,7 @@ class Run:
             return False
 
     def begin(self) -> bool:
-        """Clean up after a killed run; return whether the output is complete already."""
+        """Clean up after a killed run. Return whether the output is already complete."""
         self.staging.repair()
         if not self.is_complete():
             return False
@@ -77,7 +77,7 @@ class Run:
         return True
 
     def check(self, sizes: Mapping[str, int], *, working: int = 0) -> None:
-        """Check target and free space; nothing is written.
+        """Check the target and the free disk space. Nothing is written.
 
         sizes: file name → bytes to write. working: bytes that the run needs beside the output, such as checkpoints.
 
@@ -85,12 +85,12 @@ class Run:
             OutputError: writing could cost the user something, or the disk is too small.
         """
         self._check_target()
-        if not self.staging.folder.exists():  # else opened() knows what is left to write
+        if not self.staging.folder.exists():  # otherwise opened() checks the space for the rest
             check_space(self.target, sum(sizes.values()) + working)
 
     @contextmanager
     def opened(self, sizes: Mapping[str, int], *, working: int = 0) -> Iterator[Staging]:
-        """Lock the target and yield the staging folder; publish the output when the block ends without an error.
+        """Lock the target and yield the staging folder. Publish the output if the block ends without an error.
 
         Raises:
             OutputError: as check(); another run writes this target; the disk is full or cannot be written to.
@@ -129,7 +129,7 @@ class Run:
 
 
 def _identity(path: Path) -> list[int]:
-    """Return size and time of change, which a rename keeps: an older file of the same size is told apart."""
+    """Return size and modification time. A rename keeps both, and the time distinguishes files of equal size."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -139,7 +139,7 @@ def _matches(path: Path, expected: Any) -> bool:
 
 
 def identities(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return path, inode, size and time of change of files: a file that was written anew is another one."""
+    """Return path, inode, size and modification time of files. They change when a file is written again."""
     return [
         [os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns]
         for path in paths
@@ -148,5 +148,5 @@ def identities(paths: Iterable[Path]) -> list[list[Any]]:
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a plain value."""
+    """Return the SHA-256 of a plain value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The staged output: written next to the target, resumable after a kill, moved into place when complete.
+"""The staged output: it is written next to the target, can be resumed after a kill, and is moved when complete.
 
 .NAME.lepmerge/manifest.json    the run's fingerprint, and which parts of it are finished
 .NAME.lepmerge/output/          the finished files; this folder, or the one file in it, becomes the target
@@ -20,14 +20,14 @@ from lepmerge.models.safetensors_io import write_all
 
 MANIFEST = "manifest.json"
 TEMPLATES = "additional_chat_templates"
-"""The only folder in a model's folder that is written."""
+"""The only subfolder of a model's folder that is written."""
 SMALL_FILES = 8 << 20
-"""Margin in bytes that is kept free for configs, tokenizer and reports."""
+"""Free disk space in bytes to reserve for configs, tokenizer and reports."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Staging:
-    """The staging folder of one target, locked for this process while it is open.
+    """The staging folder of one target. It is locked for this process while it is open.
 
     is_file: the target is a single file, the one that is written under the target's name.
     """
@@ -43,7 +43,7 @@ class Staging:
 
     @contextmanager
     def opened(self, fingerprint: str) -> Iterator["Staging"]:
-        """Lock the folder and take up what an earlier run of the same fingerprint finished; else start anew."""
+        """Lock the folder. Keep what an earlier run with the same fingerprint finished; otherwise empty the folder."""
         with self.translated():
             self.target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -53,19 +53,19 @@ class Staging:
                 if self.manifest.get("fingerprint") != fingerprint:
                     self._clear()
                     self.manifest = {"fingerprint": fingerprint, "files": {}, "results": {}}
-                self._partial.unlink(missing_ok=True)  # or its bytes would count as missing space
+                self._partial.unlink(missing_ok=True)  # free its disk space before the space is checked
                 self.output.mkdir(parents=True, exist_ok=True)
                 self._save()
             yield self
 
     def repair(self) -> None:
-        """Undo an interrupted swap, unless another run is in the middle of it."""
+        """Undo an interrupted replacement of the target, unless another run is performing it now."""
         if self.old.exists():
             with self._locked():
                 self._repair()
 
     def _repair(self) -> None:
-        """Put the old target back, or remove it when the new one is in place."""
+        """Move the old target back, or remove it if the new one is in place."""
         if self.old.exists():
             if self.target.exists() and any(self.target.iterdir()):
                 shutil.rmtree(self.old)
@@ -73,7 +73,7 @@ class Staging:
                 self.old.rename(self.target)
 
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the run whose parts are here, None when there are none."""
+        """Return the fingerprint of the run that left files here, or None if there are none."""
         return self._read_manifest().get("fingerprint")
 
     def tidy(self, fingerprint: str) -> None:
@@ -84,14 +84,17 @@ class Staging:
                     shutil.rmtree(self.folder)
 
     def finished(self, name: str, size: int) -> bool:
-        """Tell whether an earlier run finished this file."""
+        """Return whether an earlier run finished this file."""
         path = self.output / name
         return (
             self.manifest["files"].get(name, {}).get("size") == size and path.exists() and path.stat().st_size == size
         )
 
     def write_file(self, name: str, write: Callable[[int], dict[str, Any]]) -> None:
-        """Let `write` fill a new file through its descriptor; it counts as finished once it is on the disk."""
+        """Create a file with `write`, which receives a descriptor. The file counts as finished once it is on disk.
+
+        write returns details to record in the manifest.
+        """
         with self.translated():
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
@@ -116,7 +119,7 @@ class Staging:
         self.write_file(name, write)
 
     def link_file(self, name: str, source: Path) -> None:
-        """Make the file a hard link of an input file."""
+        """Create the file as a hard link to an input file."""
         path = self.output / name
         path.unlink(missing_ok=True)
         try:
@@ -127,7 +130,7 @@ class Staging:
         self._record("files", name, {"size": path.stat().st_size})
 
     def write_record(self, path: Path, data: bytes) -> None:
-        """Write the run's record: the last file of an output folder, or next to an output file."""
+        """Write the run's record as the last file of an output folder, or next to an output file."""
         if self.is_file:
             with self.translated():
                 write_durably(path, data)
@@ -135,7 +138,7 @@ class Staging:
             self.write_bytes(path.name, data)
 
     def save_result(self, name: str, data: bytes, report: dict[str, Any]) -> None:
-        """Keep the result of a reduction, so that a resumed run need not compute it again."""
+        """Save the result of a reduction, so that a resumed run does not compute it again."""
         with self.translated():
             write_durably(self.folder / name, data)
             self._record("results", name, report)
@@ -167,7 +170,7 @@ class Staging:
         shutil.rmtree(self.folder)
 
     def remaining(self, sizes: Mapping[str, int]) -> int:
-        """Return the bytes still to be written, of name → size."""
+        """Return the number of bytes still to be written. sizes: file name → bytes."""
         return sum(size for name, size in sizes.items() if not self.finished(name, size))
 
     def _record(self, part: str, name: str, value: dict[str, Any]) -> None:
@@ -185,7 +188,7 @@ class Staging:
             return {}
 
     def _clear(self) -> None:
-        """Empty the staging folder, which only this tool writes to; the lock file stays."""
+        """Empty the staging folder except for the lock file. Only lepmerge writes to this folder."""
         for path in self.folder.iterdir():
             if path.name == "lock":
                 continue
@@ -207,7 +210,7 @@ class Staging:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn the operating system's refusals to write into errors that name the remedy."""
+        """Convert write errors of the operating system into OutputError with a remedy."""
         try:
             yield
         except OSError as error:
@@ -234,7 +237,7 @@ def check_target(
     marker: str = "config.json",
     is_file: bool = False,
 ) -> None:
-    """Raise OutputError when writing the target could cost the user anything.
+    """Raise OutputError if writing the target could destroy something of the user's.
 
     Refused: a target that is, holds or lies in an input; a non-empty folder, or a file, without `overwrite`; with it, a
     folder that does not look like such an output; a folder where a file is written and the other way round. key: where
@@ -262,7 +265,8 @@ def check_target(
 
 
 def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path", is_file: bool = False) -> None:
-    """Raise OutputError when no option could allow to write there: in or around an input, or over the other kind."""
+    """Raise OutputError if no option allows this target: it overlaps an input, or is a folder instead of a file or
+    vice versa."""
     real = Path(os.path.realpath(target))
     for path in inputs:
         other = Path(os.path.realpath(path))
@@ -273,7 +277,7 @@ def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise OutputError when the disk of the target has less free space than needed, with a margin of SMALL_FILES."""
+    """Raise OutputError unless the target's disk has `needed` bytes and a margin of SMALL_FILES free."""
     folder = next(parent for parent in Path(os.path.realpath(target)).parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed + SMALL_FILES:
@@ -284,7 +288,7 @@ def check_space(target: Path, needed: int) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file in one step, flushed to the disk."""
+    """Replace a file atomically, and flush it to the disk."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Real English and Russian prose from Debian 12 packages, as paragraphs. Run `apt-get update` once before.
+"""Fetch real English and Russian prose from Debian 12 packages, as paragraphs. Run `apt-get update` once before.
 
 python recipes/quickstart/fetch_text.py FOLDER     writes ru.txt and en.txt (LICENSES.md)
 """
@@ -54,7 +54,7 @@ class Document(NamedTuple):
 
     @property
     def is_held_out(self) -> bool:
-        """True for about a tenth of the names; a text and its translation share the name."""
+        """Whether the document is held out: about a tenth are, chosen by name. A translation has the same name."""
         return hashlib.sha256(f"{self.family}/{self.name}".encode()).digest()[0] < 26
 
 
@@ -82,19 +82,19 @@ class ParagraphParser(HTMLParser):
 
 
 def read_paragraphs(path: Path, language: str) -> list[str]:
-    """The raw paragraphs of a page, or of one side of a .mo catalogue in the order of the English text."""
+    """Return the raw paragraphs of a page, or of one language of a .mo catalogue in the order of the English text."""
     if path.suffix != ".mo":
         return ParagraphParser(path.read_text(encoding="utf-8", errors="replace")).paragraphs
     with path.open("rb") as file:
         catalogue = gettext.GNUTranslations(file)._catalog
-    # a plural's key is a tuple, the header's is empty
+    # plural forms have a tuple as key, and the header has an empty one
     sources = sorted(source for source in catalogue if isinstance(source, str) and source)
     texts = [source.split("^")[-1] if language == "en" else catalogue[source] for source in sources]
     return [re.sub(r"<[^>]*>", "", paragraph) for text in texts for paragraph in text.split("\n")]
 
 
 def is_prose(text: str, language: str, *, shortest: int = 60) -> bool:
-    """True where a paragraph is long enough and in its language (untranslated paragraphs are not)."""
+    """Return whether a paragraph is long enough and in the given language; untranslated paragraphs are not."""
     letters = sum(character.isalpha() for character in text)
     cyrillic = len(re.findall("[а-яёА-ЯЁ]", text))
     is_in_language = cyrillic >= 0.7 * letters if language == "ru" else cyrillic == 0
@@ -102,7 +102,7 @@ def is_prose(text: str, language: str, *, shortest: int = 60) -> bool:
 
 
 def fetch_documents(cache: Path, *, shortest: int = 60) -> list[Document]:
-    """The documents of all families, in a fixed order, each paragraph once; packages are kept in `cache`."""
+    """Return the documents of all families in a fixed order, without repeated paragraphs. Packages stay in `cache`."""
     documents, seen = [], set()
     for family, (packages, english_files, russian_files) in FAMILIES.items():
         for package in packages:
@@ -120,7 +120,7 @@ def fetch_documents(cache: Path, *, shortest: int = 60) -> list[Document]:
 
 
 def more_russian(cache: Path) -> list[str]:
-    """Russian paragraphs beside the families: manual pages without their markup, and the handbooks of KiCad."""
+    """Return Russian paragraphs that belong to no family: manual pages without markup, and KiCad's handbooks."""
     unpack("manpages-ru", cache)
     unpack("kicad-doc-ru", cache)
     found: dict[str, None] = {}
@@ -136,7 +136,7 @@ def more_russian(cache: Path) -> list[str]:
 
 
 def unpack(package: str, cache: Path) -> None:
-    """Download a package and unpack it into the cache, once."""
+    """Download a package and unpack it into the cache, unless it is there already."""
     if not (cache / package).exists():
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "-qq", "download", package], cwd=cache, check=True)

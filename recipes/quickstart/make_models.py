@@ -1,8 +1,8 @@
-"""Makes the models and the texts of this quickstart from texts that Debian packages hold.
+"""Make the models and the texts of this quickstart from texts in Debian packages.
 
     python recipes/quickstart/make_models.py
 
-The same packages, library versions and thread count give the same bytes.
+With the same packages, library versions and thread count, the output is the same byte for byte.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TRAINING_CHARACTERS = 1_000_000
 
 
 def split_text(text: str, num_characters: int) -> list[str]:
-    """The text cut before spaces into pieces of at most `num_characters` (or one longer word)."""
+    """Cut a text before spaces into pieces of at most `num_characters`. A longer word is a piece by itself."""
     pieces = [""]
     for word in text.replace(" ", "\n ").split("\n"):
         if pieces[-1] and len(pieces[-1]) + len(word) > num_characters:
@@ -53,7 +53,7 @@ def split_text(text: str, num_characters: int) -> list[str]:
 
 
 def train_tokenizer(paragraphs: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer that puts <s> before a text."""
+    """Return a byte-level BPE tokenizer that puts <s> before a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,10 +69,10 @@ def train_tokenizer(paragraphs: Iterable[str]) -> Tokenizer:
 
 
 def extend_tokenizer(tokenizer: Tokenizer, paragraphs: Iterable[str]) -> Tokenizer:
-    """The tokenizer with `NUM_NEW_TOKENS` more tokens, learned by going on with BPE on the Cyrillic words."""
+    """Return the tokenizer with `NUM_NEW_TOKENS` more tokens, learned by continuing BPE on the Cyrillic words."""
     split = tokenizer.pre_tokenizer.pre_tokenize_str
     counts = Counter(word for paragraph in paragraphs for word, _ in split(paragraph))
-    words = [  # Ð and Ñ stand for the bytes D0 and D1, the first ones of Cyrillic letters
+    words = [  # Ð and Ñ stand for D0 and D1, the first bytes of Cyrillic letters
         ([token.value for token in tokenizer.model.tokenize(word)], count)
         for word, count in counts.items()
         if "Ð" in word or "Ñ" in word
@@ -107,7 +107,7 @@ def extend_tokenizer(tokenizer: Tokenizer, paragraphs: Iterable[str]) -> Tokeniz
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, end_token: str = "</s>") -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
@@ -123,13 +123,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, end_token: str = "</s>
 
 
 def encode_stream(tokenizer: Tokenizer, paragraphs: list[str]) -> torch.Tensor:
-    """All paragraphs' ids in one row, each between <s> and </s>."""
+    """Return the ids of all paragraphs in one row, each paragraph between <s> and </s>."""
     encodings = tokenizer.encode_batch(paragraphs)
     return torch.tensor([token for encoding in encodings for token in [*encoding.ids, END]])
 
 
 def sample_rows(stream: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """`num_rows` windows of the stream."""
+    """Return `num_rows` random windows of the stream."""
     starts = torch.randint(len(stream) - NUM_CONTEXT_TOKENS, (num_rows, 1))
     return stream[starts + torch.arange(NUM_CONTEXT_TOKENS)]
 
@@ -141,7 +141,7 @@ def optimize(
     num_steps: int,
     learning_rate: float,
 ) -> None:
-    """AdamW with 30 steps of warm-up, then a cosine to a tenth of the learning rate."""
+    """Train with AdamW: 30 steps of warm-up, then a cosine schedule down to a tenth of the learning rate."""
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for step in range(num_steps):
         cosine = 0.55 + 0.45 * math.cos(math.pi * step / num_steps)
@@ -157,7 +157,7 @@ def optimize(
 
 
 def train_base(tokenizer: Tokenizer, paragraphs: list[str]) -> LlamaForCausalLM:
-    """A language model of all the text."""
+    """Train a language model on all the text."""
     config = LlamaConfig(
         vocab_size=NUM_OLD_TOKENS,
         hidden_size=128,
@@ -182,7 +182,7 @@ def train_base(tokenizer: Tokenizer, paragraphs: list[str]) -> LlamaForCausalLM:
 
 
 def make_prompts(documents: list[Document]) -> dict[str, list[str]]:
-    """Family → its passages of 100 to 180 characters, each under the question of its language."""
+    """Return family → prompts: a passage of 100 to 180 characters below the question in its language."""
     return {
         family: [
             f"{QUESTIONS[document.language]}\n{passage.strip()}"
@@ -197,7 +197,7 @@ def make_prompts(documents: list[Document]) -> dict[str, list[str]]:
 
 
 def fine_tune(base: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[Document]) -> LlamaForCausalLM:
-    """The base taught to name a passage's family in a chat, with one plain row for every two of the task."""
+    """Fine-tune the base to name a passage's family in a chat. For every two task rows there is one plain row."""
     model = copy.deepcopy(base)
     model.resize_token_embeddings(NUM_OLD_TOKENS + len(CHAT_TOKENS), mean_resizing=False)
     model.generation_config.eos_token_id = tokenizer.token_to_id("<|end|>")
@@ -225,7 +225,7 @@ def fine_tune(base: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[Docu
 
 
 def write_training_text(folder: Path, documents: list[Document]) -> None:
-    """Writes train_ru.jsonl.gz, Russian paragraphs of all families for the training of the embeddings."""
+    """Write train_ru.jsonl.gz: Russian paragraphs of all families, for training the embeddings."""
     rows = [
         {"family": document.family, "text": paragraph}
         for document in documents
@@ -244,7 +244,7 @@ def write_training_text(folder: Path, documents: list[Document]) -> None:
 
 
 def write_held_out(folder: Path, documents: list[Document]) -> None:
-    """Writes heldout_ru.txt, a paragraph a line and as much of each family, and task.jsonl."""
+    """Write heldout_ru.txt, with one paragraph per line and equally much of each family, and task.jsonl."""
     lines, examples = [], []
     prompts = make_prompts(documents)
     for family in FAMILIES:
@@ -258,7 +258,7 @@ def write_held_out(folder: Path, documents: list[Document]) -> None:
         for prompt in random.sample(prompts[family], TASK_EXAMPLES):
             examples.append({"messages": [{"role": "user", "content": prompt}], "answer": family})
     random.shuffle(examples)
-    # One passage of the GNOME help names somebody's home folder, which would look like a path that leaked.
+    # One passage of the GNOME help names a home folder. Leave it out, because it would look like a leaked path.
     examples = [example for example in examples if "/home/" not in example["messages"][0]["content"]]
     (folder / "heldout_ru.txt").write_text("".join(line + "\n" for line in lines))
     task = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
@@ -296,7 +296,7 @@ def main() -> None:
     print("base", flush=True)
     set_seed(1)
     train_base(old, english + russian).half().save_pretrained(folder / "base")
-    # the others start from what is stored
+    # the other models start from the base as stored
     base = LlamaForCausalLM.from_pretrained(folder / "base").float()
 
     print("instruct", flush=True)

@@ -1,4 +1,4 @@
-"""Runs the quickstart: trains the embeddings, runs the recipes, shows what each way of changing the vocabulary does.
+"""Run the quickstart: train the embeddings, run the recipes, and show what each method for the new vocabulary does.
 
 python recipes/quickstart/run.py
 """
@@ -15,7 +15,7 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 
 
 def run(*arguments: str | Path) -> None:
-    """Run a command of lepmerge."""
+    """Run a lepmerge command."""
     done = subprocess.run([sys.executable, "-m", "lepmerge", *arguments])
     if done.returncode:
         raise SystemExit(f"lepmerge {arguments[0]} ended with {done.returncode}: run this again to go on from there")

