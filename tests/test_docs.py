@@ -56,6 +56,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_the_page_of_commands_is_current() -> None:
+    made = runpy.run_path(str(DOCS / "make_cli.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/make_cli.py"
+
+
 def test_the_code_that_the_method_names_is_there() -> None:
     named = re.findall(r"\[`([\w/]+\.py): ([\w.]+)`\]\(\.\./lepmerge/([\w/]+\.py)\)", METHOD)
     assert len(named) > 12 and METHOD.count(".py: ") == len(named)
