@@ -122,7 +122,8 @@ def main() -> None:
             "PEFT": way(large / "peft", script("adapters.py", "peft", large), "PEFT merge_and_unload"),
         }
         if options.mergekit:
-            command = [options.mergekit, large / "mergekit.yaml", large / "mergekit", "--quiet"]
+            cache = ["--lora-merge-cache", large / "cache"]  # mergekit merges the adapter there with PEFT first
+            command = [options.mergekit, large / "mergekit.yaml", large / "mergekit", "--quiet", *cache]
             ways["mergekit"] = way(large / "mergekit", command, "mergekit model+adapter")
         raw = alternating(ways, runs=options.runs)
     mid = {name: medians(runs) for name, runs in raw.items()}

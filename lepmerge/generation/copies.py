@@ -12,7 +12,7 @@ from lepmerge.generation.passages import Wordings
 
 
 def num_copies(num_answers: int, fraction: float) -> int:
-    """Return how many copies make up this fraction of all records: 0.4 of 100 are 40 copies beside 60 answers."""
+    """Return how many copies make up this fraction of all records. With 0.4, 60 answers get 40 copies."""
     return round(num_answers * fraction / (1 - fraction))
 
 
@@ -30,7 +30,7 @@ def copies(passages: Sequence[str], wordings: Wordings) -> list[tuple[Message, .
 def check_separate(copied: Iterable[str | Path], prompted: Iterable[str | Path]) -> None:
     """Raise GenerationError when a file to copy from is also among the files of the prompts.
 
-    Links count as the file that they lead to, and so does another file with the same content.
+    A link counts as the file that it points to. A file with the same content counts as the same file.
     """
     others = find_files(prompted)
     for file in find_files(copied):

@@ -1,4 +1,4 @@
-"""What every engine is: something that answers prompts, each with one or more candidates."""
+"""The interface of engines: an engine answers each prompt with one or more candidates."""
 
 import hashlib
 from collections.abc import Container, Iterator, Sequence
@@ -27,9 +27,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """One candidate. is_cut: it reached the limit of tokens before its end.
+    """One candidate. is_cut: it reached the token limit before its end.
 
-    log_probability: the model's own, mean per token at temperature 1; None where there is one candidate only.
+    log_probability: the model's mean log-probability per token at temperature 1; None if there is only one candidate.
     """
 
     text: str
@@ -46,24 +46,24 @@ class Engine(Protocol):
 
     @property
     def folders(self) -> Sequence[Path]:
-        """The folders that it reads, which the output must not touch."""
+        """The folders that the engine reads. The output must not touch them."""
         ...
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything besides the sampling that decides what it answers, for the fingerprint."""
+        """Everything besides the sampling that decides the answers, for the fingerprint."""
         ...
 
     def release(self) -> None:
-        """Give the memory of the weights back; they are loaded again when they are needed."""
+        """Free the memory of the weights. They are loaded again when they are needed."""
         ...
 
     def answers(self, prompts: Sequence[Chat], finished: Container[int]) -> Iterator[dict[int, list[Answer]]]:
-        """Yield place of a prompt → candidates, in any order, for the places that are not finished.
+        """Yield index of a prompt → candidates, in any order, for the prompts that are not finished.
 
         A prompt that is longer than the model's context has no candidates.
 
         Raises:
-            GenerationError: the model or the server cannot go on; what it had finished was yielded before.
+            GenerationError: the model or the server failed. Finished answers were yielded before.
         """
         ...

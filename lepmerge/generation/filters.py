@@ -1,4 +1,4 @@
-"""Which answers are dropped, and for which reason."""
+"""Decide which answers are dropped, and for which reason."""
 
 import re
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ from lepmerge.generation.passages import letters_of
 EMPTY, CUT, REPETITIVE, SCRIPT = "empty", "cut at the limit", "repetitive", "wrong script"
 TOO_LONG, NO_SCORE, LOW_SCORE = "prompt too long", "no score", "low score"
 REASONS = (TOO_LONG, EMPTY, CUT, REPETITIVE, SCRIPT, NO_SCORE, LOW_SCORE)
-"""In the order in which they are checked."""
+"""All reasons, in the order in which they are checked."""
 OPTIONAL = {"cut": CUT, "repetitive": REPETITIVE}
 """Name in --keep → reason that can be switched off."""
 WINDOW = 20
-"""Characters. Ordinary text seldom repeats so many of them."""
+"""Repetition is counted in stretches of this many characters. Ordinary text rarely repeats such a stretch."""
 MOST_REPEATED = 0.3
 LEAST_IN_SCRIPT = 0.5
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What is dropped. scripts: at least half of an answer's letters must belong to them; empty: any script.
+    """The settings of the filters.
 
-    kept: reasons of OPTIONAL that do not count. min_score: the lowest score of a grader that is accepted.
+    scripts: at least half of an answer's letters must belong to these; empty allows any script. kept: reasons of
+    OPTIONAL that are switched off. min_score: answers with a lower score of the grader are dropped.
     """
 
     scripts: Sequence[str] = ()
@@ -52,10 +53,10 @@ class Filters:
 
 
 def repeated_fraction(text: str) -> float:
-    """Return which fraction of the stretches of WINDOW characters occurred before in the text.
+    """Return the fraction of the stretches of WINDOW characters that occurred before in the text.
 
-    0 for text without repetition, near 1 for a loop. It works for languages without spaces too. "ab" * 20 has 21
-    stretches, of which 2 are different: 19 / 21.
+    It is 0 for text without repetition and near 1 for a loop. Since it counts characters, it also works for languages
+    without spaces. Example: "ab" * 20 has 21 stretches, of which 2 are distinct, so the result is 19 / 21.
     """
     text = " ".join(text.split())
     stretches = [text[start : start + WINDOW] for start in range(len(text) - WINDOW + 1)]
@@ -63,9 +64,9 @@ def repeated_fraction(text: str) -> float:
 
 
 def script_fraction(text: str, scripts: Sequence[str]) -> float:
-    """Return which fraction of the letters belongs to the Unicode scripts; 1 without letters.
+    """Return the fraction of the letters that belong to the Unicode scripts, 1 if there are no letters.
 
-    Blocks of code between ``` do not count.
+    Blocks of code between ``` are ignored.
     """
     text = re.sub(r"```.*?(```|$)", "", text, flags=re.DOTALL)
     letters = regex.findall(r"\p{L}", text)

@@ -1,4 +1,4 @@
-"""A model grades answers: the request that it gets, and the score that its reply names."""
+"""Let a model grade answers: write the request, and read the score from its reply."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ LOWEST, HIGHEST = 1.0, 5.0
 MAX_NEW_TOKENS = 64
 PLACES = ("{prompt}", "{answer}")
 NUMBER = re.compile(r"(?<![\d.,])(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of|из)\s*\d+)?")
-"""A number, with a scale behind it as in 4/5."""
+"""A number, optionally followed by a scale as in 4/5."""
 
 
 def read_grader_prompt(path: Path | None = None) -> str:
-    """Return the grader's prompt with the places {prompt} and {answer}; by default the one of lepmerge.
+    """Return the grader's prompt, which contains {prompt} and {answer}. The default is built in.
 
     Raises:
-        GenerationError: the file cannot be read or lacks a place.
+        GenerationError: the file cannot be read, or {prompt} or {answer} is missing.
     """
     try:
         text = (path or files("lepmerge.generation").joinpath("grader.txt")).read_text(encoding="utf-8")
@@ -38,14 +38,14 @@ def grading_request(template: str, prompt: Chat, answer: str) -> Chat:
 
 
 def conversation(messages: Sequence[Message]) -> str:
-    """Return a single message as it is, several with their roles."""
+    """Return the messages as text: a single one as it is, several with their roles."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def score_of(reply: str) -> float | None:
-    """Return the last number from LOWEST to HIGHEST in a reply, None where there is none.
+    """Return the last number from LOWEST to HIGHEST in a reply, or None if there is none.
 
     "4" → 4, "Score: 4.5/5" → 4.5, "From 1 to 5: 3" → 3, "good" → None.
     """

@@ -1,4 +1,4 @@
-"""The options of a run, and the job that they describe: prompts and copies read, models opened."""
+"""Turn the options of a run into a job: read prompts and copies, open models."""
 
 import os
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class Options:
         """Return passages of plain text.
 
         Raises:
-            GenerationError: there is none.
+            GenerationError: the text has no passage.
         """
         found = drawn_passages(sources, number, column=self.column, longest=self.longest, seed=self.seed)
         if not found:
@@ -150,7 +150,7 @@ def _copies(options: Options, wordings: Wordings, number: int) -> list[tuple[Mes
 
 
 def _engine(model: str, server: str | None, key_variable: str | None, sampling: Sampling, options: Options) -> Engine:
-    """Return the engine of a model; a server must be reachable. key_variable: where the environment has its key."""
+    """Return the engine of a model. A server must be reachable. key_variable: environment variable with its key."""
     if server is not None:
         key = os.environ[key_variable] if key_variable else None
         engine = ServerEngine(base_url(server), model, sampling, options.concurrency, key)

@@ -19,7 +19,7 @@ class Journal(Mapping[int, Sequence[Answer]]):
             self._read()
 
     def _read(self) -> None:
-        """Take up the whole lines; what a kill left of the last one is cut off."""
+        """Read the complete lines. A last line that a kill left incomplete is cut off."""
         data = self._path.read_bytes()
         end = data.rfind(b"\n") + 1
         if end < len(data):
@@ -29,7 +29,7 @@ class Journal(Mapping[int, Sequence[Answer]]):
             self._found[place] = [Answer(**candidate) for candidate in candidates]
 
     def append(self, answers: Mapping[int, Sequence[Answer]]) -> None:
-        """Write finished answers, and return when they are on the disk."""
+        """Append finished answers. They are on the disk when this returns."""
         lines = [
             json.dumps([place, [asdict(answer) for answer in candidates]], ensure_ascii=False) + "\n"
             for place, candidates in answers.items()

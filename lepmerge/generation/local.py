@@ -1,6 +1,6 @@
-"""A model on this machine answers prompts, batch by batch.
+"""Answer prompts with a model on this machine, batch by batch.
 
-Legend: B rows of a batch (prompts times candidates), L tokens in a row, V rows of the output table.
+Legend: B rows of a batch (prompts times candidates), L tokens per row, V rows of the output table.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -48,8 +48,8 @@ class LocalEngine:
     def answers(self, prompts: Sequence[Chat], finished: Container[int]) -> Iterator[dict[int, list[Answer]]]:
         """Yield the answers of one batch at a time.
 
-        The batches depend on all prompts, not on what is finished: a resumed run computes the same numbers as an
-        undisturbed one.
+        The batches depend on all prompts, not on which are finished. So a resumed run computes the same numbers as one
+        that was not interrupted.
         """
         ids = self.model.encode([self.model.chat(prompt.messages, prompt.where) for prompt in prompts])
         room = [min(self.sampling.max_new_tokens, self.model.context - len(row)) for row in ids]
@@ -103,7 +103,7 @@ class LocalEngine:
             "do_sample": True,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
-            "top_k": 0,  # or transformers keeps the 50 most probable tokens only
+            "top_k": 0,  # the default of transformers would keep only the 50 most probable tokens
         }
 
     def _answer(self, row_L: Sequence[int], log_probability_L: torch.Tensor | None) -> Answer:
@@ -121,9 +121,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of the prompts that fit, longest first, in batches of about the same length.
+    """Yield batches of indices of the prompts that fit: longest first, of about the same length.
 
-    All prompts of a batch have the same room, so that none of them runs beyond the end of the context.
+    All prompts of a batch have the same room for an answer, so that no answer exceeds the context.
     """
     fitting = [place for place, left in enumerate(room) if left > 0]
     batch: list[int] = []
@@ -137,9 +137,10 @@ def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int) -> It
 
 
 class ChosenTokens(LogitsProcessor):
-    """Keeps what the model gives for the tokens that are chosen, before temperature and top-p change it.
+    """Records the log-probabilities of the chosen tokens before temperature and top-p change them.
 
-    A processor sees the logits of a step and the tokens up to the step before, so it looks one step back.
+    A logits processor sees the logits of the current step, but only the tokens up to the previous one. So it records
+    the token of the previous step.
     """
 
     def __init__(self) -> None:

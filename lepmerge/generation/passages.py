@@ -1,4 +1,4 @@
-"""Passages of plain text, and the requests that are made from them (wordings.json, or a file of your own)."""
+"""Draw passages from plain text, and make requests from them with wordings.json or the user's own file."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from lepmerge.errors import GenerationError
 
 FORMS = ("continue", "repeat", "question")
 SHORTEST = 80
-"""Characters of a passage, at least."""
+"""Minimum length of a passage in characters."""
 MOST_BYTES = 1 << 30
 """Passages are drawn from this many bytes at the beginning of the text."""
 OTHER = "other"
@@ -25,17 +25,17 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Wordings:
-    """How requests are worded. by_script: Unicode script, or `other` → form → wordings with {text} in them."""
+    """The wordings of requests. by_script: Unicode script (or `other`) → form → wordings that contain {text}."""
 
     by_script: Mapping[str, Mapping[str, Sequence[str]]]
 
     def request(self, form: str, text: str, number: int) -> str:
-        """Return a request about `text` in its script's words; consecutive numbers take consecutive wordings."""
+        """Return a request about `text`, worded for its script. Consecutive numbers use consecutive wordings."""
         choices = self.by_script[self._script_of(text)][form]
         return choices[number % len(choices)].replace("{text}", text)
 
     def _script_of(self, text: str) -> str:
-        """Return the script of at least half of the letters, `other` where the file has no such script."""
+        """Return the script of at least half of the letters, or `other` if the file has no wordings for it."""
         num_letters = len(regex.findall(r"\p{L}", text))
         for script in self.by_script:
             if script != OTHER and num_letters and 2 * len(letters_of(script, text)) >= num_letters:
@@ -58,7 +58,7 @@ def letters_of(script: str, text: str) -> list[str]:
 
 
 def read_wordings(path: Path | None = None) -> Wordings:
-    """Return the wordings of a JSON file; by default those of lepmerge, in Russian and English.
+    """Return the wordings of a JSON file. The built-in default has Russian and English.
 
     Raises:
         GenerationError: the file cannot be read, lacks `other` or a form, or a wording lacks {text}.
@@ -86,7 +86,8 @@ def read_wordings(path: Path | None = None) -> Wordings:
 def drawn_passages(sources: Iterable[str | Path], number: int, *, column: str, longest: int, seed: int) -> list[str]:
     """Return at most `number` different passages, drawn at random from the text, in random order.
 
-    Every passage is equally likely (reservoir sampling). Of the others only an 8-byte digest is kept in memory.
+    Every passage is equally likely (reservoir sampling). Of passages that are not drawn, only an 8-byte digest is kept
+    in memory, to skip repeated ones.
 
     Raises:
         CorpusError: the text cannot be read.
@@ -119,7 +120,7 @@ def passages(text: str, longest: int) -> Iterator[str]:
 
 
 def _last_end(text: str) -> int:
-    """Return where the last paragraph that is complete ends, else the last sentence, else the last word."""
+    """Return the end of the last complete paragraph; if there is none, of the last sentence, or of the last word."""
     for pattern in (r"\n", r"(?<=[.!?…])\s", r"\s"):
         ends = [match.start() for match in re.finditer(pattern, text) if match.start() >= SHORTEST]
         if ends:

@@ -11,11 +11,11 @@ from lepmerge.generation.passages import Wordings, beginning
 def prompts_of_files(paths: Sequence[Path]) -> list[Chat]:
     """Return the prompts of .jsonl files in their order. Each ends with a message of the user.
 
-    Messages of the assistant at the end of a chat are left out: the model writes that answer anew.
+    Messages of the assistant at the end of a chat are dropped, because the model writes that answer itself.
 
     Raises:
-        CorpusError: a line is not a chat, by file and line.
-        GenerationError: a chat without a message of the user, or one whose last message is empty.
+        CorpusError: a line is not a chat. The message names file and line.
+        GenerationError: a chat has no user message, or its last message is empty.
     """
     return [_prompt(chat) for path in paths for chat in read_chats(path)]
 

@@ -1,4 +1,4 @@
-"""Which candidate of a prompt becomes the answer."""
+"""Choose which candidate of a prompt becomes the answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lepmerge.generation.filters import REASONS, TOO_LONG
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate, the grader's score and the reason for which it is dropped, if there are any."""
+    """A candidate with the grader's score (if any) and the reason why it is dropped (if it is)."""
 
     answer: Answer
     score: float | None
@@ -17,9 +17,9 @@ class Judged:
 
 
 def best(candidates: Sequence[Judged]) -> Judged | None:
-    """Return the best candidate that is kept, None where all are dropped.
+    """Return the best candidate that is not dropped, or None if all are.
 
-    A higher score of the grader is better, then a higher log-probability per token, then the earlier candidate.
+    Candidates are ranked by the grader's score, then by log-probability per token; of equal ones the first wins.
     """
     kept = [candidate for candidate in candidates if candidate.reason is None]
     return max(kept, key=lambda c: (c.score or 0.0, c.answer.log_probability or 0.0), default=None)

@@ -1,4 +1,7 @@
-"""The report of a run: counts by reason, examples, scores. It has no timings and no paths: it repeats byte for byte."""
+"""The report of a run: counts by reason, examples, scores.
+
+It has no timings and no paths, so that a repeated run gives the same bytes.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

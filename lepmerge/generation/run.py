@@ -1,4 +1,4 @@
-"""A run of `lepmerge generate`: answers, grades, records; every stage continues where it was killed.
+"""Run `lepmerge generate`: answer, grade, write records. Every stage resumes where it was killed.
 
 chats.jsonl    the records: {"messages": [...]}, in the order of the prompts, then the copies
 report.json    counts, settings, versions; lepmerge_run.json has the fingerprint and the seconds
@@ -25,8 +25,8 @@ from lepmerge.output.run import Run, digest
 
 CHATS, REPORT = "chats.jsonl", "report.json"
 STAGED = "lepmerge generate"
-"""The fingerprint of the staging folder. Each journal in it is named for what decides its answers, so changed settings
-never throw finished answers away before the run is complete."""
+"""The fingerprint of the staging folder, the same for all settings. Each journal in it has a name that depends on what
+decides its answers. So changed settings do not discard finished answers before the run is complete."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ OnEvent = Callable[[Progressed], None]
 
 @dataclass(frozen=True)
 class Grading:
-    """A grader and its prompt, with the places {prompt} and {answer}."""
+    """A grader and its prompt, which contains {prompt} and {answer}."""
 
     engine: Engine
     template: str
@@ -52,9 +52,10 @@ class Grading:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run generates. copies: records to add, as many as make up `copy_fraction` of all.
+    """What a run has to generate.
 
-    inputs: files and folders that the output must not touch. described: names and settings for the report.
+    copies: records to add, as many as make up `copy_fraction` of all records. inputs: files and folders that the output
+    must not touch. described: names and settings for the report.
     """
 
     target: Path
@@ -87,10 +88,10 @@ def no_event(event: Progressed) -> None:
 def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event) -> dict[str, Any]:
     """Write chats.jsonl and report.json into the target folder and return the report.
 
-    A run that was stopped continues; a complete one is left alone.
+    An interrupted run resumes; a complete one is not repeated.
 
     Raises:
-        GenerationError: the model or the server cannot go on; the answers that are finished are kept.
+        GenerationError: the model or the server failed. Finished answers are kept.
         OutputError: the target holds something else, or cannot be written.
     """
     run = Run(
@@ -131,7 +132,7 @@ def _judged(job: Job, folder: Path, on_event: OnEvent) -> list[list[Judged]]:
 def _graded(
     job: Job, grading: Grading, found: list[list[Judged]], folder: Path, on_event: OnEvent
 ) -> list[list[Judged]]:
-    """Return the candidates with the scores of those that passed the other filters."""
+    """Return the candidates again, with scores for those that passed the other filters."""
     asked = [
         (place, number)
         for place, candidates in enumerate(found)
@@ -154,10 +155,10 @@ def _graded(
 def answered(
     engine: Engine, prompts: Sequence[Chat], folder: Path, what: str, on_event: OnEvent
 ) -> list[Sequence[Answer]]:
-    """Return the candidates of each prompt; finished ones are taken from the journal in the folder.
+    """Return the candidates of each prompt. Finished prompts are taken from the journal in the folder.
 
     Raises:
-        GenerationError: the engine cannot go on. The message says how many answers are kept.
+        GenerationError: the engine failed. The message says how many answers are kept.
     """
     journal = Journal(folder / _journal_name(what, engine, prompts))
     on_event(Progressed(what, len(journal), len(prompts), 0))

@@ -1,4 +1,4 @@
-"""A server that speaks the OpenAI protocol (vLLM, llama.cpp, …) answers prompts, several requests at once."""
+"""Answer prompts through a server with the OpenAI protocol (vLLM, llama.cpp, …), with several requests at once."""
 
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -14,17 +14,20 @@ from lepmerge.errors import GenerationError, OptionError
 from lepmerge.generation.engine import Answer, Sampling
 
 WAITS = (1.0, 2.0, 4.0)
-"""Seconds before a request is sent again."""
+"""Seconds to wait before each retry of a request."""
 REQUEST_SECONDS, CONNECT_SECONDS = 600.0, 10.0
 PASSING = {429, 500, 502, 503, 504}
-"""Statuses of a server that may answer the same request later."""
+"""HTTP statuses after which a retry may succeed."""
 TOO_LONG = re.compile(r"context|too long|too many tokens|maximum.{0,20}length", re.IGNORECASE)
-"""How servers word the refusal (status 400 or 413) of a prompt that is longer than the context."""
+"""Matches the error message of servers (status 400 or 413) for a prompt that is longer than the context."""
 
 
 @dataclass(frozen=True)
 class ServerEngine:
-    """A model on a server. url: the part before /chat/completions. model: its name there. key: of a closed server."""
+    """A model on a server.
+
+    url: the part before /chat/completions. model: the model's name on the server. key: the API key if one is needed.
+    """
 
     url: str
     model: str
@@ -41,10 +44,10 @@ class ServerEngine:
         return []
 
     def release(self) -> None:
-        """Nothing: the weights are in the server."""
+        """Do nothing, because the weights are on the server."""
 
     def check(self) -> None:
-        """Raise GenerationError when the server cannot be reached, or does not accept the key."""
+        """Raise GenerationError if the server cannot be reached or does not accept the key."""
         httpx = _httpx()
         with self._client() as client:
             try:
@@ -85,9 +88,9 @@ class ServerEngine:
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, limits=limits)
 
     def _candidates(self, client: Any, prompt: Chat, place: int, stopped: Event) -> list[Answer] | None:
-        """Return the candidates of one prompt, None when the run was stopped before.
+        """Return the candidates of one prompt, or None if the run was stopped before they were complete.
 
-        Each candidate is a request with a seed of its own: not every server knows the protocol's `n`.
+        Each candidate is a separate request with a different seed, because not every server supports `n`.
         """
         found = []
         try:
@@ -99,7 +102,7 @@ class ServerEngine:
                     return []
                 found.append(answer)
         except GenerationError:
-            stopped.set()  # at once, or this thread takes the next prompt
+            stopped.set()  # set here, before this thread takes the next prompt
             raise
         return found
 
@@ -135,7 +138,7 @@ class ServerEngine:
             raise GenerationError(f"{self.url} does not give {what}: {response.text[:120]!r}") from error
 
     def _sent(self, client: Any, body: dict[str, Any], stopped: Event) -> Any:
-        """Return the response. A request that fails for a passing reason is sent again, unless the run was stopped."""
+        """Send a request and return the response. Retry after a temporary failure, unless the run was stopped."""
         httpx = _httpx()
         reason = ""
         for seconds in (*WAITS, None):
@@ -155,10 +158,10 @@ class ServerEngine:
 
 
 def base_url(url: str) -> str:
-    """Return the part of a server's URL before /chat/completions; a URL without a path gets /v1.
+    """Return the part of a server's URL before /chat/completions. A URL without a path gets /v1.
 
     Raises:
-        OptionError: it is not a URL.
+        OptionError: `url` is not a URL.
     """
     httpx = _httpx()
     try:
@@ -183,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _message(response: Any) -> str:
-    """Return the first line of what a server says about its refusal."""
+    """Return the first line of a server's error message."""
     try:
         found = response.json()["error"]
         text = found["message"] if isinstance(found, dict) else str(found)
