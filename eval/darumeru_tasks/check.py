@@ -1,4 +1,4 @@
-"""Looks for what tasks need before the harness loads a model."""
+"""Check that the tasks have everything they need before the harness loads a model."""
 
 import sys
 from typing import Any
@@ -8,9 +8,10 @@ from darumeru_tasks.errors import DarumeruError
 
 
 def check(names: list[str], manager: Any) -> str | None:
-    """Build tasks and groups of the harness's TaskManager; return what is wrong, None if nothing is.
+    """Build tasks and groups with the harness's TaskManager. Return an error message, or None if there is no error.
 
-    The harness builds them after it has loaded the model, which may take long; it will find their documents ready.
+    The harness builds the tasks only after it has loaded the model, which may take long. Their documents are kept in
+    task.READY, so that they are not read twice.
     """
     try:
         built = manager.load(names)["tasks"].values()
@@ -21,7 +22,7 @@ def check(names: list[str], manager: Any) -> str | None:
 
 
 def show_faults_in_one_line() -> None:
-    """Let the command end without a traceback where a later fault is the user's."""
+    """Show later errors in the user's input as one line without a traceback."""
     before = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:

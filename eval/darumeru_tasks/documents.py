@@ -1,7 +1,7 @@
-"""A row of each data set → a document: its messages, what is right, and what the score needs.
+"""Convert the rows of each data set to documents: messages, the right answer, and values that the score needs.
 
-Every document has `messages` ({role, content}; the last one is the assistant's, left open) and `target`. A shot is a
-document whose last message has the answer.
+Every document has `messages` ({role, content}) and `target`. The last message is the assistant's and is incomplete: the
+model continues it. A shot is a document whose last message contains the answer.
 """
 
 import re
@@ -32,12 +32,13 @@ MAX_SUMMARIES = 500
 
 
 def documents(rows: list[Row], kind: str, *, shots: bool, choices: list[str] | None = None) -> Documents:
-    """Return the documents of a split; `shots`: with their answers, to be shown as examples.
+    """Return the documents of a split.
 
-    kind: a key of KINDS. choices: what the target must be, or begin with (it becomes the choice).
+    kind: a key of KINDS. shots: include the answers, because the documents are shown as examples. choices: the target
+    must equal one of these or begin with one, and then becomes it.
 
     Raises:
-        DarumeruError: a row lacks a key or has a wrong value; the message says where it stands.
+        DarumeruError: a row lacks a key or has a wrong value; the message names the row.
     """
     made = Documents()
     for place, row in rows[:MAX_SUMMARIES] if kind.startswith("sum_") else rows:
@@ -58,7 +59,7 @@ def documents(rows: list[Row], kind: str, *, shots: bool, choices: list[str] | N
 
 
 def _row(row: dict[str, Any], shots: bool) -> Document:
-    """One of the data sets whose rows hold their own messages."""
+    """Convert a row that contains its own messages."""
     return {
         "messages": _filled(row["messages"], row["inputs"]),
         "target": _text(row["outputs"]),
@@ -93,7 +94,7 @@ def _multiq(row: dict[str, Any], shots: bool) -> Document:
 
 
 def _parus(row: dict[str, Any], shots: bool) -> Document:
-    """The question, and once more with both alternatives exchanged."""
+    """Convert a PARus question, and add a copy with both alternatives exchanged."""
     inputs = row["inputs"]
     exchanged = {**inputs, "choice1": inputs["choice2"], "choice2": inputs["choice1"]}
     document = _row(row, shots)

@@ -1,7 +1,7 @@
-"""Where the YAML files find the task classes.
+"""The task classes that the YAML files refer to.
 
-The harness loads this file by its path. It puts the folder above on the import path, so that `darumeru_tasks` is a
-package under one name also in a checkout that is not installed (`--include_path`), and the rest imports it plainly.
+The harness loads this file by its path. The file adds its parent folder to the import path, so that `darumeru_tasks`
+can be imported under this name even from a checkout that is not installed (`--include_path`).
 """
 
 import importlib

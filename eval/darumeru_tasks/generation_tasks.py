@@ -1,4 +1,4 @@
-"""Tasks whose answer the model writes."""
+"""Tasks in which the model generates the answer."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from darumeru_tasks.task import Aggregation, DarumeruTask
 from darumeru_tasks.tokens import names_model
 
 LINE_END = ["\n", "\n\n"]
-"""`until` of the YAML files; another one, of `--gen_kwargs`, is kept in chats too."""
+"""`until` in the YAML files. It is dropped in chats; a different one from `--gen_kwargs` is kept there too."""
 
 
 class GenerationTask(DarumeruTask):
-    """The model writes the answer: up to a line's end in the completion format, up to the end token in a chat."""
+    """The model generates the answer, up to a line end in the completion format, or up to the end token in a chat."""
 
     @property
     def num_new_tokens(self) -> int:
@@ -41,7 +41,7 @@ class GenerationTask(DarumeruTask):
 
 
 class AnswerTask(GenerationTask):
-    """MultiQ: the words of one of the golds."""
+    """MultiQ: the answer is compared with each gold answer, and the best score counts."""
 
     def aggregation(self) -> dict[str, Aggregation]:
         return {"score": mean, "f1": mean, "em": mean}
@@ -55,7 +55,7 @@ class AnswerTask(GenerationTask):
 
 
 class ExamTask(GenerationTask):
-    """USE: grade points of the Unified State Exam."""
+    """USE: points of the Unified State Exam."""
 
     def aggregation(self) -> dict[str, Aggregation]:
         return {"score": Statistic(statistics.exam_grade, by_group=True)}
@@ -66,7 +66,7 @@ class ExamTask(GenerationTask):
 
 
 class SummaryTask(GenerationTask):
-    """DaruSum, abstractive: ROUGE of lemmas."""
+    """DaruSum, abstractive: ROUGE on lemmas."""
 
     def check_packages(self) -> None:
         metrics.rouge_scorer()
@@ -85,10 +85,10 @@ class SummaryTask(GenerationTask):
 
 
 class CopyTask(GenerationTask):
-    """DaruCopy: the text of the prompt, once more. The statistic says by what: `length` or `characters`.
+    """DaruCopy: the model copies the text of the prompt. The statistic compares `length` or `characters`.
 
-    exact_ids: 1.0 if the backend gave the generated ids, 0.0 if the number of tokens is that of the text, which hides
-    what `length` measures.
+    exact_ids: 1.0 if the backend returned the generated ids. Otherwise 0.0: the tokens are then counted by tokenizing
+    the text again, which hides the differences that `length` measures.
     """
 
     def aggregation(self) -> dict[str, Aggregation]:
@@ -112,5 +112,5 @@ class CopyTask(GenerationTask):
         return values
 
     def build_all_requests(self, **keywords: Any) -> None:
-        assert self.tokens.tokenizer  # before anything is generated: the score needs it
+        assert self.tokens.tokenizer  # the score needs it; fail before anything is generated
         super().build_all_requests(**keywords)

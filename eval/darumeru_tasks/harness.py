@@ -1,7 +1,8 @@
-"""What lm-evaluation-harness 0.4.13 lacks for these tasks: three functions that it calls are wrapped.
+"""Add to lm-evaluation-harness 0.4.13 what these tasks need, by wrapping three of its functions.
 
-Only requests of these tasks, marked by classes of this module, take another way. Texts that HFLM generates in the same
-run carry their token ids. The classes are strings, so that the harness logs, hashes, caches and pickles them as before.
+Only requests of these tasks, marked by the classes below, are treated differently. Texts that HFLM generates in the
+same run get their token ids. The classes are subclasses of str, so that the harness logs, hashes, caches and pickles
+them as usual.
 """
 
 import os
@@ -15,7 +16,7 @@ from darumeru_tasks.statistics import Statistic
 
 
 class Continuation(str):
-    """One of several texts that may follow a context. `texts` are all of them, `place` is its place among them."""
+    """One of several texts that may follow a context. texts: all of them. place: the index of this one."""
 
     texts: tuple[str, ...]
     place: int
@@ -29,12 +30,12 @@ class Continuation(str):
         return type(self), (self.texts, self.place)
 
     def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of the context and of what is scored after it."""
+        """Return the token ids of the context, and the token ids after it that are scored."""
         raise NotImplementedError
 
 
 class Choice(Continuation):
-    """A choice, of which one token is scored: the first that differs; the tokens before it belong to the context."""
+    """A choice. Only the first token that differs between the choices is scored; earlier ones belong to the context."""
 
     def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
         encoded = _encodings(model, context, self.texts)
@@ -49,7 +50,7 @@ class Choice(Continuation):
 
 
 class Sentence(Continuation):
-    """A message, of which the first m tokens are scored; m is the number of tokens of the shortest of `texts`."""
+    """A message. Its first m tokens are scored, where m is the number of tokens of the shortest of `texts`."""
 
     def token_ids(self, model: Any, context: str) -> tuple[list[int], list[int]]:
         start, *encoded = _encodings(model, context, ("", *self.texts))
@@ -60,7 +61,7 @@ class Sentence(Continuation):
 
 
 def _encodings(model: Any, context: str, texts: tuple[str, ...]) -> list[list[int]]:
-    """Return the token ids of the context with each of the texts; the last call's are kept with the model."""
+    """Return the token ids of the context followed by each text. The model object caches the last result."""
     key, encoded = getattr(model, "_darumeru_encodings", (None, None))
     if key != (context, texts) or encoded is None:
         encoded = [model.tok_encode(context + text) for text in texts]
@@ -69,9 +70,9 @@ def _encodings(model: Any, context: str, texts: tuple[str, ...]) -> list[list[in
 
 
 class Generated(str):
-    """A generated text with the ids of its tokens, without the end token and what follows it.
+    """A generated text with its token ids, excluding the end token and everything after it.
 
-    Cutting off a stop sequence keeps the ids: `split` gives texts of this class.
+    The harness cuts off stop sequences with `split`, which therefore returns texts of this class with the same ids.
     """
 
     ids: list[int]
@@ -92,7 +93,7 @@ class Generated(str):
 
 
 def extend_harness() -> None:
-    """Wrap what of the harness is loaded by now; a function that is wrapped stays as it is."""
+    """Wrap the functions of the harness that are loaded by now, unless they are wrapped already."""
     from lm_eval import evaluator_utils
     from lm_eval.api.model import TemplateLM
 

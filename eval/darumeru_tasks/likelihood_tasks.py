@@ -1,4 +1,4 @@
-"""Tasks that compare how probable texts are: choices, and sentences."""
+"""Tasks that compare the likelihood of texts: choices and sentences."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from darumeru_tasks.subjects import SUBJECTS
 from darumeru_tasks.task import Aggregation, DarumeruTask
 
 SECOND = {"accuracy_f1": ("f1", statistics.f1_macro), "accuracy_matthews": ("mcc", statistics.matthews)}
-"""The metric beside the accuracy in a score that is the mean of both."""
+"""The second metric of scores that are the mean of the accuracy and another metric."""
 
 
 class ChoiceTask(DarumeruTask):
-    """The answer is the choice whose token is the most probable one; of equal ones the first."""
+    """The answer is the choice with the most probable token. Of equally probable ones, it is the first."""
 
     def aggregation(self) -> dict[str, Aggregation]:
         statistic = self.options["statistic"]
@@ -50,9 +50,9 @@ class ChoiceTask(DarumeruTask):
 
 
 class BothOrdersTask(ChoiceTask):
-    """PARus: a question is answered right only if it is with both orders of its two alternatives.
+    """PARus: a question counts as right only if the answers to both orders of its two alternatives are right.
 
-    A document makes the requests of both orders, so that a limit on documents never separates them.
+    A document makes the requests for both orders, so that a limit on documents never separates them.
     """
 
     def aggregation(self) -> dict[str, Aggregation]:
@@ -78,7 +78,7 @@ def exchanged(doc: Document) -> Document:
 
 
 class SubjectsTask(ChoiceTask):
-    """MMLU: the mean over categories of subjects."""
+    """MMLU: the mean over the categories of subjects."""
 
     def aggregation(self) -> dict[str, Aggregation]:
         return {"score": Statistic(statistics.category_mean), "acc": mean}
@@ -89,7 +89,7 @@ class SubjectsTask(ChoiceTask):
 
 
 class SentencesTask(DarumeruTask):
-    """DaruSum, extractive: the sentences that the model finds most probable as «most important» ones."""
+    """DaruSum, extractive: the sentences that are most probable as the «most important» ones."""
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *arguments: Any, **keywords: Any) -> Any:
         return prompt_format(*arguments, **keywords).before_answer(doc["messages"])
@@ -101,5 +101,5 @@ class SentencesTask(DarumeruTask):
         ]
 
     def values(self, doc: Document, results: list[Any]) -> dict[str, Any]:
-        # All have the same number of tokens: the sums rank as the means do.
+        # All have the same number of tokens, so sums and means give the same ranking.
         return {"score": metrics.r_precision([likelihood for likelihood, _ in results], doc["gold"])}

@@ -1,4 +1,4 @@
-"""The scores of one answer; `statistics.py` makes a data set's score of them."""
+"""Scores of single answers. `statistics.py` combines them to the score of a data set."""
 
 import re
 import string
@@ -14,14 +14,14 @@ SPACES = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def squad_exact_match(predicted: str, gold: str) -> float:
-    """Return 1.0 if both are equal after SQuAD's normalization, else 0.0 (Rajpurkar et al. 2016)."""
+    """Return 1.0 if both texts are equal after SQuAD normalization, else 0.0 (Rajpurkar et al. 2016)."""
     return float(_squad_words(predicted) == _squad_words(gold))
 
 
 def squad_f1(predicted: str, gold: str) -> float:
-    """Return the F-measure of the words, as multisets, after SQuAD's normalization.
+    """Return the F-measure of the words, as multisets, after SQuAD normalization.
 
-    Where one of them has no words, 1.0 if neither has, else 0.0.
+    If one text has no words, return 1.0 if the other has none either, else 0.0.
     """
     predicted_words, gold_words = _squad_words(predicted), _squad_words(gold)
     if not predicted_words or not gold_words:
@@ -36,12 +36,12 @@ def _squad_words(text: str) -> list[str]:
 
 
 def use_points(predicted: str, gold: str, *, kind: str, id_task: str) -> int:
-    """Return the grade points of an answer to a question of the Unified State Exam.
+    """Return the points for an answer to a question of the Unified State Exam.
 
-    `text`: 1 if the letters of the answer, in lower case, are one of the comma-separated golds. `matching`: the number
-    of equal positions of both comma-separated lists if they are equally long. Otherwise 1 if the two sets are equal;
-    task 16 instead loses a point for each wrong or missing number, missing ones counted as "-1".
-    White space around an answer of a list is no part of it.
+    kind `text`: 1 if the letters of the answer, in lower case, equal one of the comma-separated gold answers. kind
+    `matching`: the number of equal positions in both comma-separated lists, or 0 if their lengths differ. Other kinds:
+    1 if the two sets are equal, except that task 16 loses a point for each wrong or missing number (a missing number
+    counts as "-1"). Whitespace around list items is ignored.
     """
     golds = gold.split(",")
     if kind == "text":
@@ -61,15 +61,15 @@ def length_ratio(num_generated: int, num_source: int) -> float:
 
 
 def copied(source: str, generated: str) -> tuple[float, float]:
-    """Return 1.0 where the matching blocks (Ratcliff and Obershelp) hold 99 % of the characters, else 0.0.
+    """Return two scores: 1.0 if the matching blocks (Ratcliff and Obershelp) cover 99 % of the characters, else 0.0.
 
-    First of the generated text's characters, then of the source's. White space around the texts does not count;
-    nothing generated is 0.0 in both.
+    The first score counts the characters of the generated text, the second those of the source. Whitespace around the
+    texts is ignored. If nothing was generated, both scores are 0.0.
     """
     source, generated = source.strip(), generated.strip()
     if not source or not generated:
         return 0.0, 0.0
-    if source == generated:  # common, and slow to find out by blocks
+    if source == generated:  # common, and slow to detect by blocks
         return 1.0, 1.0
     blocks = SequenceMatcher(None, source, generated, autojunk=False).get_matching_blocks()
     num_matched = sum(block.size for block in blocks)
@@ -77,7 +77,7 @@ def copied(source: str, generated: str) -> tuple[float, float]:
 
 
 def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
-    """Return the share of the k gold indices among the k highest scores; of equal scores the earlier one is higher."""
+    """Return the fraction of the k gold indices among the k highest scores. Ties: the earlier score is higher."""
     if not gold:
         return 0.0
     ranking = sorted(range(len(scores)), key=lambda index: -scores[index])
@@ -85,7 +85,7 @@ def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
 
 
 def rouge(predicted: str, gold: str) -> dict[str, float]:
-    """Return ROUGE-1 and ROUGE-2, F-measure and recall, of the Russian lemmas of both texts (Lin 2004)."""
+    """Return the F-measure and recall of ROUGE-1 and ROUGE-2 on the Russian lemmas of both texts (Lin 2004)."""
     scores = rouge_scorer().score(gold, predicted)
     return {
         "rouge1": scores["rouge1"].fmeasure,
@@ -97,7 +97,7 @@ def rouge(predicted: str, gold: str) -> dict[str, float]:
 
 @cache
 def rouge_scorer() -> Any:
-    """Return the scorer.
+    """Return the ROUGE scorer.
 
     Raises:
         DarumeruError: a package is missing.
@@ -112,7 +112,7 @@ def rouge_scorer() -> Any:
 
 
 class _Lemmas:
-    """Splits a text into lemmas: lower case, ASCII punctuation is space (as for SQuAD), normal forms of pymorphy3."""
+    """Split a text into lemmas: lower case, ASCII punctuation becomes spaces, words become pymorphy3's normal forms."""
 
     def __init__(self, analyzer: Any) -> None:
         self._lemma = lru_cache(maxsize=1 << 18)(lambda word: analyzer.parse(word)[0].normal_form)

@@ -1,4 +1,4 @@
-"""Documents → the text that the model reads: completion format for base models, chat template for instruct models."""
+"""Convert documents to prompts: completion format for base models, chat template for instruct models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from darumeru_tasks.documents import Document, Message
 from darumeru_tasks.errors import DarumeruError
 
 ChatTemplate = Callable[..., str]
-"""(messages, add_generation_prompt=bool) → text; without a generation prompt the last message stays open."""
+"""(messages, add_generation_prompt=bool) → text. Without a generation prompt, the text ends within the last message."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How messages become a text.
+    """The format in which messages become a text.
 
-    chat_template: the model's, None for the completion format. multiturn: whether shots are turns of their own in the
-    chat, or stand in one user message before the question.
+    system: system message. chat_template: that of the model, or None for the completion format. multiturn: whether
+    shots are separate turns of the chat; otherwise they precede the question in one user message.
     """
 
     system: str | None = None
@@ -23,7 +23,7 @@ class Format:
     multiturn: bool = True
 
     def prompt(self, shots: Sequence[list[Message]], question: list[Message]) -> str:
-        """Return the text of the shots, as they stand, and the question, whose last message is left open."""
+        """Return the text of the complete shots and the question. The text ends within the question's last message."""
         if self.chat_template is None:
             texts = [f"{self.system}\n\n"] if self.system else []
             texts += [completion(shot) + "\n\n" for shot in shots]
@@ -41,7 +41,7 @@ class Format:
         return self.chat_template(messages, add_generation_prompt=True)
 
     def before_answer(self, question: list[Message]) -> str:
-        """Return the text that stands before the last message of the question.
+        """Return the text before the last message of the question.
 
         Raises:
             DarumeruError: the chat template changes that message.
@@ -53,7 +53,7 @@ class Format:
 
 
 def completion(messages: Sequence[Message]) -> str:
-    """Return messages in the format for base models: one below the other; the text ends where the answer goes on."""
+    """Return messages in the format for base models, one per line. The model continues the text with the answer."""
     texts = [message["content"] for message in messages]
     return "\n".join(texts if messages[-1]["role"] == "assistant" else [*texts, ""])
 
@@ -61,10 +61,10 @@ def completion(messages: Sequence[Message]) -> str:
 def choose_shots(
     available: Sequence[Document], question: Document, number: int, *, nearest_first: bool
 ) -> list[Document]:
-    """Return the first `number` of the available shots in the order in which they are shown.
+    """Return the first `number` available shots, in the order in which they are shown.
 
-    nearest_first: the first one stands nearest to the question; otherwise they keep their order.
-    A document with a `subject` takes shots of its own subject.
+    nearest_first: reverse the order, so that the first shot is closest to the question. If the question has a
+    `subject`, only shots with the same subject are used.
     """
     subject = question.get("subject")
     fitting = [shot for shot in available if shot.get("subject") == subject][:number]
@@ -72,7 +72,7 @@ def choose_shots(
 
 
 def with_headline(documents: Sequence[Document]) -> list[list[Message]]:
-    """Return the messages of the documents; the first one's begin with its headline, if it has one."""
+    """Return the messages of the documents. Those of the first document begin with its headline, if it has one."""
     first = documents[0]["messages"]
     headed = [{**first[0], "content": documents[0].get("headline", "") + first[0]["content"]}, *first[1:]]
     return [headed, *(document["messages"] for document in documents[1:])]
@@ -85,6 +85,6 @@ def prompt_format(
     chat_template: Callable[..., str] | None = None,
     gen_prefix: str | None = None,
 ) -> Format:
-    """Return the format that the harness's arguments of `fewshot_context` ask for."""
+    """Return the format for the arguments that the harness passes to `fewshot_context`."""
     template = chat_template if apply_chat_template else None
     return Format(system_instruction, template, fewshot_as_multiturn)

@@ -1,6 +1,6 @@
-"""Adds this folder to those that lm-evaluation-harness reads its tasks from; called by lepmerge_lm_eval.py.
+"""Add this folder to those from which lm-evaluation-harness reads its tasks. lepmerge_lm_eval.py calls this module.
 
-It steps aside when the harness finds the tasks by itself, as an entry point `lm_eval.tasks`.
+It does nothing if the harness finds the tasks itself through the entry point `lm_eval.tasks`.
 """
 
 import functools
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def find_spec(finder: Any, name: str, path: Any, target: Any) -> ModuleSpec | None:
-    """Return what the finders after `finder` find, with a loader that takes it away and changes the module."""
+    """Return the spec that the other finders find, with a loader that removes `finder` and changes the module."""
     for other in sys.meta_path:
         find = None if other is finder else getattr(other, "find_spec", None)
         spec = find(name, path, target) if find else None
@@ -27,7 +27,7 @@ def find_spec(finder: Any, name: str, path: Any, target: Any) -> ModuleSpec | No
 
 
 class _Loader:
-    """The module's own loader, which then changes the module."""
+    """Wrap the module's loader: load the module, then change it."""
 
     def __init__(self, loader: Any, finder: Any) -> None:
         self._loader = loader
@@ -47,7 +47,7 @@ class _Loader:
         try:
             _extend_manager(module.TaskManager)
             _extend_command(sys.modules["lm_eval.config.evaluate_config"])
-        except Exception:  # another version of the harness: it works as it would without us
+        except Exception:  # with another version of the harness, change nothing
             pass
 
 
@@ -69,14 +69,14 @@ def _extend_manager(manager: Any) -> None:
         try:
             original(*extended.args, **extended.kwargs)
             self.include_path = given
-        except Exception:  # the user's folders are at fault, or ours: without ours it becomes clear
+        except Exception:  # a task folder is broken; without ours, only errors in the user's folders remain
             original(self, *arguments, **keywords)
 
     manager.__init__ = __init__
 
 
 def _has_plugins(manager: Any) -> bool:
-    """Return whether the harness may read the entry points `lm_eval.tasks`, among which ours is."""
+    """Return whether the harness seems to read entry points `lm_eval.tasks`. Ours is one of them."""
     names = (*vars(sys.modules[manager.__module__]), *vars(manager), *manager.__init__.__code__.co_names)
     return any("plugin" in name.lower() or "entry_point" in name.lower() for name in names)
 
@@ -84,7 +84,10 @@ def _has_plugins(manager: Any) -> bool:
 def _with_folder(
     signature: inspect.Signature, manager: Any, arguments: Any, keywords: Any
 ) -> tuple[inspect.BoundArguments, Any] | None:
-    """Return the call with our folder before the user's, whose tasks win, and theirs; None if ours is not needed."""
+    """Return the call with our folder added, and the folders that the user gave; None if ours is not needed.
+
+    Our folder comes before the user's, so that the user's tasks win over ours.
+    """
     try:
         call = signature.bind(manager, *arguments, **keywords)
         call.apply_defaults()
@@ -92,14 +95,14 @@ def _with_folder(
         folders = list(given) if isinstance(given, list | tuple) else [given] if given else []
         if not call.arguments["include_defaults"] or FOLDER in [Path(folder).resolve() for folder in folders]:
             return None
-    except TypeError:  # a wrong call: the harness says what is wrong with it
+    except TypeError:  # an invalid call: the harness reports it
         return None
     call.arguments["include_path"] = [FOLDER, *folders]
     return call, given
 
 
 def _extend_command(module: Any) -> None:
-    """Let the command `lm_eval run` end in one line if data is missing, before it loads a model."""
+    """Make the command `lm_eval run` check the data before it loads a model, and report errors in one line."""
     original = module.EvaluatorConfig.process_tasks
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""Where rows come from: the Hub, or a folder of JSON lines."""
+"""Read rows of data sets from the Hub, or from a folder of JSON lines files."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from typing import Any
 from darumeru_tasks.errors import DarumeruError
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands, for messages, and the row."""
+"""(location of the row for error messages, row)."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `path` on the Hub and its config `name`; in a folder of local data it is called `folder`."""
+    """A data set. path: its Hub id. name: its config on the Hub. folder: its name in a folder of local data."""
 
     path: str
     name: str | None
@@ -22,7 +22,7 @@ class Source:
 
 
 class Documents(list):
-    """A list of documents (dicts) that has what the harness asks of a data set."""
+    """A list of documents (dicts) with the attribute that the harness expects of a data set."""
 
     @property
     def features(self) -> dict[str, None]:
@@ -30,7 +30,7 @@ class Documents(list):
 
 
 def local_data(metadata: dict[str, Any]) -> Path | None:
-    """Return the folder of `--metadata darumeru_data=DIR` or the environment's DARUMERU_DATA, None for the Hub."""
+    """Return the folder from `--metadata darumeru_data=DIR` or the variable DARUMERU_DATA, or None for the Hub."""
     folder = metadata.get("darumeru_data") or os.environ.get("DARUMERU_DATA")
     return Path(folder).expanduser() if folder else None
 
@@ -39,14 +39,14 @@ def read_rows(source: Source, split: str, folder: Path | None) -> list[Row]:
     """Return the rows of a split, from `folder/<source.folder>/<split>.jsonl` or, without a folder, from the Hub.
 
     Raises:
-        DarumeruError: there is no such file, a line is no JSON object, or the Hub cannot be reached.
+        DarumeruError: the file does not exist, a line is not a JSON object, or the Hub cannot be reached.
     """
     return _read_file(folder / source.folder / f"{split}.jsonl") if folder else _read_hub(source, split)
 
 
 def _read_file(path: Path) -> list[Row]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other separators of lines
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines(): texts may contain U+2028
     except OSError as error:
         layout = "the folder of --metadata darumeru_data=DIR or DARUMERU_DATA holds <config>/<split>.jsonl"
         raise DarumeruError(f"{path} cannot be read ({error.strerror}); {layout}") from error
@@ -78,7 +78,7 @@ def _read_hub(source: Source, split: str) -> list[Row]:
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
-            # The data set has a loading script; the Hub's own conversion of it has the same rows.
+            # The data set has a loading script. The Hub's conversion to parquet has the same rows.
             rows = datasets.load_dataset(source.path, source.name, split=split, revision="refs/convert/parquet")
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         name = f"{source.path}{f':{source.name}' if source.name else ''}"

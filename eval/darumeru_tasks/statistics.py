@@ -1,4 +1,4 @@
-"""The score of a data set, from the values of its documents, and its standard error."""
+"""Compute the score of a data set from the values of its documents, and its standard error."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy as np
 from darumeru_tasks.subjects import CATEGORIES, CATEGORY_OF, SUBJECTS
 
 MAX_POINTS = 34
-"""Of one variant of the Unified State Exam."""
+"""Maximum number of points in one variant of the Unified State Exam."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A score of a list of documents' values, each a number or a tuple of numbers and strings.
+    """The score of a list of values, one per document. A value is a number or a tuple of numbers and strings.
 
-    function: from one array a column to the score.
-    by_group: whether the first column names groups (a question's two orders, an exam's tasks) that belong together.
+    function: receives one array per column and returns the score. by_group: whether the first column names groups of
+    documents that belong together, such as the two orders of a question or the tasks of an exam.
     """
 
     function: Callable[..., float]
@@ -31,7 +31,7 @@ class Statistic:
         return self.function.__name__
 
     def standard_error(self, values: Sequence[Any], *, draws: int = 1000) -> float:
-        """Return the bootstrap's standard error over documents, or groups of them; the same for the same values."""
+        """Return the bootstrap standard error over documents or groups. It is the same for the same values."""
         columns = _columns(values)
         random = np.random.default_rng(0)
         groups = np.unique(columns[0], return_inverse=True)[1] if self.by_group else np.arange(len(values))
@@ -39,7 +39,7 @@ class Statistic:
         scores = []
         for _ in range(draws):
             drawn = random.integers(len(members), size=len(members))
-            if self.by_group:  # a group that is drawn twice counts as two groups
+            if self.by_group:  # a group that is drawn twice must count as two groups
                 rows = np.concatenate([members[group] for group in drawn])
                 names = np.repeat(np.arange(len(drawn)), [len(members[group]) for group in drawn])
                 scores.append(self.function(names, *(column[rows] for column in columns[1:])))
@@ -59,7 +59,7 @@ def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def f1_macro(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the mean, over every label that occurs in either, of the label's F-measure."""
+    """Return the mean F-measure over all labels that occur in `gold` or `predicted`."""
     scores = []
     for label in np.union1d(gold, predicted):
         right = np.sum((gold == label) & (predicted == label))
@@ -68,7 +68,7 @@ def f1_macro(gold: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def matthews(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """Return Matthews' correlation (Gorodkin 2004 for more than two labels); 0.0 if either has only one label."""
+    """Return the Matthews correlation (Gorodkin 2004 for more than two labels); 0.0 if one side has only one label."""
     labels = np.union1d(gold, predicted)
     counts = np.array([[np.sum((gold == g) & (predicted == p)) for p in labels] for g in labels], dtype=float)
     of_gold, of_predicted, total = counts.sum(1), counts.sum(0), counts.sum()
@@ -85,21 +85,21 @@ def accuracy_matthews(gold: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def all_orders(question: np.ndarray, right: np.ndarray) -> float:
-    """Return the share of questions that were answered right in each of their orders."""
+    """Return the fraction of questions that were answered right in all of their orders."""
     groups = np.unique(question, return_inverse=True)[1]
     return float(np.mean(np.bincount(groups, weights=~right.astype(bool)) == 0))
 
 
 def exam_grade(variant: np.ndarray, points: np.ndarray) -> float:
-    """Return the mean over variants of their points, as a share of the 34 that can be had."""
+    """Return the mean over variants of their points, as a fraction of the maximum of 34."""
     groups = np.unique(variant, return_inverse=True)[1]
     return float(np.mean(np.bincount(groups, weights=points) / MAX_POINTS))
 
 
 def category_mean(subject: np.ndarray, right: np.ndarray) -> float:
-    """Return the mean over the four categories of the mean over their subjects of the accuracy.
+    """Return the mean accuracy over categories. The accuracy of a category is the mean over its subjects.
 
-    subject: numbers in SUBJECTS. Subjects and categories without a question are left out.
+    subject: indices into SUBJECTS. Subjects and categories without questions are left out.
     """
     counts = np.bincount(subject, minlength=len(SUBJECTS))
     accuracies = np.bincount(subject, weights=right, minlength=len(SUBJECTS)) / np.maximum(counts, 1)
@@ -111,5 +111,5 @@ def category_mean(subject: np.ndarray, right: np.ndarray) -> float:
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Return the ratio of the sums, such as symbols per token; 0.0 for an empty denominator."""
+    """Return the ratio of the sums, such as symbols per token; 0.0 if the denominator is 0."""
     return float(numerator.sum() / denominator.sum()) if denominator.sum() else 0.0

@@ -1,6 +1,6 @@
-"""The 57 subjects of MMLU and their four categories, as Hendrycks et al. (2021, arXiv 2009.03300) compute them.
+"""The 57 subjects of MMLU and their four categories, as in the code of Hendrycks et al. (2021, arXiv 2009.03300).
 
-Anatomy is a subject of health there, so one of the last category; the paper's table lists it under STEM.
+There, anatomy is a subject of health and thus in the last category. The table in the paper lists it under STEM.
 """
 
 CATEGORIES = {
@@ -72,4 +72,4 @@ CATEGORIES = {
 }
 SUBJECTS = tuple(subject for subjects in CATEGORIES.values() for subject in subjects)
 CATEGORY_OF = tuple(number for number, subjects in enumerate(CATEGORIES.values()) for _ in subjects)
-"""The number of the category of each of SUBJECTS."""
+"""The category number of each subject in SUBJECTS."""

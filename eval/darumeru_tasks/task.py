@@ -1,4 +1,4 @@
-"""What all tasks have in common: documents, prompts, requests."""
+"""The base class of all tasks: documents, prompts and requests."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from darumeru_tasks.tokens import ModelTokens, model_tokens
 
 Aggregation = Callable[[list[Any]], float]
 READY: dict[str, dict[str, Documents]] = {}
-"""The documents of tasks that were checked and will be built next."""
+"""Task name → documents of tasks that check.py has built. The harness builds these tasks again later."""
 OPTIONS = {
     "kind": "row",
     "choices": None,
@@ -28,12 +28,12 @@ OPTIONS = {
 
 
 class DarumeruTask(ConfigurableTask):
-    """A data set of the benchmark. Its YAML file has the harness's keys, and under `darumeru` what is our own:
+    """A data set of the benchmark. Its YAML file has the harness's keys, and under `darumeru` these additional keys:
 
-    kind: of its rows, a key of documents.KINDS. choices: the answers, where there are a few. statistic: the name of
-    the score in statistics.py, or of a copy. folder: its name in a folder of local data, if not dataset_name.
-    first_shot: the row of the few-shot split where the shots begin. nearest_first: whether the first shot stands
-    nearest to the question.
+    kind: kind of its rows, a key of documents.KINDS. choices: the possible answers, for tasks with choices. statistic:
+    name of the score in statistics.py or, for copying, `length` or `characters`. folder: its name in a folder of local
+    data, if not dataset_name. first_shot: the row of the few-shot split with the first shot. nearest_first: whether the
+    first shot is closest to the question.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class DarumeruTask(ConfigurableTask):
         super().__init__(data_dir, cache_dir, download_mode, config)
 
     def check_packages(self) -> None:
-        """Raise DarumeruError if a package is missing that only the scores need, before anything is generated."""
+        """Raise DarumeruError if a package for the scores is missing. This is checked before anything is generated."""
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.dataset = READY.pop(self.config.task, None) or load(self.config, self.options)
@@ -82,7 +82,7 @@ class DarumeruTask(ConfigurableTask):
         return list(self.options["choices"])
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *arguments: Any, **keywords: Any) -> Any:
-        """Return the prompt: the shots, as many as fit into the model's context, and the question."""
+        """Return the prompt: as many shots as fit into the model's context, and the question."""
         return self.render(doc, num_fewshot, prompt_format(*arguments, **keywords))
 
     def render(self, doc: Document, num_fewshot: int, format: Format) -> str:
@@ -100,11 +100,11 @@ class DarumeruTask(ConfigurableTask):
 
     @property
     def num_new_tokens(self) -> int:
-        """The number of tokens that the model may add to a prompt."""
+        """The maximum number of tokens that the model adds to a prompt."""
         return 1
 
     def build_all_requests(self, *, tokenizer_name: str = "", **keywords: Any) -> None:
-        """Build the requests; a cache of them is told apart by the tokenizer, the data and the generation too."""
+        """Build the requests. The key of their cache also includes tokenizer, data and generation settings."""
         extend_harness()
         if keywords.get("cache_requests"):
             tokens, config = self.tokens, self.config
@@ -116,7 +116,7 @@ class DarumeruTask(ConfigurableTask):
     def request(
         self, kind: OutputType, doc: Document, arguments: tuple[Any, ...], index: int, keywords: dict[str, Any]
     ) -> Instance:
-        """Return a request to the model; `keywords`: those that the harness gave to `construct_requests`."""
+        """Return a request to the model. keywords: the keywords that the harness passed to `construct_requests`."""
         return Instance(kind, doc, arguments, index, keywords.get("metadata", (None, None, None)))
 
     def process_results(self, doc: Document, results: list[Any]) -> dict[str, Any]:
@@ -125,12 +125,12 @@ class DarumeruTask(ConfigurableTask):
         return self.values(doc, results)
 
     def values(self, doc: Document, results: list[Any]) -> dict[str, Any]:
-        """Return a value for each metric of `aggregation`, from the model's answers to the document's requests."""
+        """Return metric → value of this document. results: the model's answers to the document's requests."""
         raise NotImplementedError
 
 
 def load(config: Any, options: dict[str, Any]) -> dict[str, Documents]:
-    """Return the documents of a task's splits, as its YAML file names them.
+    """Return the documents of the splits that the task's YAML file names.
 
     Raises:
         DarumeruError: the data is missing, or a row is wrong.

@@ -1,4 +1,4 @@
-"""The model's tokenizer and context length, as the harness's arguments for the model name them."""
+"""The model's tokenizer and context length, found from the harness's arguments for the model."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -9,10 +9,10 @@ from darumeru_tasks.errors import DarumeruError
 
 @dataclass(frozen=True)
 class ModelTokens:
-    """What `--model_args` say about tokens; the files are read when they are first needed.
+    """The tokenizer and context of the model in `--model_args`. The files are read on first use.
 
-    Raises, from every method:
-        DarumeruError: there is no tokenizer under that name.
+    Every method raises:
+        DarumeruError: there is no tokenizer with this name.
     """
 
     tokenizer_name: str
@@ -33,7 +33,7 @@ class ModelTokens:
 
     @cached_property
     def context(self) -> int:
-        """The number of tokens of prompt and answer together."""
+        """The maximum number of tokens of prompt and answer together."""
         from lm_eval.models.utils import resolve_max_length
         from transformers import AutoConfig
 
@@ -41,7 +41,7 @@ class ModelTokens:
             return self.fixed_context
         try:
             config = AutoConfig.from_pretrained(self.tokenizer_name, **self._where)
-        except (OSError, ValueError):  # a folder with a tokenizer only, given for a model behind an API
+        except (OSError, ValueError):  # a folder with only a tokenizer, given for a model behind an API
             config = None
         return resolve_max_length(config, self.tokenizer)
 
@@ -54,7 +54,7 @@ class ModelTokens:
         }
 
     def count(self, prompt: str) -> int:
-        """Return the number of tokens of a prompt, with the special ones that the harness adds."""
+        """Return the number of tokens of a prompt, including the special tokens that the harness adds."""
         begin = self.tokenizer.bos_token
         special = self.add_bos_token is not False and not (begin and prompt.startswith(begin))
         return len(self.tokenizer.encode(prompt, add_special_tokens=special))
@@ -64,7 +64,7 @@ class ModelTokens:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def count_source(self, text: str) -> int:
-        """Return the number of tokens of a text that is to be copied, after a space if the tokenizer adds none."""
+        """Return the number of tokens of a text to be copied. A space is put in front unless the tokenizer adds one."""
         space = "" if self._adds_space else " "
         return self.count_text(space + text)
 
@@ -74,9 +74,9 @@ class ModelTokens:
         return self.tokenizer.convert_ids_to_tokens(ids)[0].startswith(("▁", "Ġ"))
 
     def count_generated(self, ids: list[int], text: str) -> int:
-        """Return how many of the generated ids, which begin with `text`, were needed for it.
+        """Return how many of the generated ids the text needs. `text` is the beginning of the decoded ids.
 
-        All of them, unless a stop sequence cut the text off.
+        It needs all of them unless a stop sequence cut it off.
         """
         if self._decoded(ids) == text:
             return len(ids)
@@ -94,7 +94,7 @@ class ModelTokens:
 
 
 def names_model(metadata: dict[str, Any]) -> bool:
-    """Return whether the metadata name a tokenizer: a task that needs none, such as 0-shot MultiQ, works without."""
+    """Return whether the metadata name a tokenizer. Tasks that need none, such as 0-shot MultiQ, work without it."""
     return isinstance(_tokenizer_name(metadata), str)
 
 
@@ -103,10 +103,10 @@ def _tokenizer_name(metadata: dict[str, Any]) -> Any:
 
 
 def model_tokens(metadata: dict[str, Any]) -> ModelTokens:
-    """Return the tokens of the model that the harness's metadata (it holds `--model_args`) name.
+    """Return the tokens of the model that the harness's metadata name. The metadata contain `--model_args`.
 
     Raises:
-        DarumeruError: they name none.
+        DarumeruError: the metadata name no model.
     """
     name = _tokenizer_name(metadata)
     if not isinstance(name, str):

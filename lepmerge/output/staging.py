@@ -239,9 +239,10 @@ def check_target(
 ) -> None:
     """Raise OutputError if writing the target could destroy something of the user's.
 
-    Refused: a target that is, holds or lies in an input; a non-empty folder, or a file, without `overwrite`; with it, a
-    folder that does not look like such an output; a folder where a file is written and the other way round. key: where
-    the target is named. marker: a file that every such output folder has.
+    Refused are: a target that equals, contains or is inside an input; a folder where a file is expected, and vice
+    versa; without `overwrite`, a non-empty folder or an existing file; with `overwrite`, a folder that does not look
+    like an output of this command. key: the option or key with which the user chooses the target, for error messages.
+    marker: a file that every such output folder has.
     """
     check_place(target, inputs=inputs, key=key, is_file=is_file)
     real = Path(os.path.realpath(target))
