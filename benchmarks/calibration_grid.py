@@ -10,22 +10,18 @@ one thread. Neither the task nor the held-out text is trained on.
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+import lepmerge
 from lepmerge.comparison.loading import load_model
 from lepmerge.comparison.prompts import read_prompts
 from lepmerge.comparison.task import measure_task, task_figures
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
-from lepmerge.config.entries import ModelEntry
-from lepmerge.merge.execute import run_plan
-from lepmerge.merge.plan import make_plan
-from lepmerge.merge.recipe import Output, Recipe
-from lepmerge.operations.arithmetic import Arithmetic
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
 
@@ -65,19 +61,22 @@ def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any]
 
 
 def calibrated(overrides: list[str], work: Path) -> tuple[Path, float]:
-    """Return the whole model that a cell trains, and the CPU seconds of the training."""
+    """Return the whole model that a cell trains, and the CPU seconds of the training if it ran at once and now.
+
+    An interrupted training is resumed.
+    """
     config = load_train_config(QUICKSTART / "calibrate.yaml", [*overrides, f"output={work / 'tables'}"])
     began = time.process_time()
     train(config)
     seconds = time.process_time() - began
-    student = config.resolve(config.model.path or "")
-    recipe = Recipe(
-        models={"student": ModelEntry(path=str(student)), "tables": ModelEntry(path=str(work / "tables"))},
-        start="student",
-        steps=[Arithmetic(op="arithmetic", tensors="embeddings", expression="tables")],
-        output=Output(path=str(work / "model")),
-    )
-    return run_plan(make_plan(recipe), device="cpu"), seconds
+    recipe = {
+        "models": {"student": str(config.resolve(config.model.path or "")), "tables": str(work / "tables")},
+        "start": "student",
+        "steps": [{"op": "arithmetic", "tensors": "embeddings", "expression": "tables"}],
+        "output": {"path": str(work / "model")},
+    }
+    (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return lepmerge.run_plan(lepmerge.make_plan(lepmerge.load_recipe(work / "recipe.yaml")), device="cpu"), seconds
 
 
 def main() -> None:
@@ -87,10 +86,11 @@ def main() -> None:
     torch.set_num_threads(1)
     reference, right = measured(QUICKSTART / "instruct", None)
     for name in options.cells or CELLS:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder, seconds = calibrated(CELLS[name], Path(temporary))
-            report = json.loads((Path(temporary) / "tables/lepmerge_train.json").read_text())
-            found, _ = measured(folder, right)
+        work = QUICKSTART / "out/grid" / name.replace(" ", "-")
+        work.mkdir(parents=True, exist_ok=True)
+        folder, seconds = calibrated(CELLS[name], work)
+        report = json.loads((work / "tables/lepmerge_train.json").read_text())
+        found, _ = measured(folder, right)
         entry = {"cpu_s": round(seconds), "steps": report["steps"], "tokens": report["tokens"], **found}
         cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         cells |= {"instruct": reference, name: {"overrides": [_relative(text) for text in CELLS[name]], **entry}}
