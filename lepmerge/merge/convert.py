@@ -1,6 +1,6 @@
-"""A GGUF file becomes a safetensors folder: weights by transformers' own GGUF reader, the tokenizer by lepmerge's.
+"""Convert a GGUF file to a safetensors folder: transformers reads the weights, lepmerge reads the tokenizer.
 
-transformers ignores the name of a GGUF file's pre-tokenizer, so SmolLM2's digits would fall into other tokens.
+transformers ignores the name of a GGUF file's pre-tokenizer, so it would tokenize digits wrongly for SmolLM2.
 """
 
 import json
@@ -18,17 +18,17 @@ from lepmerge.output.run import Run, digest, identities
 from lepmerge.version import __version__
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError)
-"""What transformers raises for a GGUF file that it cannot read."""
+"""Exceptions that transformers raises for a GGUF file that it cannot read."""
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-"""Key of tokenizer_config.json → GGUF's word for the token."""
+"""Key of tokenizer_config.json → name of the token in GGUF."""
 
 
 def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat16, overwrite: bool = False) -> Path:
     """Write the model of a GGUF file as a folder with safetensors, tokenizer and chat template; return the folder.
 
     Raises:
-        CheckpointError: transformers cannot read this architecture or quantization, the file is damaged.
-        VocabularyError: lepmerge does not know the kind of vocabulary or its pre-tokenizer.
+        CheckpointError: transformers cannot read this architecture or quantization, or the file is damaged.
+        VocabularyError: lepmerge does not know the type of vocabulary or its pre-tokenizer.
     """
     parts = split_paths(path)
     if len(parts) > 1:
