@@ -1,8 +1,8 @@
-"""What Darumeru's scores are, computed once more from the benchmark's description: plain loops over plain rows.
+"""An independent reference for Darumeru's scores, written from the benchmark's description as plain loops over rows.
 
-Nothing here imports the tasks, numpy, scikit-learn, difflib or rouge_score. Where the description is silent,
-scikit-learn's conventions hold (a label that occurs in either list counts for F1-macro; Matthews' correlation is 0 if
-one side has one label only) and SQuAD's (ASCII punctuation, English articles, two empty answers are equal).
+Nothing here imports the tasks, numpy, scikit-learn, difflib or rouge_score. Where the description leaves a choice, the
+conventions of scikit-learn are used (a label that occurs in either list counts for F1-macro; Matthews' correlation is 0
+if one side has only one label), and those of SQuAD (ASCII punctuation, English articles, two empty answers are equal).
 """
 
 import json
@@ -75,7 +75,7 @@ def matthews(golds: Sequence[str], predicted: Sequence[str], positive: str) -> f
 
 
 def both_orders(questions: Sequence[tuple[str, bool]]) -> float:
-    """Return the share of ids all of whose answers are right, from (id, right) of every order of every question."""
+    """Return the fraction of ids whose answers are all right, given (id, right) for every order of every question."""
     right: dict[str, bool] = {}
     for name, is_right in questions:
         right[name] = right.get(name, True) and is_right
@@ -177,7 +177,10 @@ def rouge(predicted: str, gold: str, length: int) -> tuple[float, float]:
 
 
 def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
-    """Return the share of gold sentences among the k best, k = their number; of equal scores the earlier is better."""
+    """Return the fraction of gold sentences among the k best, where k is the number of gold sentences.
+
+    Of equal scores, the earlier one is better.
+    """
     left, best = list(range(len(scores))), []
     for _ in set(gold):
         winner = left[0]
@@ -196,7 +199,11 @@ def length_ratio(num_generated: int, num_source: int) -> float:
 
 
 def matched(a: str, b: str) -> int:
-    """Return the characters in matching blocks: the longest common substring, the first in `a`, and so on beside it."""
+    """Return the number of characters in matching blocks.
+
+    The first block is the longest common substring (the first one in `a`). The parts before and after it are matched in
+    the same way.
+    """
     best = (0, 0, 0)
     for i in range(len(a)):
         for j in range(len(b)):
@@ -210,7 +217,7 @@ def matched(a: str, b: str) -> int:
 
 
 def copied(source: str, generated: str) -> tuple[float, float]:
-    """Return whether 99 % of the generated text, and of the source, are matched; white space around is cut off."""
+    """Return whether 99 % of the generated text is matched, and whether 99 % of the source is. Both are stripped."""
     source, generated = source.strip(), generated.strip()
     if not generated or not source:
         return 0.0, 0.0

@@ -47,7 +47,7 @@ def byte_level(size: int = 900) -> Tokenizer:
 
 
 def sentencepiece(size: int = 900) -> Tokenizer:
-    """Return a tokenizer as Mistral has it: digits stand alone, so that " 1" is a lone space and "1"."""
+    """Return a tokenizer like Mistral's: each digit is a separate token, so " 1" is the two tokens " " and "1"."""
     tokenizer = pico.sentencepiece([*texts(), " A B C D Да Нет\n" * 200], size)
     spec = json.loads(tokenizer.to_str())["model"]
     merges = [pair for pair in spec["merges"] if not any(character.isdigit() for character in "".join(pair))]
@@ -63,11 +63,11 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] | trim }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-"""With a begin token and a trimmed message, as many templates have it."""
+"""A chat template with a begin token and trimmed messages, as in many models."""
 
 
 def save_model(folder: Path, tokenizer: Tokenizer, *, context: int = 4096, seed: int = 0) -> Path:
-    """Save a random float32 Llama that can chat; its large output layer makes its choices differ."""
+    """Save a random float32 Llama with a chat template. Its large output weights make its choices clearly different."""
     fast = pico.save_tokenizer(tokenizer, folder, chat=True)
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Models with the shapes of the paper's, whose weights are a hole in the file, and tokenizers of any size."""
+"""Models with the paper's shapes that take no disk space (sparse files), and tokenizers of any size."""
 
 import json
 import random
@@ -20,7 +20,7 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def shapes(rows: int, *, body: bool = True) -> dict[str, tuple[int, ...]]:
-    """Return tensor → shape of Mistral-7B or Llama-3-8B with so many rows in its tables."""
+    """Return tensor → shape of Mistral-7B or Llama-3-8B with this number of rows in its tables."""
     found: dict[str, tuple[int, ...]] = dict.fromkeys(TABLES, (rows, WIDTH))
     for layer in range(LAYERS if body else 0):
         prefix = f"model.layers.{layer}."
@@ -33,7 +33,7 @@ def shapes(rows: int, *, body: bool = True) -> dict[str, tuple[int, ...]]:
 
 
 def save_hole(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
-    """Write a safetensors file that takes no space: a header, then nothing."""
+    """Write a sparse safetensors file: a header, then a hole instead of data."""
     header = build_header({name: ("BF16", shape) for name, shape in tensors.items()}, {"format": "pt"})
     with path.open("wb") as file:
         file.write(header.encoded)
@@ -55,7 +55,7 @@ class Family:
 
     @property
     def first(self) -> list[str]:
-        """The tokens that no merge makes, special ones left out."""
+        """The tokens that are not made by a merge, without special tokens."""
         if self.byte_level:
             return sorted(pre_tokenizers.ByteLevel.alphabet())
         return [*BYTE_TOKENS, "▁", *LATIN, *CYRILLIC]

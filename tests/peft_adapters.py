@@ -31,7 +31,7 @@ ARCHITECTURES = {
 
 @contextmanager
 def quiet():
-    """PEFT and transformers warn of what these tests do on purpose."""
+    """Ignore warnings of PEFT and transformers about things that these tests do on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Small real models and tokenizers, built in the process: trained tokenizers, Llama checkpoints with random weights."""
+"""Small real models and tokenizers, built at test time: trained tokenizers, Llama checkpoints with random weights."""
 
 import hashlib
 import json
@@ -205,7 +205,7 @@ def edited(tokenizer: Tokenizer, **parts) -> Tokenizer:
 
 
 def with_holes(tokenizer: Tokenizer, *, first: int, width: int) -> Tokenizer:
-    """Return the tokenizer with ids from `first` on moved up, so that `width` ids name no token."""
+    """Return the tokenizer with the ids from `first` on moved up by `width`, which leaves `width` unused ids."""
     spec = json.loads(tokenizer.to_str())
     spec["model"]["vocab"] = {token: id + width * (id >= first) for token, id in spec["model"]["vocab"].items()}
     for entry in spec["added_tokens"]:
@@ -237,7 +237,7 @@ def wordpiece(texts: Sequence[str], size: int, *, special: Sequence[str] = ("[UN
 
 
 def bpe_of(merges: Sequence[tuple[str, str]], *, letters: Sequence[str] = (), **model) -> Tokenizer:
-    """Return a BPE tokenizer, without anything around it, of the letters and these merges in order."""
+    """Return a bare BPE tokenizer (no normalizer, no pre-tokenizer) of the letters and these merges, in order."""
     vocab: dict[str, int] = {}
     for token in (*letters, *(part for pair in merges for part in (*pair, "".join(pair)))):
         vocab.setdefault(token, len(vocab))

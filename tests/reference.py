@@ -17,7 +17,7 @@ INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def byte_characters() -> dict[str, int]:
-    """Return character → byte of the byte-level alphabet, learned from what the library makes of text."""
+    """Return character → byte of the byte-level alphabet, derived from the output of the tokenizers library."""
     found: dict[str, int] = {}
     text = [chr(code) for code in (*range(0x801), *range(0x1000, 0x10000, 0x1000), *range(0x10000, 0x110000, 0x10000))]
     for character in text:
@@ -34,7 +34,7 @@ CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 class Tokens:
-    """What a tokenizer.json, parsed or in a folder, says of its tokens."""
+    """The tokens of a tokenizer.json, given parsed or as a folder."""
 
     def __init__(self, source: Path | dict) -> None:
         self.spec = source if isinstance(source, dict) else json.loads((source / "tokenizer.json").read_text())
@@ -140,7 +140,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def solved(X_ND: torch.Tensor, Y_ND: torch.Tensor) -> torch.Tensor:
-    """Return P of least ‖X P - Y‖, and among those of least ‖P - I‖."""
+    """Return the P that minimizes ‖X P - Y‖. If there are several, return the one with the smallest ‖P - I‖."""
     fit = torch.linalg.lstsq(X_ND, Y_ND, driver="gelsd")
     if int(fit.rank) == X_ND.shape[1]:
         return fit.solution
@@ -211,10 +211,10 @@ def swapped(old_folder: Path, new_folder: Path, *, role: str = INPUT) -> Expecte
 
 
 def assert_matches(got: torch.Tensor, expected: Expected) -> None:
-    """Assert equality with the reference rounded once; copies bit by bit.
+    """Assert that copied rows equal the reference bit by bit, and other rows equal the reference rounded once.
 
-    Of the other entries at most 0.1 % may differ, by one unit in the last place (computing in float32 can cross the
-    middle between two values of the stored type).
+    At most 0.1 % of the other entries may differ, by one unit in the last place: an error in float32 can move a value
+    across the midpoint between two values of the stored type.
     """
     assert tuple(got.shape) == tuple(expected.table_VD.shape)
     for id, row_D in expected.copies.items():
@@ -231,6 +231,6 @@ def assert_matches(got: torch.Tensor, expected: Expected) -> None:
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Tell whether two tensors are equal as bytes: -0.0 is not 0.0."""
+    """Return whether two tensors are equal as bytes, so that -0.0 differs from 0.0."""
     first_bytes, second_bytes = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (first, second))
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first_bytes, second_bytes)

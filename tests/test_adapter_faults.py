@@ -1,4 +1,4 @@
-"""A broken adapter, or one that does not fit its base, is one clear line of the plan; nothing is written."""
+"""A broken adapter, or one that does not fit its base, gives a one-line error in the plan, and nothing is written."""
 
 import json
 from collections.abc import Callable

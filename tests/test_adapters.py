@@ -45,7 +45,8 @@ OPTIONS = {
     },
 }
 PEFT_MERGES_WRONG = {("embeddings", True), ("embeddings dora", True), ("head", True), ("tokens of both", True)}
-"""merge_and_unload adds the update of one module to a tied table, so that both of its uses change."""
+"""Cases in which PEFT's merge_and_unload is wrong: it adds the update of one module to a tied table, so both the input
+and the output embeddings change."""
 
 
 def merged(tmp_path: Path, base: Path, *adapters: Path, **entry) -> Path:
@@ -58,7 +59,7 @@ def merged(tmp_path: Path, base: Path, *adapters: Path, **entry) -> Path:
 
 
 def assert_one_rounding(got: torch.Tensor, exact: torch.Tensor) -> None:
-    """Assert that values are the exact ones rounded once; half precision is computed in float32."""
+    """Assert that values equal the exact ones rounded once. Half precision is computed in float32."""
     digits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}[got.dtype]
     unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - digits)
     slack = exact.abs().amax() * (2.0**-50 if got.dtype == torch.float32 else 2.0**-22)

@@ -1,7 +1,7 @@
-"""Every decoder that transformers knows, told by its config and tensor names: LEP runs, the result loads and computes.
+"""LEP works for the decoders of transformers, found by config and tensor names: the results load and compute.
 
-For each architecture a random base, a moved instruct model and an adapted one with a larger vocabulary are saved by
-transformers; the result must load without a warning and give the logits of the model in which transformers itself has
+For each architecture, transformers saves a random base, an instruct model near it, and an adapted model with a larger
+vocabulary. The result must load without a warning. Its logits must equal those of a model into which transformers has
 put the reference's tables.
 """
 

@@ -86,7 +86,7 @@ def test_norm_does_not_depend_on_the_blocks(tmp_path: Path, models, monkeypatch,
 
 
 def test_operands_of_another_vocabulary_are_converted(tmp_path: Path, models) -> None:
-    """From the adapted vocabulary to the old one: rows that the old one lacks in it stay the current ones."""
+    """An operand with the adapted vocabulary is converted to the old one. Rows without a source stay `current`'s."""
     got = applied(tmp_path, models, "adapted", "input_embeddings")["model.embed_tokens.weight"]
     old, new = reference.tokens_in(models["instruct"]), reference.tokens_in(models["adapted"])
     current = reference.weights(models["instruct"])["model.embed_tokens.weight"]
@@ -104,7 +104,7 @@ def test_operands_of_another_vocabulary_are_converted(tmp_path: Path, models) ->
 
 
 def test_delta_by_arithmetic_equals_delta_by_propagation(tmp_path: Path, models) -> None:
-    """A + T (E_i - E_b) both ways, on the tokens that are no added ones."""
+    """Both compute A + T (E_i - E_b). Added tokens are not compared."""
     propagate = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "delta"}
     delta = reference.weights(pico.run_recipe(tmp_path / "a", models, [propagate]))
     steps = [

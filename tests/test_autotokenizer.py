@@ -1,4 +1,4 @@
-"""The tokenizer of a folder is what AutoTokenizer makes of it: inputs are read so, outputs are checked by the plan."""
+"""lepmerge reads a folder's tokenizer as AutoTokenizer does, and the plan checks that outputs will be read so too."""
 
 import importlib.util
 import json
@@ -65,7 +65,7 @@ def instruct(tmp_path: Path, english: Tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of type qwen2, for which transformers 5 loads Qwen2Tokenizer whatever its settings say."""
+    """A model of type qwen2. transformers 5 always loads Qwen2Tokenizer for it, whatever tokenizer_config.json says."""
     pattern = autotokenizer_pattern()
     tokenizer = pico.byte_level(pico.ENGLISH, 400, special=(*pico.SPECIAL, "<|endoftext|>"))
     tokenizer.normalizer = normalizers.NFC()

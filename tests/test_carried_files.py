@@ -1,4 +1,4 @@
-"""What lies beside the weights: every form of chat template is carried, other formats are left out with a note."""
+"""Files next to the weights: every form of chat template is carried over, other formats are left out with a note."""
 
 import json
 import shutil

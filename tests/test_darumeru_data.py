@@ -1,4 +1,4 @@
-"""The miniature data is complete, and a local folder that is not is one line that names file and line."""
+"""The miniature data is complete. A local folder that is not complete gives a one-line error with file and line."""
 
 import json
 import shutil
@@ -112,7 +112,7 @@ def test_a_missing_split_and_a_missing_config(tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_that_is_needed(tmp_path, name):
-    """Each key of a row taken out, or given another type: an error at its line, or the task does not read it."""
+    """If a key of a row is removed or has another type, there is an error at its line, unless the task ignores it."""
     folder, config = copied(tmp_path, config_of(name)), config_of(name)
     split = "validation" if name == "rucola" else "test"
     path = folder / config / f"{split}.jsonl"

@@ -25,7 +25,7 @@ class TaskManager:
     def match_tasks(self, task_list):
         return [task for task in task_list if task in self.all_tasks]
 """
-"""A small harness, for what the real one does not do or takes long for."""
+"""A small harness for cases that the real one does not have or is slow at."""
 
 
 def python(program: str, *flags: str, folder: Path | None = None, **environment: str):
@@ -64,7 +64,7 @@ SHOW_INCLUDED = "from lm_eval.tasks import TaskManager; print(TaskManager().all_
 
 
 def test_the_harness_finds_the_tasks(tmp_path: Path) -> None:
-    """The real one; the folder of its own tasks is put away, for they take seconds to read."""
+    """This uses the real harness, without the folder of its own tasks, which take seconds to read."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "theirs.yaml").write_text(
         "task: darumeru_rcb\ndataset_path: json\noutput_type: loglikelihood\n"
@@ -142,7 +142,7 @@ FINDS_PLUGINS = MANAGER.replace(
 
 
 def test_steps_aside_when_the_harness_has_plugins(harness) -> None:
-    """A harness that finds the tasks itself is called once, with what the user gave."""
+    """A harness that finds the tasks itself is called once, with the user's own arguments."""
     folder = harness(FINDS_PLUGINS, _plugins="def task_folders():\n    return ['darumeru']\n")
     program = f"{SHOW_INCLUDED}; print(TaskManager.calls)"
     assert output(program, folder=folder) == "['built-in', 'darumeru']\n[['darumeru']]"
@@ -154,7 +154,7 @@ def test_plugins_of_others_do_not_take_the_tasks_away(harness) -> None:
 
 
 def test_our_entry_point_leads_to_the_tasks() -> None:
-    """What a harness with plugins will read."""
+    """A harness with plugins will read this entry point."""
     program = (
         "from importlib.metadata import entry_points\n"
         "(point,) = entry_points(group='lm_eval.tasks')\n"

@@ -70,7 +70,7 @@ def test_means_and_errors(tmp_path: Path) -> None:
 
 
 def test_marks(tmp_path: Path) -> None:
-    """A difference of more than 1.96 standard errors of it: here each mean has the same one, times sqrt(2)."""
+    """A difference is marked above 1.96 of its standard errors: sqrt(2) times the error of a mean, the same for all."""
     reference = write(tmp_path / "reference.json", model="reference")
     errors = {row["model"]: row for row in rows(reference, *NOTHING)}["reference"]
     paths = [reference]
@@ -142,7 +142,7 @@ def test_other_generation_settings_are_noted_and_not_joined(tmp_path: Path) -> N
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """By their whole names; and by the files, where a model was measured twice."""
+    """They get their full names, and the file if a model was measured twice."""
     models = ["org/model", "out/model", "out/model", "other"]
     paths = [write(tmp_path / f"{number}.json", model=model) for number, model in enumerate(models)]
     shown = [row["model"] for row in rows(*paths, *NOTHING)]
@@ -243,7 +243,7 @@ def test_the_papers_tables_with_as_many_shots(tmp_path: Path, shots: int, table:
 
 
 def test_the_papers_micro_averages_are_means_of_the_17(tmp_path: Path) -> None:
-    """All 58 rows, up to the rounding of what is printed; and every number is shown as it stands there."""
+    """This holds for all 58 rows up to the paper's rounding, and every number is shown as in the paper."""
     tables = [part for number in "1234" for part in ("--paper", number)]
     _, *paper = rows(write(tmp_path / "results.json"), *tables)
     assert len(paper) == 58

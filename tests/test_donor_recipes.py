@@ -1,4 +1,4 @@
-"""recipes/donor: the tables of a LoRA donor are propagated, its body update is added divided by s."""
+"""recipes/donor: the tables of a LoRA donor are propagated, and its update of the body, divided by s, is added."""
 
 from pathlib import Path
 

@@ -129,7 +129,7 @@ def test_not_finite_values_in_copied_and_computed_tensors_are_counted(tmp_path: 
 
 
 def test_killed_run_leaves_no_partial_model(tmp_path: Path, models, monkeypatch) -> None:
-    """What is left at the target after a crash at each file is nothing (tests/test_resume.py has the real kills)."""
+    """A crash at any file leaves nothing at the target (real kills are in tests/test_resume.py)."""
     from lepmerge.merge import execute
 
     recipe = written(tmp_path, models)
@@ -183,7 +183,7 @@ def test_full_disk_known_before_the_start(tmp_path: Path, models, monkeypatch) -
 
 
 def test_full_disk_in_mid_run(tmp_path: Path, models) -> None:
-    """The kernel refuses to let any file grow beyond a limit; what was finished stays, and the next run goes on."""
+    """The kernel refuses to let a file grow beyond a limit. Finished files are kept, and the next run resumes."""
     recipe = written(tmp_path, models)
     before = pico.tree(tmp_path / "in")
     largest = max(path.stat().st_size for path in models["instruct"].glob("*.safetensors"))

@@ -28,7 +28,7 @@ PROMPTS = ("The quick", "A", "An operation turns one model into", "Numbers such 
 
 
 def run(model: Path, prompts: Path, output: Path, *options, code: int = 0):
-    """Run the command on the CPU; answers that end late or repeat themselves are kept: the model is random."""
+    """Run the command on the CPU. Cut and repetitive answers are kept, because the model is random."""
     done = pico.command("generate", model, prompts, "-o", output, "--device", "cpu", "--max-new-tokens", 7,
                         "--keep", "cut", "--keep", "repetitive", "-q", *options)  # fmt: skip
     assert done.exit_code == code, done.stderr or done.exception
@@ -124,7 +124,7 @@ def test_candidates(tmp_path: Path, setting, prompts: Path) -> None:
 
 
 def test_log_probabilities_are_the_model_s_own(setting) -> None:
-    """Of sampled candidates, whatever temperature and top-p; the end token counts. Best and earliest wins."""
+    """The reported value ignores temperature and top-p and counts the end token. The best, then earliest one wins."""
     from lepmerge.chats import Chat
     from lepmerge.comparison.loading import load_model
     from lepmerge.generation.engine import Sampling
@@ -253,7 +253,7 @@ def test_a_model_without_chat_template(tmp_path: Path, setting, prompts: Path) -
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path, setting) -> None:
-    """kill -9 of the real command, four times: what it writes at last is what an undisturbed run writes."""
+    """The real command is killed with -9 four times. Its final output equals that of an undisturbed run."""
     prompts = generation.write_prompts(
         tmp_path / "prompts.jsonl", *(f"{text} {n}" for n in range(40) for text in PROMPTS)
     )

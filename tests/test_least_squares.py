@@ -62,7 +62,7 @@ def test_identity(num_rows: int) -> None:
 
 
 def test_columns_of_very_different_size() -> None:
-    """A condition number of 1e8 that Jacobi scaling takes away."""
+    """Jacobi scaling removes a condition number of 1e8."""
     X = randn(600, 24) * torch.logspace(0, -8, 24, dtype=torch.float64)
     P = torch.eye(24) + 0.01 * torch.diag(randn(24))
     found, _ = fitted(X, X @ P)
@@ -71,7 +71,7 @@ def test_columns_of_very_different_size() -> None:
 
 @pytest.mark.parametrize("exponent", [5, 7, 9])
 def test_ill_conditioned(exponent: int) -> None:
-    """Nearly dependent columns: what X P predicts stays right, where a float32 Gram matrix would fail silently."""
+    """With nearly dependent columns, X P stays accurate. A float32 Gram matrix would fail silently here."""
     base = randn(600, 24)
     X = base.clone()
     X[:, 1] = X[:, 0] + 10.0**-exponent * base[:, 1]

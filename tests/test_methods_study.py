@@ -33,7 +33,7 @@ def test_every_cell_was_measured_on_the_same_prompts() -> None:
 
 
 def test_holm_against_its_definition() -> None:
-    """A p value is significant if it and all smaller ones pass 5 % over the number of those that are not smaller."""
+    """A p-value is significant if it and all smaller ones are at most 5 % / (number of p-values not smaller)."""
     for values in product([0.001, 0.012, 0.02, 0.04, 0.2], repeat=4):
         ranked = sorted(values)
         passed = [all(ranked[i] <= 0.05 / (4 - i) for i in range(rank + 1)) for rank in range(4)]

@@ -53,7 +53,7 @@ SIZES = {
 }
 OLD_SIZES = {"mistral-7b": 32000, "llama-3-8b": 128256}
 FEW = 24
-"""The small setting has so many times fewer tokens."""
+"""The small setting has this many times fewer tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_each_recipe_says_what_its_name_says(model: str, vocabulary: str, method
 
 @dataclass(frozen=True)
 class Setting:
-    """A copy of recipes/paper with models beside it that bear the names of those on the Hub, and finished trainings."""
+    """A copy of recipes/paper with finished trainings, and with local models named like those on the Hub."""
 
     folder: Path
     fewer: int
@@ -213,7 +213,7 @@ def test_plan(small: Setting, model: str, vocabulary: str, method: str) -> None:
 
 
 def test_a_variable_set_for_one_run(small: Setting) -> None:
-    """The README's `--set variables.method=delta`: another method, and with it another folder."""
+    """The README's `--set variables.method=delta` changes the method and the output folder."""
     file, override = small.folder / "openchat-3.5/bpe-conversion.yaml", "variables.method=delta"
     result = pico.command("plan", file, "--json", "--set", override)
     assert result.exit_code == 0, result.stderr

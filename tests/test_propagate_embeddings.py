@@ -231,7 +231,7 @@ def test_chat_token_that_is_an_ordinary_token_of_the_adapted_vocabulary(tmp_path
 
 
 def test_identity_of_the_same_vocabulary(tmp_path: Path, english) -> None:
-    """Where adapted is the base, conversion and delta find the instruct's rows; base = instruct changes nothing."""
+    """If adapted is the base, conversion and delta give the instruct's rows. If base is instruct, nothing changes."""
     base = pico.save_model(tmp_path / "base", english, dtype=torch.float32)
     folders = {"base": base, "instruct": base, "adapted": base}
     for method in METHODS:

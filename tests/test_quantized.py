@@ -1,4 +1,4 @@
-"""Quantized bodies: untouched bytes are carried; what must compute on them says what it needs."""
+"""Quantized bodies are copied untouched. A step that would have to compute on them is refused with the remedy."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the documents tell a user to type works as it stands there."""
+"""The commands in the documents work exactly as they are written."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_files_that_the_readme_names_are_there() -> None:
 
 @pytest.mark.parametrize("name", ["mistral-7b", "llama-3-8b"])
 def test_trainings_of_the_paper_are_estimated(tmp_path: Path, name: str) -> None:
-    """`--dry-run` on a checkpoint of the true shapes, whose file is a hole behind its header."""
+    """`--dry-run` on a checkpoint with the real shapes, stored as a sparse file without data."""
     shutil.copytree(ROOT / "recipes/paper", tmp_path / "paper")
     model = pico.save_model(tmp_path / "model", pico.byte_level(pico.ENGLISH, 400))
     rows = {"mistral-7b": 32000, "llama-3-8b": 128256}[name]

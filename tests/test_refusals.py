@@ -1,4 +1,4 @@
-"""What a command refuses is refused by the plan too, with the same line, before anything is computed or written."""
+"""If `run` refuses something, `plan` refuses it with the same line, before anything is computed or written."""
 
 import json
 import shutil

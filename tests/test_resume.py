@@ -1,4 +1,4 @@
-"""A run that is killed at any moment is taken up by the next one, and the target never shows a partial model."""
+"""A run that is killed at any moment is resumed by the next one, and the target never shows a partial model."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def recipe(tmp_path: Path, setting: dict[str, Path]) -> Path:
-    """A recipe on three shards, two of them copied, in a folder of its own; inputs are checked to stay as they are."""
+    """A recipe on three shards, two of which are copied, in its own folder. Afterwards the inputs must be unchanged."""
     models = {name: Path(shutil.copytree(folder, tmp_path / "in" / name)) for name, folder in setting.items()}
     pico.split(models["instruct"])
     before = pico.tree(tmp_path / "in")
@@ -169,7 +169,7 @@ def touch(path: Path) -> None:
 
 
 def replace_by_equal_size(path: Path) -> None:
-    """Put another file in its place with the same size and time: only the inode tells."""
+    """Replace a file by another one with the same size and time, so that only the inode differs."""
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -350,7 +350,7 @@ def killed_runs(
 
 
 def manifest_of(recipe: Path) -> str:
-    """Tell where a run was killed: the number of files and results that it had finished."""
+    """Describe where a run was killed: the number of files and results that it had finished."""
     try:
         manifest = json.loads((recipe.parent / ".out.lepmerge" / "manifest.json").read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""No tensor with a row per token is left behind: it is found by its shape and converted, carried or refused by name."""
+"""Every tensor with one row per token is found by its shape, and is converted, carried over or refused by name."""
 
 import json
 import shutil
@@ -100,7 +100,7 @@ def test_integer_buffers_are_not_weights(tmp_path: Path, folder: Path, swap: dic
 
 @pytest.mark.parametrize("key", ["intermediate_size", "max_position_embeddings"])
 def test_a_size_of_the_body_that_equals_the_vocabulary_by_chance(tmp_path: Path, english, swap: dict, key: str) -> None:
-    """400 tokens and 400 inner values: the gate and up projections have 400 rows too, and are no tables."""
+    """With 400 tokens and an MLP width of 400, the gate and up projections have 400 rows too, but are not tables."""
     folder = tmp_path / "model"
     fast = pico.save_tokenizer(english, folder)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 64}

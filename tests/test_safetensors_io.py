@@ -1,4 +1,4 @@
-"""safetensors: what the library writes is read row by row, what is written the library reads, damage is named."""
+"""lepmerge reads the files of the safetensors library row by row, and the library reads lepmerge's. Damage is named."""
 
 import json
 import os

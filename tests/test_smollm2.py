@@ -49,7 +49,7 @@ def start_chain(work: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def killed_in(stage: str, work: Path, log: Path, seconds: float) -> bool:
-    """Start the chain and kill it with its children in a stage; return whether it was still at it then."""
+    """Start the chain and kill it with its children in a stage. Return whether the stage was still running."""
     begin = log.stat().st_size if log.exists() else 0
     process = start_chain(work, log)
 

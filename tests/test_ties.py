@@ -1,4 +1,4 @@
-"""Tied or not: what transformers makes of a checkpoint is what lepmerge makes of it, and what its output says."""
+"""lepmerge takes a checkpoint as tied exactly if transformers does, and its output says the same."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_a_missing_head_that_nothing_ties_is_refused(tmp_path: Path, english, sa
 
 
 def test_propagation_keeps_a_trained_head_as_a_table_of_its_own(tmp_path: Path, english, russian) -> None:
-    """As adapter merges leave them: base and adapted are tied, the instruct model says so and holds another head."""
+    """As adapter merges leave them: base and adapted are tied; the instruct model says so too, but has another head."""
     models = {}
     models["base"] = pico.save_model(tmp_path / "base", english, tied=True)
     models["instruct"] = pico.save_instruct(tmp_path / "instruct", models["base"], english, tied=True)

@@ -149,7 +149,7 @@ def test_added_tokens_that_take_white_space_along(english) -> None:
     rooms=st.tuples(st.integers(1, 12), st.integers(1, 12)),
 )
 def test_pieces_hold_the_same_bytes_on_both_sides(cuts, rooms) -> None:
-    """Every byte may end a token of the one, of the other, and a line."""
+    """Any byte may end a token of the first tokenization, a token of the second, and a line."""
     length = len(cuts)
     ends = [np.array([b + 1 for b, cut in enumerate(cuts) if cut[side] or b == length - 1]) for side in (0, 1)]
     pairs = shared_boundaries(*ends)

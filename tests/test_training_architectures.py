@@ -62,7 +62,7 @@ WRAPPERS = {
         {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}),
 }  # fmt: skip
 WITHOUT_DOCUMENTS = ("mamba", "opt", "falcon-h1")
-"""They do not keep the documents of a block apart."""
+"""In these architectures the documents of a block attend to one another."""
 
 
 def saved(folder: Path, name: str, tokenizer, *, seed: int = 0, chat: bool = False) -> Path:
@@ -187,7 +187,7 @@ def test_a_bias_per_token_keeps_the_vocabulary(tmp_path: Path, english, russian)
 
 
 def test_a_second_table_is_refused_before_any_work(tmp_path: Path, english) -> None:
-    """Gemma 3n looks up every token in a table for each layer too, which would stay behind."""
+    """Gemma 3n also looks up every token in a table for all layers, which training would not extend."""
     fast = pico.save_tokenizer(english, tmp_path / "base")
     config = transformers.Gemma3nTextConfig(
         **SMALL, vocab_size=len(fast), vocab_size_per_layer_input=len(fast), hidden_size_per_layer_input=8,
@@ -202,7 +202,7 @@ def test_a_second_table_is_refused_before_any_work(tmp_path: Path, english) -> N
 
 
 def test_head_that_is_not_linear_is_refused(tmp_path: Path, english, monkeypatch) -> None:
-    """Anything but bias, scale and cap behind the head is noticed, here a second power."""
+    """Anything after the head other than bias, scale and cap is refused, for example squared logits."""
     folder = saved(tmp_path, "granite", english)
     forward = transformers.GraniteForCausalLM.forward
 

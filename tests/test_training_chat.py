@@ -100,7 +100,7 @@ def write_chats(folder: Path, chats: list[list[tuple[str, str]]]) -> None:
 
 
 def expected_labels(parts: list[Part], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids of a chat, and those of the tokens of which all characters are the assistant's."""
+    """Return the ids of a chat, and the ids of the tokens whose characters all belong to the assistant."""
     text = "".join(part for part, _ in parts)
     is_ours = [ours for part, ours in parts for _ in part]
     encoding = tokenizer.encode(text, add_special_tokens=False)
@@ -129,7 +129,7 @@ def test_mask_equals_a_plain_reimplementation(tmp_path: Path, english, style: st
 
 
 def test_a_masked_token_has_no_loss(tmp_path: Path, english) -> None:
-    """Output rows of tokens that only the user says get the gradient of a wrong answer, never that of a label."""
+    """Tokens that only the user says are never labels: their output rows only get the gradient of wrong answers."""
     path = write_styled(tmp_path, english, "Qwen")
     session = training.session_of(path)
     before = session.blocks.batch(session.blocks.order(0).tolist())

@@ -97,7 +97,7 @@ def test_steps_equal_a_plain_loop_with_two_models(tmp_path: Path, english, tied:
 
 
 def test_a_model_learns_nothing_from_itself(tmp_path: Path, english) -> None:
-    """With the same vocabulary the hidden states are the same, at every token: there is nothing to match."""
+    """With the same vocabulary, the hidden states are equal at every token, so the divergence is zero."""
     path = training.write_distillation(tmp_path, english, tokenizer=None, train={"rows": "all", "tables": "input"})
     session = training.session_of(path, "learning_rate=1e-30", "weight_decay=0")
     learner = session.learner(1e-30)

@@ -80,7 +80,7 @@ def test_float64_is_exact(chunk: int, logit_scale: float, cap: float | None, bia
 
 
 def test_float32_is_as_near_as_measured() -> None:
-    """2e-8 of the loss, 5e-7 of the largest gradient, at a real width and many rows."""
+    """At a real width and with many rows, the error is 2e-8 of the loss and 5e-7 of the largest gradient."""
     torch.manual_seed(0)
     hidden, table = torch.randn(300, 256), 0.05 * torch.randn(20000, 256)
     labels = torch.randint(20000, (300,))
@@ -93,7 +93,7 @@ def test_float32_is_as_near_as_measured() -> None:
 
 
 def test_bfloat16_keeps_the_gradient_in_float32() -> None:
-    """Summed over many chunks, the gradient of a row is no farther off than its parts are."""
+    """A row's gradient is summed over many chunks. Its error must not exceed the errors of the chunks."""
     torch.manual_seed(0)
     hidden, table = torch.randn(4096, 32).bfloat16(), (0.2 * torch.randn(100, 32)).bfloat16()
     labels = torch.randint(100, (4096,))

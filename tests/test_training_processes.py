@@ -1,4 +1,4 @@
-"""Several processes, as accelerate starts them, train what one does."""
+"""Several processes started by accelerate train to the same result as one process."""
 
 import json
 import os

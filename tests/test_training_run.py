@@ -202,7 +202,7 @@ def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
 
 
 def test_a_smaller_micro_batch_continues(tmp_path: Path, english) -> None:
-    """As after a move to a smaller GPU; a larger one would not undo what a lack of memory has halved."""
+    """As after moving to a smaller GPU. A larger `micro_batch` would not undo an earlier halving for lack of memory."""
     path = training.write_setting(tmp_path, english, max_tokens=3000)
 
     def stop(event: TrainingEvent) -> None:
@@ -400,7 +400,7 @@ def test_a_tiny_corpus_is_trained_and_said_to_be_tiny(tmp_path: Path, english) -
 
 
 def test_unwritable_output(tmp_path: Path, english) -> None:
-    """As root, who may write anywhere, the command runs as another user, to whom its inputs are open."""
+    """Root may write anywhere. So under root, the command runs as another user who can read its inputs."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
@@ -425,7 +425,7 @@ def test_output_below_a_file(tmp_path: Path, english) -> None:
 
 
 def test_a_full_disk_in_mid_run_loses_nothing(tmp_path: Path, english) -> None:
-    """The process may not write files larger than a checkpoint is: what EFBIG refuses, ENOSPC would."""
+    """The process may not write files larger than a limit. EFBIG then stands in for ENOSPC of a full disk."""
     path = slow_setting(tmp_path, english)
     limit = 12_000
 

@@ -53,7 +53,7 @@ def test_the_key_is_named(specs: list[dict[str, Any]], place: tuple[Any, ...], v
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value in a parsed JSON file; of long lists and objects, to the first ones."""
+    """Yield the path of every value in a parsed JSON file. Of long lists and objects, only the first values count."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(items)[:40]:
         yield (*above, key)
@@ -61,7 +61,7 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def mutated(spec: dict[str, Any], generator: random.Random) -> dict[str, Any]:
-    """Return the file with one value, near the top more often, taken out or replaced."""
+    """Return the file with one value removed or replaced. Values near the top are chosen more often."""
     spec = copy.deepcopy(spec)
     ways = list(places(spec))
     top = [way for way in ways if len(way) <= 2]

@@ -74,7 +74,7 @@ def test_wordpiece_token_bytes(families: dict[str, Vocabulary]) -> None:
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "unigram", "plain"])
 def test_token_bytes_join_to_the_text(families: dict[str, Vocabulary], name: str) -> None:
-    """The bytes of the tokens of a text are the text, a prefix space aside."""
+    """The bytes of a text's tokens, joined, are the text, except for a prefix space."""
     found = families[name]
     for text in ("ab", "ab ab") if name == "plain" else pico.RUSSIAN:
         ids = found.tokenizer.encode(text, add_special_tokens=False).ids
@@ -185,7 +185,7 @@ def test_digits_are_split_as_the_tokenizer_splits_them() -> None:
 
 
 def test_ignore_merges_finds_whole_words() -> None:
-    """Llama-3: a word that is a token is taken whole, though no merges lead to it."""
+    """As in Llama-3, a word that is a token is used whole, even if no merges produce it."""
     tokenizer = pico.bpe_of([("a", "b")], letters=[*pico.alphabet(), "abcd"], ignore_merges=True)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found = vocabulary(tokenizer)

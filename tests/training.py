@@ -1,4 +1,4 @@
-"""What the tests of training share: a small setting on disk, and a plain training to compare with."""
+"""Helpers for the training tests: a small setting on disk, and a plain training to compare with."""
 
 import json
 from pathlib import Path
@@ -112,7 +112,7 @@ def session_of(path: Path, *overrides: str) -> Session:
 def plain_training(config: TrainConfig, session: Session, learner: Learner, *, steps: int) -> dict[str, torch.Tensor]:
     """Return the tables after `steps` steps of a plain torch loop: whole model, autograd, full logits, AdamW.
 
-    Rows that are not trained are put back after every step, which is exact as long as only trained rows are compared.
+    Rows that are not trained are restored after every step. This is exact as long as only trained rows are compared.
     """
     model = AutoModelForCausalLM.from_pretrained(session.setting.base.folder, dtype=torch.float32)
     tables = {role: table.table_VD.clone().requires_grad_() for role, table in learner.tables.items()}
