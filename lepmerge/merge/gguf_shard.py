@@ -54,7 +54,7 @@ class GgufShard:
 
     @property
     def layout(self) -> bytes:
-        """What decides names, types, shapes and places of its tensors."""
+        """The bytes that determine names, types, shapes and positions of the tensors."""
         return self.header
 
     def _pieces(self, workspace: Workspace, not_finite: dict[str, int]) -> Iterator[bytes | tuple[GgufFile, int, int]]:

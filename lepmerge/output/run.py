@@ -33,8 +33,8 @@ class Run:
     """One run and its output: a folder, or a single file with is_file.
 
     fingerprint: the identity of everything that decides the contents. inputs: files and folders that the output must
-    not touch. key: where the user names the target, for errors. overwrite: replace what is at the target, once the new
-    output is complete.
+    not touch. key: the option or key with which the user chooses the target, for error messages. overwrite: replace an
+    existing target once the new output is complete.
     """
 
     target: Path
@@ -79,7 +79,7 @@ class Run:
     def check(self, sizes: Mapping[str, int], *, working: int = 0) -> None:
         """Check the target and the free disk space. Nothing is written.
 
-        sizes: file name → bytes to write. working: bytes that the run needs beside the output, such as checkpoints.
+        sizes: file name → bytes to write. working: bytes that the run needs in addition, such as checkpoints.
 
         Raises:
             OutputError: writing could cost the user something, or the disk is too small.

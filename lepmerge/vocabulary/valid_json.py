@@ -77,7 +77,7 @@ def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the token for unknown text, without which these models fail on such text."""
+    """Return what is wrong with the token for unknown text. Without a valid one, these models fail on such text."""
     if model["type"] == "BPE":
         return None
     if model["type"] == "Unigram":

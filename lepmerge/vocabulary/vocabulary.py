@@ -4,7 +4,7 @@ There are four families of token strings:
     byte_level     every byte is one character of GPT-2's alphabet (space → Ġ)
     sentencepiece  UTF-8 with ▁ for the space; <0xNN> is one byte when byte fallback is on
     wordpiece      ##x continues a word with x; any other token x means " x"
-    plain          UTF-8 as it is
+    plain          unchanged UTF-8
 """
 
 import json
