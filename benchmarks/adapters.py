@@ -1,10 +1,10 @@
-"""A 3 GB base with a rank-32 adapter, merged: lepmerge beside PEFT's merge_and_unload and mergekit's `model+adapter`.
+"""Merge a rank-32 adapter into a 3 GB base: lepmerge, PEFT's merge_and_unload and mergekit's `model+adapter`.
 
 python adapters.py [--runs 3] [--small] [--mergekit /path/to/venv/bin/mergekit-yaml]
 
-mergekit needs an environment of its own: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5 peft
-The arithmetic (W + s B A on tensors in memory, to and from bfloat16) is measured alone, and the start-up on a model
-with next to nothing to read; both are taken off before lepmerge is compared with `cp -r`.
+mergekit needs a separate environment: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5 peft
+Two costs are also measured alone: the arithmetic (W + s B A on tensors in memory, to and from bfloat16), and the
+start-up (on a model with almost nothing to read). Both are subtracted before lepmerge is compared with `cp -r`.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def save_base_and_adapter(folder: Path, setting: dict[str, int]) -> None:
 
 
 def arithmetic(folder: Path) -> None:
-    """Compute W + s B A for every matrix of the adapter on tensors in memory, in blocks as lepmerge has them."""
+    """Compute W + s B A for every matrix of the adapter on tensors in memory, in the same blocks as lepmerge."""
     import torch
     from safetensors.torch import load_file
 
@@ -89,7 +89,7 @@ def peft(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="a model of 40 MB, to see that everything runs")
+    parser.add_argument("--small", action="store_true", help="use a model of 40 MB, to check that everything runs")
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of another virtual environment")
     parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Calibration of the quickstart's models: what each choice gives, one cell of the grid after another.
+"""Calibrate the quickstart's models with different settings, one cell of a grid after another, and measure each.
 
     python recipes/quickstart/run.py
     python benchmarks/calibration_grid.py [CELL ...]
@@ -61,7 +61,7 @@ def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any]
 
 
 def calibrated(overrides: list[str], work: Path) -> tuple[Path, float]:
-    """Return the whole model that a cell trains, and the CPU seconds of the training if it ran at once and now.
+    """Return the complete model of a cell, and the CPU seconds of its training if it ran just now without interruption.
 
     An interrupted training is resumed.
     """

@@ -1,10 +1,10 @@
-"""Distillation at shared bytes: lepmerge beside a plain torch loop with two whole models and full logits.
+"""Compare distillation at shared bytes in lepmerge and in a plain torch loop with two whole models and full logits.
 
     python benchmarks/distill.py ru.txt
 
-Both do the same steps: 4 blocks of 256 tokens, new rows only, float32, on one thread of a CPU. Seconds are counted from
-the second step on, memory over the whole process. Teacher and student are an untied random Llama, d = 512, 4 layers,
-with V = 64256 old tokens and 16000 new ones; they differ in their tables only.
+Both do the same steps: 4 blocks of 256 tokens, only new rows trained, float32, on one CPU thread. Seconds are counted
+from the second step on, memory over the whole process. Teacher and student are an untied random Llama, d = 512, 4
+layers, with V = 64256 old tokens and 16000 new ones. They differ only in their embedding tables.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def save_models(folder: Path) -> None:
 
 
 def opened(text: Path, work: Path) -> Any:
-    """Return the session of the benchmark; both ways train on its batches. The last NUM_NEW rows learn."""
+    """Return the session of the benchmark. Both programs train on its batches. The last NUM_NEW rows are trained."""
     from dataclasses import replace
 
     import torch
@@ -72,7 +72,10 @@ def ours(text: Path, work: Path, steps: int) -> dict[str, Any]:
 
 
 def plain(text: Path, work: Path, steps: int) -> dict[str, Any]:
-    """Two whole models, autograd through full logits of both, AdamW of the whole tables with the old rows put back."""
+    """Train in a plain torch loop: two whole models, full logits of both, autograd.
+
+    AdamW updates the whole tables; the old rows are restored after every step.
+    """
     import torch
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM
@@ -130,7 +133,7 @@ def main() -> None:
         found["tokens_per_cpu_s"] = BATCH * BLOCK * (options.steps - 1) / found["seconds"]
         Path(options.output).write_text(json.dumps(found))
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of the processes that are measured
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the measured processes
     report = Report("distill")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

@@ -1,4 +1,4 @@
-"""lepmerge convert: a GGUF file becomes a model folder."""
+"""lepmerge convert: convert a GGUF file to a model folder."""
 
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import click
     type=click.Choice(["bfloat16", "float16", "float32"]),
     default="bfloat16",
     show_default=True,
-    help="Type of the weights.",
+    help="Data type of the weights.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the model in FOLDER, once the new one is complete.")
+@click.option("--overwrite", is_flag=True, help="Replace a model in FOLDER once the new one is complete.")
 def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool) -> None:
-    """Write the model of a GGUF file as a FOLDER with safetensors, tokenizer and chat template.
+    """Convert a GGUF file to a model folder.
 
-    Quantized weights are dequantized. Use it where only a GGUF file is at hand.
+    FOLDER gets safetensors, tokenizer and chat template. Quantized weights are dequantized. Use this if a model is
+    available only as a GGUF file.
 
     \b
     Example:

@@ -21,7 +21,7 @@ def head_divergence(
     """Return Σ weight · KL(p ‖ q), a float64 scalar in nats, and the gradient of `scale` times it for student_PD.
 
     p is the next-token distribution that the teacher's output table gives for the teacher's hidden state; q is the one
-    it gives for the student's. Both vocabularies may differ, because only the teacher's table is used. The teacher and
+    it gives for the student's. The vocabularies may differ, because only the teacher's table is used. The teacher and
     its table are constants. The logits of all positions are never in memory at once.
     """
     total = torch.zeros((), dtype=torch.float64, device=student_PD.device)
@@ -34,6 +34,7 @@ def head_divergence(
         log_q_CV, log_p_CV = logit_CV.log_softmax(1), target_CV.log_softmax(1)
         p_CV = log_p_CV.exp()
         total += ((p_CV * (log_p_CV - log_q_CV)).sum(1) * weight_C).sum(dtype=torch.float64)
+        # The gradient of KL(p ‖ q) for the student's logits is q - p.
         error_CV = transform.backward(log_q_CV.exp_().sub_(p_CV).mul_(weight_C[:, None] * scale), logit_CV)
         grad_CD.copy_(error_CV.to(table_VD.dtype) @ table_VD)
     return total, grad_PD

@@ -66,6 +66,7 @@ def _bits(learner: Learner, texts: tuple[tuple[int, ...], ...]) -> float:
         length = len(rows[-1])
         id_BL = torch.zeros(len(rows), length, dtype=torch.int64)
         label_BL = torch.full_like(id_BL, IGNORED)
+        # Rows are padded on the right, which causal attention never sees, and the padding has no labels.
         for row, ids in enumerate(rows):
             id_BL[row, : len(ids)] = torch.tensor(ids)
             label_BL[row, : len(ids) - 1] = torch.tensor(ids[1:])

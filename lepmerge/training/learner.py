@@ -112,6 +112,8 @@ class Learner:
         If it raises, or if memory runs out, tables and optimizer remain as they were after the previous step.
         """
         places = self.places(number)
+        # Every micro batch is divided by the totals of the whole step, so that the gradient is the same for any size of
+        # the micro batch and any number of processes.
         totals = self.blocks.totals(places)
         sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         mine = self.group.share(places)
@@ -128,6 +130,7 @@ class Learner:
         terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
         loss = cross_entropy + self.config.distill.weight * divergence
         figures = StepFigures(loss, float(norm), totals.num_labels, terms)
+        # An update with NaN would ruin the rows. Without it they stay good, and the caller reports the step.
         if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
             for options in self.optimizer.param_groups:
                 options["lr"] = self.learning_rate(number)

@@ -132,6 +132,7 @@ def run_steps(
     if position.step == 0 and held_out:
         _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
     began = time.perf_counter()
+    # A micro batch that was halved when memory ran out stays halved.
     step, micro_batch = position.step, min(micro_batch, position.micro_batch)
     saved = position.step
     while step < until:
@@ -202,6 +203,8 @@ def _check_health(figures: StepFigures, losses: list[float], step: int, saved: i
     for what, value in (("loss", figures.loss), ("norm of the gradient", figures.grad_norm)):
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the {what} is {value}; {kept}; lower learning_rate and start again")
+    # The beginning is the first loss or the mean of the first steps, whichever is lower: losses that shoot up at once
+    # would hide in the mean.
     before, now = min(losses[0], sum(losses[:WINDOW]) / WINDOW), sum(losses[-WINDOW:]) / WINDOW
     if len(losses) >= 2 * WINDOW and now > before + max(1.0, 0.5 * before):
         raise TrainingError(
@@ -212,7 +215,7 @@ def _check_health(figures: StepFigures, losses: list[float], step: int, saved: i
 
 def process_memory() -> int:
     """Return the peak memory of this process in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

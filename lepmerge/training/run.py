@@ -163,6 +163,7 @@ def _trained(session: Session, folder: Path) -> tuple[Learner, Track, list[dict[
         first = next(iter(session.held_out))
         best = min(sweep, key=lambda entry: entry["bits_per_byte"][first])
         rate = best["learning_rate"]
+        # The best run of the sweep is the beginning of the training, so its steps are not repeated.
         if not track.checkpoint.exists() and session.group.rank == 0:
             _copy_track(_sweep_track(folder, rate), track)
         session.group.wait()
