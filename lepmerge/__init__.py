@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used, so that `import lepmerge` imports nothing heavy."""
+    """Import a public name on first use, so that `import lepmerge` itself does not import torch and transformers."""
     if name not in _HOMES:
         raise AttributeError(f"module 'lepmerge' has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m lepmerge`, which `accelerate launch -m` needs."""
+"""Make `python -m lepmerge` work. `accelerate launch -m` needs it."""
 
 from lepmerge.commands.main import main
 

@@ -51,6 +51,7 @@ class Fit(Reduction):
                 f"{self.label}: the vocabularies share no token, so there is nothing to fit P on; use `swap`"
             )
         device = torch.device("cpu") if workspace.device.type == "mps" else workspace.device  # MPS has no float64
+        # with few rows X is often ill-conditioned, and QR is cheap enough; with many rows the Gram matrix is faster
         if len(self.row_N) < 4 * width:
             solution = _solve_few_rows(ahead(self._rows(workspace.on("cpu", torch.float64))), width)
         else:
@@ -128,6 +129,7 @@ def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Ten
     panels = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
     for X_BD, delta_BD in rows:
         right_DD.addmm_(X_BD.T, delta_BD)
+        # the Gram matrix is symmetric: panels on and above the diagonal save almost half of the work
         for start, stop in panels:
             gram_DD[start:stop, start:].addmm_(X_BD[:, start:stop].T, X_BD[:, start:])
         square_X += _square(X_BD)

@@ -1,4 +1,4 @@
-"""Paths and Hub ids as users write them."""
+"""Interpret paths and Hub ids as users write them."""
 
 import os
 import re

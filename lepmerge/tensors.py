@@ -168,7 +168,7 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def num_not_finite(rows: torch.Tensor) -> int:
-    """Return how many values are NaN or infinite; they are counted only where the sum, which is quicker, shows some."""
+    """Return the number of NaN and infinite values. The sum, which is faster, decides whether counting is needed."""
     finite = bool(torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))))
     return 0 if finite else int((~torch.isfinite(rows)).sum())
 

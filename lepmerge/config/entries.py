@@ -70,21 +70,21 @@ class PerTable(Strict):
     """A value for each of the two embedding tables. An operation receives it as table role → value."""
 
     input: Any
-    """For the input embeddings."""
+    """Value for the input embeddings."""
     output: Any
-    """For the output embeddings."""
+    """Value for the output embeddings."""
 
     def by_table(self) -> dict[str, Any]:
         return {"input_embeddings": self.input, "output_embeddings": self.output}
 
 
 class InitPerTable(PerTable):
-    """An init for each table."""
+    """A separate init for each table."""
 
     input: InitName
-    """For the input embeddings."""
+    """Init of the input embeddings."""
     output: InitName
-    """For the output embeddings."""
+    """Init of the output embeddings."""
 
 
 class Step(Strict):

@@ -131,7 +131,7 @@ class Tree:
 
 
 def plain_values(root: yaml.Node) -> Any:
-    """Return the tree as dicts, lists, texts and numbers."""
+    """Convert the tree to dicts, lists, texts and numbers."""
     try:
         return SafeConstructor().construct_document(root)
     except yaml.YAMLError as error:

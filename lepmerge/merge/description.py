@@ -1,4 +1,4 @@
-"""A plan as plain values, for `lepmerge plan` and `--json`."""
+"""Describe a plan as plain values, for `lepmerge plan` and `--json`."""
 
 import shutil
 from pathlib import Path

@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def report_path(self) -> Path:
-        """Where the run writes its report."""
+        """The path of the run's report."""
         return (self.target.parent if self.is_file else self.target) / self.small_file(REPORT)
 
     @property
@@ -116,8 +116,9 @@ class Plan:
 def _block_bytes(tensor: LazyTensor) -> int:
     """Return the memory of computing a tensor block by block.
 
-    A block is at most BLOCK_BYTES, but never less than one row. Large rows are counted as float32, twice as often as
-    they are alive: the allocator keeps freed blocks of this size (measured with 1 to 6 operands).
+    A block has at most BLOCK_BYTES, but always at least one row. Rows larger than a block are counted as float32, and
+    with twice the number of rows that are in use at a time, because the allocator keeps freed blocks of this size
+    (measured with 1 to 6 operands).
     """
     num_rows_alive = 12 + 4 * sum(1 for _ in leaves_of(tensor))
     return max(8 * BLOCK_BYTES, num_rows_alive * 4 * tensor.row_width)

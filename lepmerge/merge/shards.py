@@ -27,7 +27,7 @@ class Shard:
 
     @property
     def layout(self) -> bytes:
-        """The bytes that decide names, types, shapes and places of its tensors."""
+        """The bytes that determine names, types, shapes and positions of the tensors."""
         return self.header.encoded
 
 

@@ -1,4 +1,4 @@
-"""What `lepmerge inspect` and `lepmerge diff` find out about PEFT adapters."""
+"""The data behind `lepmerge inspect` and `lepmerge diff` of PEFT adapters."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from lepmerge.tensors import Workspace, blocks
 
 @dataclass(frozen=True)
 class Update:
-    """The update s B A of one module. Norms need the r × r matrices BᵀB and A Aᵀ only."""
+    """The update s B A of one module. Its norm is computed from the small r × r matrices BᵀB and A Aᵀ."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -29,7 +29,7 @@ class Update:
         return [self.b.shape[0], self.a.shape[1]]
 
     def dot(self, other: "Update") -> float:
-        """Return the sum of the products of the entries of two updates."""
+        """Return the inner product of two updates: the sum of the products of their entries."""
         return self.scaling * other.scaling * float(((self.b.T @ other.b) * (self.a @ other.a.T)).sum())
 
     @property
@@ -74,7 +74,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
 
 
 def diff_adapters(first: Path, second: Path) -> Iterator[Difference]:
-    """Yield a Difference for every module of either adapter; change is ‖ΔB - ΔA‖ / ‖ΔA‖ of the updates."""
+    """Yield a Difference for every module of either adapter. Its change is ‖ΔB - ΔA‖ / ‖ΔA‖ of the updates."""
     both = [(AdapterConfig.in_folder(folder), changes_in(folder), folder) for folder in (first, second)]
     a, b = (_updates(*each) for each in both)
     for module in [*a, *(module for module in b if module not in a)]:

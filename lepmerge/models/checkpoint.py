@@ -70,7 +70,7 @@ def _notes_on_ties(found: FoundTables) -> tuple[str, ...]:
 
 
 def files_of(model: Model) -> list[SafetensorsFile | GgufFile]:
-    """Return the files that a model's tensors are read from, in name order."""
+    """Return the files from which a model's tensors are read, in name order."""
     leaves = (leaf for tensor in model.tensors.values() for leaf in leaves_of(tensor))
     stored = (leaf for leaf in leaves if isinstance(leaf, StoredTensor | GgufTensor))
     files: dict[Path, SafetensorsFile | GgufFile] = {leaf.file.path: leaf.file for leaf in stored}

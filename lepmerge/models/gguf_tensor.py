@@ -32,7 +32,7 @@ class GgufTensor(LazyTensor):
 
     @property
     def type_name(self) -> str:
-        """The type as GGUF names it, such as Q4_K."""
+        """GGUF's name of the type, such as Q4_K."""
         from gguf.constants import GGMLQuantizationType
 
         return GGMLQuantizationType(self.entry.type).name

@@ -68,7 +68,7 @@ def chat_templates(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How one tensor differs: `state` is equal, changed, shape, only in A or only in B; change is ‖B - A‖ / ‖A‖."""
+    """The difference of one tensor. state: equal, changed, shape, only in A or only in B. change: ‖B - A‖ / ‖A‖."""
 
     name: str
     state: str
@@ -78,7 +78,7 @@ class Difference:
 
 
 def diff(a: Model, b: Model, *, progress: Callable[[str, int], None]) -> Iterator[Difference]:
-    """Yield a Difference for every tensor of either model; tables are compared by the rows of tokens that both have."""
+    """Yield a Difference for every tensor of either model. Tables are compared on the rows of shared tokens."""
     to_b: Conversion | None = None
     if a.vocabulary.all_ids != b.vocabulary.all_ids or a.num_rows != b.num_rows:
         to_b = build_conversion(a.vocabulary, b.vocabulary, num_old_rows=a.num_rows, num_rows=b.num_rows)

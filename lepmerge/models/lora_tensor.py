@@ -26,7 +26,7 @@ class LowRank:
     def added_to(
         self, rows_ND: torch.Tensor, rows: Rows, workspace: Workspace, *, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return rows_ND plus the same rows of s B A, in the dtype of rows_ND. out: where to put the result."""
+        """Return rows_ND plus the same rows of s B A, in the dtype of rows_ND. out: receives the result."""
         if self.transposed:
             left = _columns(self.a, rows).T
             right = self.b.whole().T

@@ -29,7 +29,7 @@ class Reference:
     folder: Path
     hub_id: str | None = None
     file: Path | None = None
-    """A GGUF file, in `folder`."""
+    """The model's GGUF file in `folder`, if it is one."""
     commit: str | None = None
     adapters: tuple[tuple["Reference", float], ...] = ()
     """PEFT adapters to merge into the model, each with its scale."""

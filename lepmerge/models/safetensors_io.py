@@ -106,7 +106,7 @@ class StoredTensor(LazyTensor):
 
     @property
     def type_name(self) -> str:
-        """The type as the file names it, such as BF16."""
+        """The name of the type in the file, such as BF16."""
         return self.entry.dtype
 
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:

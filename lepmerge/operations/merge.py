@@ -55,10 +55,10 @@ class Merge(Step):
 
     op: Literal["merge"]
     method: str
-    """`linear`, `slerp`, `nuslerp`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`,
-    `breadcrumbs`, `breadcrumbs_ties`, `model_stock`, `sce`, `karcher` or `arcee_fusion`."""
+    """The merge method: `linear`, `slerp`, `nuslerp`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`,
+    `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `model_stock`, `sce`, `karcher` or `arcee_fusion`."""
     models: dict[ModelName, MergeParameters]
-    """Model → its parameters."""
+    """Models to merge: name → parameters."""
     base: ModelName | None = None
     """The base model, for methods with task vectors. A task vector is a model minus this base."""
     tensors: str | list[str] = "*"

@@ -111,12 +111,12 @@ else:
 
 
 class MethodPerTable(PerTable):
-    """A method for each table."""
+    """A separate method for each table."""
 
     input: MethodName
-    """For the input embeddings."""
+    """Method for the input embeddings."""
     output: MethodName
-    """For the output embeddings."""
+    """Method for the output embeddings."""
 
 
 class PropagateEmbeddings(Step):
@@ -160,6 +160,7 @@ def propagate_embeddings(
     vocabulary = adapted.vocabulary.with_added_of(model.vocabulary)
     tables: dict[str, LazyTensor] = {}
     reports: list[TableReport] = []
+    # where base and instruct found a row's old tokens in different ways, E_i - E_b would not be what fine-tuning did
     same_kind_V = torch.where(to_new.kind_V == base_to_new.kind_V, to_new.kind_V, -1)
     for role, name in for_each_table(method, model.tables, what="method").items():
         operands = Operands(

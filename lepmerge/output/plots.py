@@ -1,4 +1,4 @@
-"""Charts as PNG files."""
+"""Write charts as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -32,7 +32,7 @@ RUN_FILE = "lepmerge_run.json"
 class Run:
     """One run and its output: a folder, or a single file with is_file.
 
-    fingerprint: the identity of everything that decides the contents. inputs: files and folders that the output must
+    fingerprint: the identity of everything that determines the contents. inputs: files and folders that the output must
     not touch. key: the option or key with which the user chooses the target, for error messages. overwrite: replace an
     existing target once the new output is complete.
     """

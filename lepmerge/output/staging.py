@@ -91,10 +91,7 @@ class Staging:
         )
 
     def write_file(self, name: str, write: Callable[[int], dict[str, Any]]) -> None:
-        """Create a file with `write`, which receives a descriptor. The file counts as finished once it is on disk.
-
-        write returns details to record in the manifest.
-        """
+        """Create a file with `write`: descriptor → details for the manifest. It is finished once it is on disk."""
         with self.translated():
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
@@ -204,6 +201,7 @@ class Staging:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputError(f"another run is writing {self.target} now (its lock: {self.folder}/lock)") from error
+            # between open() and flock() another run may have finished and deleted the folder with this lock file
             if not os.path.exists(lock.name) or not os.path.samefile(lock.name, lock.fileno()):
                 raise OutputError(f"another run has just written {self.target}: run again to see what it did")
             yield
@@ -239,10 +237,9 @@ def check_target(
 ) -> None:
     """Raise OutputError if writing the target could destroy something of the user's.
 
-    Refused are: a target that equals, contains or is inside an input; a folder where a file is expected, and vice
-    versa; without `overwrite`, a non-empty folder or an existing file; with `overwrite`, a folder that does not look
-    like an output of this command. key: the option or key with which the user chooses the target, for error messages.
-    marker: a file that every such output folder has.
+    Refused are: a target that overlaps an input; a folder where a file is expected, and vice versa; without
+    `overwrite`, a non-empty folder or an existing file; with it, a folder that does not look like such an output.
+    key: the user's option or key for the target, for errors. marker: a file that every such output folder has.
     """
     check_place(target, inputs=inputs, key=key, is_file=is_file)
     real = Path(os.path.realpath(target))
@@ -266,8 +263,7 @@ def check_target(
 
 
 def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path", is_file: bool = False) -> None:
-    """Raise OutputError if no option allows this target: it overlaps an input, or is a folder instead of a file or
-    vice versa."""
+    """Raise OutputError if no option allows this target: it overlaps an input, or is a folder instead of a file."""
     real = Path(os.path.realpath(target))
     for path in inputs:
         other = Path(os.path.realpath(path))

@@ -91,7 +91,7 @@ def train_unigram(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) ->
             split_digits=True,
             character_coverage=0.9999,
             max_sentence_length=LONGEST_SENTENCE,
-            num_threads=1,
+            num_threads=1,  # several threads would make the result depend on the machine
             bos_id=-1,
             eos_id=-1,
             unk_id=0,

@@ -92,7 +92,7 @@ class Vocabulary:
 
     @cached_property
     def added(self) -> dict[str, AddedToken]:
-        """Special and added tokens, content → token."""
+        """Content → token, for special and added tokens."""
         found = {}
         for entry in sorted(self.spec.get("added_tokens") or [], key=lambda entry: entry["id"]):
             content, special = entry["content"], bool(entry.get("special"))
@@ -178,28 +178,18 @@ class Vocabulary:
 
     @cached_property
     def text_bytes_of(self) -> dict[int, bytes]:
-        """Id → bytes of the tokens that the model itself produces from text.
-
-        These are the ordinary tokens, and those added tokens that are not special and that the model contains.
-        """
+        """Id → bytes of the tokens that the model produces from text: ordinary ones, and its added ones not special."""
         plain = (token for token in self.added.values() if not token.special and token.content in self.model_ids)
         return {**self.bytes_of, **{token.id: token.data for token in plain}}
 
     def id_of_added(self, token: AddedToken) -> int | None:
-        """Return this vocabulary's id of another vocabulary's added token.
-
-        It is matched by its content, and by its bytes if it is not special.
-        """
+        """Return this vocabulary's id of another's added token, matched by content or, if not special, by bytes."""
         if token.content in self.all_ids:
             return self.all_ids[token.content]
         return None if token.special else self.id_of_bytes(token.data)
 
     def id_of_bytes(self, data: bytes, *, token: str | None = None, byte_token: bool = False) -> int | None:
-        """Return the id of a token with these bytes.
-
-        Preferred is the token with the same string `token`, then one of the same kind (byte-fallback token or not),
-        then the lowest id.
-        """
+        """Return the id of a token with these bytes. Prefer the same string, then the same kind, then the lowest id."""
         candidates = self.ids_by_bytes.get(data)
         if not candidates:
             return self.plain_tokens.get(data)
