@@ -1,9 +1,9 @@
 """Numbers of a recipe that may vary by layer and by tensor, in the notation of mergekit.
 
-0.5                               the same number for every tensor
-[0.2, 0.8]                        numbers at equal distances over the layers, with linear interpolation
-- {filter: mlp, value: [0, 1]}    rules: the first one whose filter occurs in the tensor's name applies;
-- {value: 0.5}                    a rule without a filter always applies
+0.5                                         for every tensor
+[0.2, 0.8]                                  spread evenly over the layers, linear in between; the first outside them
+- {filter: mlp, value: [0, 1]}              the first rule whose filter is part of the tensor's name, or that has none
+- {value: 0.5}
 """
 
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ Numbers = Annotated[Gradient | Annotated[list[Rule], Field(min_length=1)], After
 
 
 def number_for(numbers: Any, tensor: str, depth: float) -> float:
-    """Return the number for a tensor. depth: 0 up to the first layer, 1 from the last layer on."""
+    """Return the number for a tensor. depth: 0 in the first layer and outside the layers, 1 in the last one."""
     if isinstance(numbers, list) and isinstance(numbers[0], Rule):
         rule = next(rule for rule in numbers if rule.filter is None or rule.filter in tensor)
         return number_for(rule.value, tensor, depth)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -187,10 +187,25 @@ class Schema(Generic[Root]):
     def _known_keys(self, place: tuple[int | str, ...]) -> list[str]:
         """Return the valid keys of the mapping that contains the last key of an error's place."""
         schema: type[BaseModel] = self.root
-        for part in place[:-1]:
-            schema = {**self.parts, **self.choices}.get(str(part), schema)
+        for part in map(str, place[:-1]):
+            field = schema.model_fields.get(part)
+            below = list(_schemas_in(field.annotation)) if field is not None else []
+            if part in self.choices:
+                schema = self.choices[part]
+            elif schema is self.root and part in self.parts:
+                schema = self.parts[part]
+            elif len(below) == 1:
+                schema = below[0]
         keys = [field.alias or key for key, field in schema.model_fields.items() if key != "folder"]
         return [*keys, EXTENDS, VARIABLES] if schema is self.root else keys
+
+
+def _schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the schemas that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _schemas_in(argument)
 
 
 def _file_and_line(fault: str) -> list[int | str]:

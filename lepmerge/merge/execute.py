@@ -14,6 +14,7 @@ from lepmerge.merge.plan import REPORT, Plan
 from lepmerge.merge.shards import Shard, index_of
 from lepmerge.models.checkpoint import INDEX
 from lepmerge.models.safetensors_io import (
+    DTYPE_NAMES,
     SafetensorsFile,
     StoredTensor,
     build_header,
@@ -100,13 +101,16 @@ def _reduce(plan: Plan, staging: Staging, workspace: Workspace) -> dict[Reductio
         if kept is not None:
             path, found = kept
             stored = SafetensorsFile(path)
+            tensors = {tensor: StoredTensor.of(tensor, stored).whole() for tensor in stored.entries}
             tensors = {
-                tensor: StoredTensor.of(tensor, stored).whole().to(workspace.device) for tensor in stored.entries
+                tensor: value if value.dtype == torch.float64 else value.to(workspace.device)  # MPS has no float64
+                for tensor, value in tensors.items()
             }
         else:
             result = reduction.compute(workspace)
-            tensors = {tensor: value.to(torch.float32) for tensor, value in result.tensors.items()}
-            header = build_header({tensor: ("F32", tuple(value.shape)) for tensor, value in tensors.items()}, None)
+            tensors = dict(result.tensors)
+            stored_as = {tensor: (DTYPE_NAMES[value.dtype], tuple(value.shape)) for tensor, value in tensors.items()}
+            header = build_header(stored_as, None)
             data = b"".join([header.encoded, *(bytes(to_bytes(value)) for value in tensors.values())])
             found = {"metrics": dict(result.metrics), "warnings": list(result.warnings)}
             staging.save_result(name, data, found)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lepmerge.config.entries import Step
 from lepmerge.config.kinds import ModelName
@@ -22,6 +22,7 @@ from lepmerge.models.table_report import TableReport
 from lepmerge.operations.merge_methods.registry import Inputs, MergeMethod, merge_methods
 from lepmerge.operations.operands import (
     check_operand,
+    check_same_tensors,
     conversion_to,
     rows_that_stay,
     select,
@@ -32,7 +33,9 @@ from lepmerge.operations.registry import chosen, operation
 from lepmerge.tensors import LazyTensor
 from lepmerge.vocabulary.conversion import Conversion, converted
 
-LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+BASE = ""
+"""Key of the base among the operands; no model has this name."""
 FRACTIONS = {"density": True, "gamma": False, "epsilon": False, "t": False, "select_topk": True}
 """Parameter that must be between 0 and 1 → whether 0 itself is refused."""
 
@@ -58,7 +61,7 @@ class Merge(Step):
     """The merge method: `linear`, `slerp`, `nuslerp`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`,
     `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `model_stock`, `sce`, `karcher` or `arcee_fusion`."""
     models: dict[ModelName, MergeParameters]
-    """Models to merge: name → parameters."""
+    """Models to merge: name → parameters; nothing after the name means the defaults."""
     base: ModelName | None = None
     """The base model, for methods with task vectors. A task vector is a model minus this base."""
     tensors: str | list[str] = "*"
@@ -83,6 +86,13 @@ class Merge(Step):
     tol: float | None = None
     """karcher: stop when a step is shorter than this (default: 1e-5)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("models"), dict):
+            value = {**value, "models": {name: each or {} for name, each in value["models"].items()}}
+        return value
+
 
 @operation(Merge)
 def merge(
@@ -102,12 +112,14 @@ def merge(
     Raises:
         RecipeError: the method or a parameter is unknown, a value is out of range, the number of models is wrong, or
             the base is missing.
-        CheckpointError: a model lacks a tensor, or its tensor has another shape.
+        CheckpointError: a model lacks a tensor, has a further one, or its tensor has another shape.
     """
     chosen_method = chosen(merge_methods(), method, what="merge method")
     _check(chosen_method, models, base, settings)
     selected = select(model, tensors)
-    operands = {name: other for name, (other, _) in models.items()} | ({"base": base} if base else {})
+    operands = {name: other for name, (other, _) in models.items()} | ({BASE: base} if base else {})
+    for operand in operands.values():
+        check_same_tensors(operand, model)
     conversions = {}
     if selected & set(model.tables.values()):
         conversions = {name: conversion_to(other, model) for name, other in operands.items()}
@@ -119,12 +131,12 @@ def merge(
         current, role = model.tensors[name], role_of.get(name)
         found = {key: _operand(other, name, role, conversions.get(key)) for key, other in operands.items()}
         for key, operand in found.items():
-            check_operand(operand, current, f"{role or f'tensor {name}'} of {key}")
+            check_operand(operand, current, f"{role or f'tensor {name}'} of {operands[key].name}")
         inputs = _inputs(chosen_method, name, _depth(name, num_layers), found, models, settings)
-        merged = chosen_method.function(inputs)
+        merged = replace(chosen_method.function(inputs), dtype=current.dtype)
         computed[name] = with_kept_rows(merged, current, stays_V) if role else merged
     num_kept = int(stays_V.sum())
-    counts = {key: conversion.counts for key, conversion in conversions.items() if conversion is not None}
+    counts = {operands[key].name: each.counts for key, each in conversions.items() if each is not None}
     reports = [
         TableReport("merge", role, {"merged": model.num_rows - num_kept, "kept": num_kept}, method, operands=counts)
         for role, name in model.tables.items()
@@ -140,11 +152,9 @@ def _operand(model: Model, name: str, role: str | None, conversion: Conversion |
 
 
 def _depth(name: str, num_layers: int) -> float:
-    """Return the relative depth of a tensor: 0 up to the first layer, 1 from the last layer on."""
+    """Return where a tensor stands: 0 in the first layer and outside the layers, 1 in the last one."""
     found = LAYER.search(name)
-    if found:
-        return int(found[1]) / max(1, num_layers - 1)
-    return 0.0 if "embed" in name or "wte" in name else 1.0
+    return int(found[1]) / max(1, num_layers - 1) if found else 0.0
 
 
 def _inputs(
@@ -166,7 +176,7 @@ def _inputs(
     )
     return Inputs(
         name=name,
-        base=operands["base"] if method.needs_base else None,
+        base=operands[BASE] if method.needs_base else None,
         models=tuple(operands[key] for key in models),
         per_model=per_model,
         settings={key: value(_setting(settings, key), default) for key, default in method.settings.items()},
@@ -190,8 +200,9 @@ def _check(
         raise RecipeError(f"models: {method.name} merges {wanted}, not {len(models)} ({', '.join(models)})")
     if method.needs_base != (base is not None):
         raise RecipeError(f"base: {method.name} {'needs a base model' if method.needs_base else 'has none: remove it'}")
-    if "base" in models:
-        raise RecipeError("models: `base` is given by the key `base` of the step: remove it from `models`")
+    again = [name for name, (model, _) in models.items() if model is base]
+    if again:
+        raise RecipeError(f"models.{again[0]}: this is the base, whose task vector is 0: remove it from `models`")
     given = {"lambda" if key == "scale" else key: value for key, value in settings.items() if value is not None}
     _check_known(given, method.settings, method, "")
     for name, (_, parameters) in models.items():

@@ -90,6 +90,17 @@ def tensor_of(model: Model, name: str) -> LazyTensor:
     return tensor
 
 
+def check_same_tensors(operand: Model, model: Model) -> None:
+    """Raise CheckpointError when the operand has a tensor that the current model lacks, such as a further layer."""
+    known = {*model.tensors, *operand.tables.values()}
+    more = [name for name in operand.tensors if name not in known]
+    if more:
+        raise CheckpointError(
+            f"{operand.name} ({operand.folder}) has {len(more)} tensors that {model.name} lacks, the first is "
+            f"{more[0]}: the models have different architectures"
+        )
+
+
 def check_operand(operand: LazyTensor, like: LazyTensor, what: str) -> None:
     """Raise CheckpointError unless the operand has the shape of the current tensor and a dtype for arithmetic."""
     if operand.shape != like.shape:

@@ -22,7 +22,7 @@ def arcee_fusion(inputs: Inputs) -> LazyTensor:
     importance = merged(_importance, operands, dtype=torch.float32)
     count = prod(importance.shape)
     quartiles = tuple(max(1, round(part * count)) for part in (0.25, 0.5, 0.75))
-    ends = RankThresholds(operands=(importance,), ranks=quartiles)
+    ends = RankThresholds(operands=(importance,), ranks=quartiles, by_position=False)
     return merged(_fused, (*operands, importance), (ends,), dtype=inputs.base.dtype)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lepmerge.errors import RecipeError
 from lepmerge.operations.merge_methods.random_masks import key_of, uniform
 from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
 from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
@@ -28,7 +29,8 @@ def della_linear(inputs: Inputs) -> LazyTensor:
 def pruned(inputs: Inputs) -> list[LazyTensor]:
     """Return the deltas after MAGPRUNE: the keep probability of an element grows with its rank in the row.
 
-    It grows linearly from density − ε for the smallest element to density + ε for the largest.
+    It runs linearly from density − ε for the smallest element to density + ε for the largest; the paper's ε is twice
+    this one.
     """
     numbers = zip(inputs.deltas(), inputs.of("density"), inputs.of("epsilon"), strict=True)
     return [
@@ -46,12 +48,17 @@ def pruned(inputs: Inputs) -> list[LazyTensor]:
 def _pruned(delta: LazyTensor, density: float, epsilon: float, key: int, rescale: bool) -> LazyTensor:
     if density >= 1:
         return delta
+    if not (epsilon < density and density + epsilon <= 1):
+        raise RecipeError(
+            f"density {density:g} and epsilon {epsilon:g}: the probabilities from density − epsilon to density + "
+            f"epsilon should be above 0 and at most 1"
+        )
 
     def function(
         index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
     ) -> torch.Tensor:
         rank = rows[0].abs().argsort(dim=1, stable=True).argsort(dim=1)
-        share = rank / max(1, delta.row_width - 1)
+        share = rank / (delta.row_width - 1) if delta.row_width > 1 else torch.full_like(rows[0], 0.5)
         probability = (density - epsilon) + share * 2 * epsilon
         stays = uniform(index_N, delta.row_width, key) < probability
         return torch.where(stays, rows[0] / probability if rescale else rows[0], 0.0)

@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lepmerge.errors import RecipeError
 from lepmerge.operations.merge_methods.reductions import Gram
 from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.operations.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
+
+SMALLEST_SINE = 1e-7
+"""Directions with a smaller sine between them are one direction, or opposite ones."""
 
 
 @merge_method(
@@ -18,23 +23,29 @@ from lepmerge.tensors import LazyTensor
 )
 def karcher(inputs: Inputs) -> LazyTensor:
     """Return the Karcher mean of the directions, scaled to the weighted mean of the norms."""
-    weights = torch.tensor(inputs.of("weight"), dtype=torch.float64)
+    if min(inputs.of("weight")) < 0:
+        raise RecipeError(f"tensor {inputs.name}: karcher takes no negative weights")
+    weight_M = torch.tensor(inputs.of("weight"), dtype=torch.float64) / total_weight(inputs)
     steps, tolerance = int(inputs.settings["max_iter"]), float(inputs.settings["tol"])
 
     def function(
         index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
     ) -> torch.Tensor:
-        factors = mean_factors(results[0]["gram"].cpu().double(), weights / weights.sum(), steps, tolerance)
+        factors = mean_factors(results[0]["gram"].cpu().double(), weight_M, steps, tolerance)
         return torch.stack([row * float(factor) for row, factor in zip(rows, factors, strict=True)]).sum(0)
 
     return merged(function, inputs.models, (Gram(operands=inputs.models),))
 
 
 def mean_factors(gram_MM: torch.Tensor, weight_M: torch.Tensor, steps: int, tolerance: float) -> torch.Tensor:
-    """Return the coefficient of each tensor in the Karcher mean, computed from their inner products."""
+    """Return what each tensor is multiplied by in the Karcher mean, from their inner products.
+
+    A tensor in the direction of the mean, or opposite to it, where the way is undefined, does not move it. Directions
+    that cancel have no mean: all factors are 0.
+    """
     norm_M = gram_MM.diagonal().sqrt()
     used = norm_M > 0
-    if not bool(used.any()):
+    if not bool((weight_M * used).any()):
         return torch.zeros_like(weight_M)
     inverse_M = torch.where(used, 1 / norm_M.clamp(min=1e-300), torch.zeros_like(norm_M))
     cosine_MM = (gram_MM * inverse_M[:, None] * inverse_M).clamp(-1, 1)
@@ -43,11 +54,13 @@ def mean_factors(gram_MM: torch.Tensor, weight_M: torch.Tensor, steps: int, tole
     def unit(factor_M: torch.Tensor) -> torch.Tensor:
         return factor_M / (factor_M @ cosine_MM @ factor_M).clamp(min=1e-300).sqrt()
 
+    if float(weight_M @ cosine_MM @ weight_M) < SMALLEST_SINE**2:
+        return torch.zeros_like(weight_M)
     mean_M = unit(weight_M)
     for _ in range(steps):
         cosine_M = (cosine_MM @ mean_M).clamp(-1, 1)
-        angle_M = cosine_M.arccos()
-        ratio_M = torch.where(angle_M > 1e-12, angle_M / angle_M.sin().clamp(min=1e-300), torch.ones_like(angle_M))
+        sine_M = (1 - cosine_M.square()).sqrt()
+        ratio_M = torch.where(sine_M > SMALLEST_SINE, cosine_M.arccos() / sine_M.clamp(min=SMALLEST_SINE), 0.0)
         step_M = weight_M * ratio_M - (weight_M * ratio_M * cosine_M).sum() * mean_M
         length = (step_M @ cosine_MM @ step_M).clamp(min=0).sqrt()
         if float(length) < tolerance:

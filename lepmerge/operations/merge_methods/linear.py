@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lepmerge.errors import RecipeError
 from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import TOO_SMALL
+from lepmerge.operations.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
 
@@ -14,10 +13,7 @@ from lepmerge.tensors import LazyTensor
 def linear(inputs: Inputs) -> LazyTensor:
     """Return Σ w x; with `normalize`, divided by Σ w."""
     weights = inputs.of("weight")
-    total = sum(weights)
-    if inputs.settings["normalize"] and abs(total) < TOO_SMALL:
-        raise RecipeError(f"tensor {inputs.name}: the weights add up to {total:g}: set normalize: false or change them")
-    divisor = total if inputs.settings["normalize"] else 1.0
+    divisor = total_weight(inputs) if inputs.settings["normalize"] else 1.0
 
     def function(
         index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]

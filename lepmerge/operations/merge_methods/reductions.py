@@ -1,9 +1,12 @@
 """Reductions of merge methods over whole tensors: inner products, and thresholds by rank. Shape suffix: M models."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 
+from lepmerge.progress import no_progress
 from lepmerge.tensors import Reduction, Result, Workspace, blocks, bytes_per_row
 
 BINS = 1 << 16
@@ -30,19 +33,21 @@ class Gram(Reduction):
             vectors = torch.stack(rows).double()
             gram_MM += (vectors @ vectors.T).cpu()
             workspace.progress(self.kind, len(block) * bytes_per_row(self.operands))
-        return Result({"gram": gram_MM}, {})
+        return Result({"gram": gram_MM})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RankThresholds(Reduction):
-    """Magnitudes of a tensor's elements at given ranks: threshold k is exactly the `ranks[k]`-th largest |x|.
+    """Magnitudes and positions of a tensor's elements at given ranks of |x|. Equal magnitudes rank by position.
 
-    A rank below 1 gives infinity; a rank beyond the number of elements gives 0. Magnitudes are compared in float32. As
-    nonnegative floats are ordered like their bit patterns, two passes suffice: the first counts the upper 16 bits, the
-    second the lower 16 bits.
+    thresholds_K: the `ranks[k]`-th largest |x|. places_K: the position in the flattened tensor of the last element
+    with this magnitude that is within the rank; infinity when all of them are, always so without `by_position`. A rank
+    below 1 gives infinity and −1, one beyond the number of elements 0 and infinity. Magnitudes are compared in float32,
+    whose bit patterns have the same order: two passes over the tensor count their upper and lower halves.
     """
 
     ranks: tuple[int, ...]
+    by_position: bool = True
     kind: str = "thresholds"
 
     @property
@@ -67,19 +72,53 @@ class RankThresholds(Reduction):
         found = []
         for (bin, left), rank in zip(places, self.ranks, strict=True):
             if bin is None:
-                found.append(float("inf") if rank < 1 else 0.0)
+                found.append((inf, -1.0) if rank < 1 else (0.0, inf))
                 continue
-            low, _ = _place_of_rank(lower[bin], left)
+            low, left_equal = _place_of_rank(lower[bin], left)
             assert low is not None
-            found.append(float(torch.tensor([(bin << 16) | low], dtype=torch.int32).view(torch.float32)))
-        return Result({"thresholds": torch.tensor(found, dtype=torch.float64)}, {})
+            bits = (bin << 16) | low
+            all_stay = not self.by_position or left_equal == int(lower[bin][low])
+            place = inf if all_stay else self._place(bits, left_equal, workspace)
+            found.append((float(torch.tensor([bits], dtype=torch.int32).view(torch.float32)), place))
+        thresholds_K, places_K = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
+        return Result({"thresholds": thresholds_K, "places": places_K})
 
-    def _bits(self, workspace: Workspace):
+    def _place(self, bits: int, count: int, workspace: Workspace) -> float:
+        """Return the position of the `count`-th element whose magnitude has these bits."""
+        passed = 0
+        for block in self._bits(replace(workspace, progress=no_progress)):
+            equal = (block == bits).nonzero().squeeze(1)
+            if len(equal) >= count:
+                return float(passed + int(equal[count - 1]))
+            passed, count = passed + len(block), count - len(equal)
+        raise AssertionError("fewer elements than were counted")
+
+    def _bits(self, workspace: Workspace) -> Iterator[torch.Tensor]:
         (tensor,) = self.operands
         for block in blocks(tensor):
-            rows = workspace.widen(tensor.read(block, workspace)).to(torch.float32).abs().contiguous()
-            yield rows.view(torch.int32).reshape(-1).long()
+            yield magnitudes(workspace.widen(tensor.read(block, workspace))).view(torch.int32).reshape(-1).long()
             workspace.progress(self.kind, len(block) * bytes_per_row(self.operands))
+
+
+def magnitudes(rows: torch.Tensor) -> torch.Tensor:
+    """Return |x| in float32, in which ranks are compared."""
+    return rows.to(torch.float32).abs().contiguous()
+
+
+def within_rank(
+    index_N: torch.Tensor, rows_ND: torch.Tensor, result: Mapping[str, torch.Tensor], k: int
+) -> torch.Tensor:
+    """Return for each element whether it is among the `ranks[k]` largest of its tensor; NaN always is."""
+    size_ND = magnitudes(rows_ND)
+    threshold, place = float(result["thresholds"][k]), float(result["places"][k])
+    above, from_here = ~(size_ND <= threshold), ~(size_ND < threshold)
+    width = rows_ND.shape[1]
+    if len(index_N) == 0 or place >= (int(index_N.max()) + 1) * width - 1:
+        return from_here
+    if place < int(index_N.min()) * width:
+        return above
+    position_ND = index_N[:, None] * width + torch.arange(width, device=index_N.device)
+    return torch.where(position_ND <= place, from_here, above)
 
 
 def _place_of_rank(counts: torch.Tensor, rank: int) -> tuple[int | None, int]:

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import Gram, RankThresholds
+from lepmerge.operations.merge_methods.reductions import Gram, RankThresholds, within_rank
 from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
@@ -23,7 +23,7 @@ def sce(inputs: Inputs) -> LazyTensor:
     topk = float(inputs.settings["select_topk"])
     if topk < 1:
         variance = merged(_variance, deltas, dtype=torch.float32)
-        threshold = RankThresholds(operands=(variance,), ranks=(int(topk * prod(variance.shape)),))
+        threshold = RankThresholds(operands=(variance,), ranks=(int(topk * prod(variance.shape)),), by_position=False)
         deltas = tuple(merged(_selected, (delta, variance), (threshold,)) for delta in deltas)
     energies = Gram(operands=deltas)
     return merged(_erased, (inputs.base, *deltas), (energies,), dtype=inputs.base.dtype)
@@ -39,7 +39,7 @@ def _selected(
     index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
 ) -> torch.Tensor:
     delta, variance = rows
-    return torch.where(variance >= results[0]["thresholds"][0].to(variance), delta, 0.0)
+    return torch.where(within_rank(index_N, variance, results[0], 0), delta, 0.0)
 
 
 def _erased(
@@ -51,4 +51,5 @@ def _erased(
     majority = torch.stack(deltas).sum(0).sign()
     kept = [weight * (delta.sign() == majority) for weight, delta in zip(weight_M, deltas, strict=True)]
     total = torch.stack([delta * weight for delta, weight in zip(deltas, kept, strict=True)]).sum(0)
-    return base + total / torch.stack(kept).sum(0).clamp(min=1e-6)
+    divisor = torch.stack(kept).sum(0)
+    return base + total / torch.where(divisor == 0, torch.ones_like(divisor), divisor)

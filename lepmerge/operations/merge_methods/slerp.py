@@ -6,7 +6,7 @@ import torch
 
 from lepmerge.operations.merge_methods.reductions import Gram
 from lepmerge.operations.merge_methods.registry import REQUIRED, Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import TOO_SMALL
+from lepmerge.operations.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
 NEARLY_PARALLEL = 0.9995
@@ -32,8 +32,7 @@ def slerp(inputs: Inputs) -> LazyTensor:
 def nuslerp(inputs: Inputs) -> LazyTensor:
     """Return slerp at t = w₂ / (w₁ + w₂), for whole tensors or, with `row_wise`, for each row."""
     weights = inputs.of("weight")
-    total = sum(weights)
-    t = weights[1] / total if abs(total) > TOO_SMALL else 0.5
+    t = weights[1] / total_weight(inputs)
     if not inputs.settings["row_wise"]:
         return slerp(Inputs(inputs.name, None, inputs.models, inputs.per_model, {"t": t}))
 

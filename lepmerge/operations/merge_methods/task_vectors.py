@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lepmerge.errors import RecipeError
 from lepmerge.operations.merge_methods.registry import Inputs, merged
 from lepmerge.tensors import LazyTensor
 
@@ -15,15 +16,24 @@ TOO_SMALL = 1e-8
 COMMON = {"lambda": 1.0}
 
 
+def total_weight(inputs: Inputs) -> float:
+    """Return the sum of the weights, to divide by; RecipeError when it is 0."""
+    total = sum(inputs.of("weight"))
+    if abs(total) < TOO_SMALL:
+        raise RecipeError(f"tensor {inputs.name}: the weights add up to {total:g}, which cannot divide: change them")
+    return total
+
+
 def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> LazyTensor:
     """Return base + λ Σ w δ / Σ w, element by element. Without `normalize` there is no divisor.
 
-    sparse: the deltas, with zeros for dropped elements. vote: both sums include only the deltas with the sign of Σ w δ
-    (TIES, arXiv 2306.01708, section 3).
+    sparse: the deltas with zeros where they were dropped. vote: only terms w δ with the sign of Σ w δ count, and divide
+    (TIES, arXiv 2306.01708, section 3). Without `normalize` nothing divides.
     """
     assert inputs.base is not None
     weights = inputs.of("weight")
     scale, normalize = float(inputs.settings["lambda"]), bool(inputs.settings["normalize"])
+    total_of_all = total_weight(inputs) if normalize and not vote else 1.0
 
     def function(
         index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
@@ -32,11 +42,11 @@ def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> Laz
         weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
         if vote:
             majority = torch.stack(weighted).sum(0).sign()
-            agrees = [delta.sign() == majority for delta in deltas]
+            agrees = [delta.sign() == majority for delta in weighted]
             weighted = [delta * kept for delta, kept in zip(weighted, agrees, strict=True)]
             divisor = torch.stack([weight * kept for weight, kept in zip(weights, agrees, strict=True)]).sum(0)
         else:
-            divisor = torch.full_like(base, sum(weights))
+            divisor = torch.full_like(base, total_of_all)
         total = torch.stack(weighted).sum(0)
         if normalize:
             total = total / torch.where(divisor.abs() < TOO_SMALL, torch.ones_like(divisor), divisor)

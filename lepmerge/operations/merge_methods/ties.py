@@ -3,11 +3,12 @@
 TIES, arXiv 2306.01708.
 """
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import RankThresholds
+from lepmerge.operations.merge_methods.reductions import RankThresholds, within_rank
 from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
 from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
@@ -21,12 +22,14 @@ def ties(inputs: Inputs) -> LazyTensor:
 
 
 def largest(delta: LazyTensor, density: float) -> LazyTensor:
-    """Set all but the largest fraction `density` of the delta's elements to zero. Ties at the threshold are kept."""
+    """Set all but the largest fraction `density` of the elements to 0. Of equal ones the first are kept."""
     if density >= 1:
         return delta
     threshold = RankThresholds(operands=(delta,), ranks=(int(density * prod(delta.shape)),))
     return merged(_above, (delta,), (threshold,))
 
 
-def _above(index_N, rows, results) -> torch.Tensor:
-    return torch.where(rows[0].abs() >= results[0]["thresholds"][0].to(rows[0]), rows[0], 0.0)
+def _above(
+    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
+) -> torch.Tensor:
+    return torch.where(within_rank(index_N, rows[0], results[0], 0), rows[0], 0.0)
