@@ -62,7 +62,7 @@ def _in_fields(schema: type[BaseModel], value: Any, place: Place) -> Iterator[tu
         yield from marked_texts(_annotated(schema.model_fields[short_form]), value, place)
     if not isinstance(value, dict):
         return
-    for name, field in schema.model_fields.items():  # another member of a discriminated union
+    for name, field in schema.model_fields.items():  # the value belongs to another member of the union
         if get_origin(field.annotation) is Literal and name in value and value[name] not in get_args(field.annotation):
             return
     for name, field in schema.model_fields.items():

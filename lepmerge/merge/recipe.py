@@ -23,7 +23,7 @@ from lepmerge.paths import is_path, split_adapters
 OPERATIONS = operations()
 if TYPE_CHECKING:
     AnyStep = Step
-else:  # the union of the registered entries, which a type checker cannot read
+else:  # the union of the registered entries; a type checker cannot read it from the registry
     AnyStep = Annotated[reduce(or_, (each.entry for each in OPERATIONS.values())), Field(discriminator="op")]
 
 

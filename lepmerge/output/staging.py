@@ -101,7 +101,7 @@ class Staging:
             finally:
                 os.close(descriptor)
             path = self.output / name
-            path.parent.mkdir(exist_ok=True)  # additional_chat_templates/
+            path.parent.mkdir(exist_ok=True)  # needed for additional_chat_templates/
             self._partial.replace(path)
             _sync(path.parent)
             self._record("files", name, {"size": size, **details})
@@ -148,7 +148,7 @@ class Staging:
         """Move the finished folder or file into place."""
         if self.is_file:
             for path in sorted(self.output.iterdir(), key=lambda path: (path.name == self.target.name, path.name)):
-                path.replace(self.target.parent / path.name)  # the main file last
+                path.replace(self.target.parent / path.name)  # the main file last, so that it is never there alone
             _sync(self.target.parent)
             shutil.rmtree(self.folder)
             return
