@@ -218,3 +218,15 @@ def test_an_unknown_kind_of_vocabulary_is_refused(tmp_path: Path, models) -> Non
     writer.close()
     pico.assert_one_line_error(pico.command("inspect", path), 1, "'t5'")
     pico.assert_one_line_error(pico.command("plan", write_recipe(tmp_path, {**models, "body": path})), 1, "'t5'")
+
+
+def test_other_commands_name_the_way_to_a_folder(tmp_path: Path, models) -> None:
+    (tmp_path / "text.txt").write_text("Some text.")
+    config = tmp_path / "train.yaml"
+    config.write_text(json.dumps({"model": str(models["body"]), "data": "text.txt", "output": "out"}))
+    for arguments in (
+        ("train", config, "--dry-run"),
+        ("compare", models["body"], "--text", tmp_path / "text.txt"),
+        ("tokenizer", "extend", models["body"], tmp_path / "text.txt", "--add", "1", "-o", tmp_path / "out"),
+    ):
+        pico.assert_one_line_error(pico.command(*arguments), 1, "lepmerge convert")

@@ -40,12 +40,16 @@ class Reference:
         return (self.file or self.folder, *(adapter.folder for adapter, _ in self.adapters))
 
 
-def resolve(reference: str, *, revision: str | None = None, relative_to: Path | None = None) -> Reference:
+def resolve(
+    reference: str, *, revision: str | None = None, relative_to: Path | None = None, gguf: bool = False
+) -> Reference:
     """Return the local folder of `reference`.
 
     A relative path is resolved against `relative_to` (default: the current folder). An existing folder is used without
     network access. Otherwise a reference of the form `owner/name[@revision]` is downloaded with huggingface_hub
     (safetensors, tokenizer and JSON files only).
+
+    gguf: accept a GGUF file, where only vocabulary and embeddings are needed.
 
     Raises:
         ReferenceNotFound: it is neither a folder nor a model on the Hub, or the Hub cannot be reached.
@@ -59,7 +63,12 @@ def resolve(reference: str, *, revision: str | None = None, relative_to: Path | 
             )
         return Reference(reference, folder)
     if folder.exists() and folder.suffix == ".gguf":
-        return Reference(reference, folder.parent, file=folder)
+        if gguf:
+            return Reference(reference, folder.parent, file=folder)
+        raise ReferenceNotFound(
+            f"{folder} is a GGUF file, and a model folder is needed here: write one with "
+            f"`lepmerge convert {reference} FOLDER` and name it"
+        )
     if folder.exists():
         raise ReferenceNotFound(f"{folder} is a file; a model is a folder with config.json, tokenizer and safetensors")
     match = HUB_ID.fullmatch(reference)
@@ -77,7 +86,7 @@ def resolve_adapted(
 ) -> Reference:
     """Resolve a model and its PEFT adapters. adapters: (folder or Hub id, scale)."""
     found = tuple((resolve(adapter, relative_to=relative_to), scale) for adapter, scale in adapters)
-    model = resolve(reference, revision=revision, relative_to=relative_to)
+    model = resolve(reference, revision=revision, relative_to=relative_to, gguf=True)
     return replace(model, adapters=found)
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
-from lepmerge.models.checkpoint import files_of
 from lepmerge.models.configs import text_configs
 from lepmerge.models.model import INPUT, OUTPUT, Model
-from lepmerge.models.safetensors_io import TORCH_DTYPES
 from lepmerge.text_files import COMPRESSIONS
 from lepmerge.training.blocks import blocks_from, source_in_memory
 from lepmerge.training.body import check_architecture
@@ -151,10 +149,9 @@ def body_parameters(model: Model) -> int:
     """Return the number of weights outside the embedding tables."""
     tables = set(model.tables.values())
     return sum(
-        prod(entry.shape)
-        for file in files_of(model)
-        for name, entry in file.entries.items()
-        if name in model.tensors and name not in tables and TORCH_DTYPES[entry.dtype].is_floating_point
+        prod(tensor.shape)
+        for name, tensor in model.tensors.items()
+        if name not in tables and tensor.dtype.is_floating_point
     )
 
 
