@@ -21,7 +21,7 @@ from lepmerge.models.configs import end_ids as end_ids_of
 from lepmerge.models.model import Model
 from lepmerge.models.references import resolve
 from lepmerge.progress import Progress, no_progress
-from lepmerge.training.loader import load_network, skeleton
+from lepmerge.training.loader import check_quantization, load_network, skeleton
 from lepmerge.training.setting import context_of
 from lepmerge.vocabulary.autotokenizer import load_tokenizer
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -154,6 +154,7 @@ def load_model(
     if dtype is None and device.type == "cpu" and "quantization_config" not in checkpoint.config:
         dtype = torch.float32  # quantized weights keep their own data type
     skeleton(found.folder, name=name)
+    check_quantization(checkpoint.config, found.folder, name=name)
     return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
 
 
