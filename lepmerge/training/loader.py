@@ -67,7 +67,7 @@ def check_quantization(config: Mapping[str, Any], folder: Path, *, name: str) ->
     Raises:
         CheckpointError: the method is unknown, or its library is not installed.
     """
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     for part in (config, *text_configs(config)):
         if quantization := part.get("quantization_config"):
