@@ -9,19 +9,20 @@ from itertools import product
 from math import comb
 from pathlib import Path
 
+import numpy as np
 import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepmerge.comparison.broken_tokens import check_tokens
+from lepmerge.comparison.broken_tokens import Excess, check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.prompts import read_prompts
-from lepmerge.comparison.task import mcnemar, measure_task
+from lepmerge.comparison.task import mcnemar, measure_task, task_figures
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
 
@@ -215,6 +216,25 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
         assert mcnemar([a for a, _ in flags], [b for _, b in flags]) == pytest.approx(expected)
 
 
+def test_the_task_counts_what_only_one_model_gets_right() -> None:
+    right, reference = [True, True, True, False, False], [False, True, False, False, True]
+    assert task_figures(right, None) == {"examples": 5, "accuracy": 0.6}
+    found = task_figures(right, reference)
+    assert found == {"examples": 5, "accuracy": 0.6, "only_this": 2, "only_reference": 1, "p": 1.0}
+    assert task_figures([True] * 6, [False] * 6)["p"] == 2 / 2**6
+
+
+def test_suspects_are_beyond_the_median_and_their_error_worst_first() -> None:
+    bits = np.array([1.0, 1.0, 1.0, 5.6, 9.0, 5.4, 7.0, 50.0])
+    error = np.array([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.1, 0.1])
+    count = np.array([3, 3, 3, 3, 3, 3, 3, 2])  # the last one occurs too rarely
+    excess = Excess(bits, error, count)  # median 5.4 of the last judged ones, 1.0 of the first
+    assert excess.median(np.arange(8) < 3) == 1.0 and excess.median(np.zeros(8, dtype=bool)) == 0.0
+    assert excess.suspects().tolist() == []  # 9.0 - 0.5 - 5.4 is less than 4
+    more = Excess(*(np.concatenate([part, np.full(9, fill)]) for part, fill in ((bits, 1.0), (error, 0), (count, 3))))
+    assert more.suspects().tolist() == [4, 6, 3]  # 5.4 - 0.5 - 1.0 is less than 4, 5.6 - 0.5 - 1.0 is not
+
+
 def test_the_task_counts_equal_replies(instruct: LanguageModel) -> None:
     prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=True)[:40]
     right = measure_task(instruct, prompts)
@@ -292,6 +312,20 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
         result = pico.command("compare", *arguments, "--device", "cpu")
         pico.assert_one_line_error(result, 1, *parts)
     assert mine.read_text() == "<p>not of lepmerge</p>"
+
+
+@pytest.mark.parametrize("method", ["awq", "bitsandbytes", "method-of-nobody"])
+def test_a_missing_quantization_library_is_refused_before_anything_is_measured(tmp_path: Path, method: str) -> None:
+    """One line only: progress would show another line for the first model."""
+    folder = Path(shutil.copytree(QUICKSTART / "instruct", tmp_path / "quantized"))
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": method, "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    result = pico.command("compare", QUICKSTART / "instruct", folder, "--text", f"ru={RUSSIAN}", "--device", "cpu")
+    pico.assert_one_line_error(
+        result, 1, f"quantized: transformers cannot load {folder}, which is quantized ({method})"
+    )
+    assert any(part in result.stderr for part in ("requires", "Unknown quantization type"))
 
 
 @pytest.fixture(scope="module")

@@ -68,16 +68,31 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert list(found["models"]) == ["old", "a<b>"] and found["reference"] == "old"
-    assert found["models"]["a<b>"]["drift"]["input"] == pytest.approx(0.3, rel=0.1)
-    assert found["models"]["a<b>"]["task"]["examples"] == 12
+    old, new = found["models"]["old"], found["models"]["a<b>"]
+    before = load_file(INSTRUCT / "model.safetensors")
+    for key, name in (("input", "model.embed_tokens.weight"), ("output", "lm_head.weight")):
+        rows = range(3, len(before[name]))  # without special tokens
+        delta, whole = (part[rows].double().norm() for part in (weights[name] - before[name], before[name]))
+        assert new["drift"][key] == pytest.approx(float(delta / whole), rel=1e-3)
+    assert new["drift"]["shared"] == 2045
+    pairs = list(zip(new["task"]["right"], old["task"]["right"], strict=True))
+    assert new["task"]["examples"] == len(pairs) == 12 and new["task"]["accuracy"] == sum(a for a, _ in pairs) / 12
+    assert new["task"]["only_this"] == pairs.count((True, False))
+    assert new["task"]["only_reference"] == pairs.count((False, True)) > 0
+    assert "p" not in old["task"] and "drift" not in old and "tokens" not in old
+    difference = new["texts"]["ru"]["bits_per_byte"] - old["texts"]["ru"]["bits_per_byte"]
+    assert new["texts"]["ru"]["bits_per_byte_difference"] == pytest.approx(difference) and difference > 0
+    assert 0 < new["texts"]["ru"]["bits_per_byte_difference_error"] < difference
+    assert old["texts"]["ru"]["bits_per_byte_difference"] == 0
     assert found["models"]["old"]["chat"]["equal_answers"] == 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     page = _Page()
     page.feed(html.read_text(encoding="utf-8"))
     assert page.open == [] and all(asked.startswith("data:") for asked in page.asked)
     assert "a<b>" in page.text
-    shown = pico.command(*arguments)  # a report of ours is replaced
-    assert [line for line in shown.stderr.splitlines() if "measures" in line] == ["measures old", "measures a<b>"]
+    shown = pico.command(*arguments, "--reference", "a<b>")  # a report of ours is replaced
+    assert [line for line in shown.stderr.splitlines() if "measures" in line] == ["measures a<b>", "measures old"]
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:4]] == ["model", "old", "a<b>"]
     assert shown.exit_code == 0 and "bits/byte ru" in shown.stdout and "McNemar" in shown.stdout
 
 

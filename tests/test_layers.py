@@ -15,6 +15,7 @@ paths
 progress
 text_files
 corpus
+pieces
 chats
 device
 tensors

@@ -130,6 +130,23 @@ def test_full_writes_a_model_that_computes_what_was_trained(tmp_path: Path, engl
     assert bits_per_byte(session.learner(1e-3), session.held_out)["ru"] == pytest.approx(bits, rel=1e-6)
 
 
+def test_held_out_bits_per_byte_are_those_of_compare(tmp_path: Path, english) -> None:
+    """Of a text with long and short lines, white space at their ends, and a limit in the middle of a paragraph."""
+    path = training.write_setting(
+        tmp_path, english, evaluate={"data": {"ru": {"path": "long.txt", "limit": 2500}}}, data="few.txt"
+    )
+    (tmp_path / "few.txt").write_text(pico.ENGLISH[0])
+    lines = [f"  {' '.join(pico.RUSSIAN)} \n{pico.ENGLISH[0]}\n\n \n{pico.ENGLISH[1]} \n  {pico.RUSSIAN[0]}\n"] * 3
+    (tmp_path / "long.txt").write_text("\n\n".join(lines))
+    result = pico.command("train", path, "--full", tmp_path / "full", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    options = ("--text", f"ru={tmp_path / 'long.txt'}", "--max-bytes", 2500, "--copies", 0, "--device", "cpu", "--json")
+    compared = pico.command("compare", tmp_path / "full", *options)
+    assert compared.exit_code == 0, compared.stderr
+    measured = json.loads(compared.stdout)["models"]["full"]["texts"]["ru"]["bits_per_byte"]
+    assert measured == pytest.approx(json.loads(result.stdout)["bits_per_byte"]["last"]["ru"], rel=1e-5)
+
+
 def start(path: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "lepmerge", "train", str(path), "--device", "cpu", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

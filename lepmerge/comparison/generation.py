@@ -14,9 +14,9 @@ import torch
 from lepmerge.comparison.broken_tokens import new_tokens
 from lepmerge.comparison.loading import LanguageModel, batches, scored
 from lepmerge.comparison.texts import Text
+from lepmerge.corpus import cut
 from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
-from lepmerge.training.held_out import cut
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 BATCH_SIZE = 32

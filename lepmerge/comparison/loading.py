@@ -17,11 +17,12 @@ import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError, ComparisonError
 from lepmerge.models.checkpoint import is_embeddings_only, open_checkpoint
-from lepmerge.models.configs import text_configs
+from lepmerge.models.configs import end_ids as end_ids_of
 from lepmerge.models.model import Model
 from lepmerge.models.references import resolve
 from lepmerge.progress import Progress, no_progress
-from lepmerge.training.loader import load_network, skeleton
+from lepmerge.training.loader import check_quantization, load_network, skeleton
+from lepmerge.training.setting import context_of
 from lepmerge.vocabulary.autotokenizer import load_tokenizer
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -66,11 +67,7 @@ class LanguageModel:
     @cached_property
     def context(self) -> int:
         """The context length in tokens, from the config."""
-        for part in (*text_configs(self.checkpoint.config), self.checkpoint.config):
-            for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-                if isinstance(part.get(key), int):
-                    return part[key]
-        return UNLIMITED
+        return context_of(self.checkpoint)
 
     @cached_property
     def network(self) -> Any:
@@ -148,10 +145,8 @@ def load_model(
         )
     tokenizer = load_tokenizer(found.folder)
     tokenizer.model_max_length = UNLIMITED
-    settings = [checkpoint.generation_config or {}, checkpoint.config, *text_configs(checkpoint.config)]
-    ends = next((ids for part in settings if (ids := part.get("eos_token_id")) is not None), [])
-    end_ids = tuple(ends) if isinstance(ends, list) else (ends,)
-    prefix = _prefix(tokenizer) or end_ids[:1]
+    end_ids = end_ids_of(checkpoint.generation_config or {}) or end_ids_of(checkpoint.config)
+    prefix = _prefix(tokenizer) or (end_ids_of(checkpoint.config) or end_ids)[:1]  # as trainings predict held-out text
     if not prefix:
         raise CheckpointError(
             f"{name} ({found.folder}) has neither a token before a text nor an end token to start from"
@@ -159,6 +154,7 @@ def load_model(
     if dtype is None and device.type == "cpu" and "quantization_config" not in checkpoint.config:
         dtype = torch.float32  # quantized weights keep their own data type
     skeleton(found.folder, name=name)
+    check_quantization(checkpoint.config, found.folder, name=name)
     return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
 
 

@@ -1,7 +1,6 @@
 """Measure bits per byte on texts. Every model predicts the same bytes from the same context, whatever its vocabulary.
 
-A text is cut at spaces into pieces. A piece has so few bytes that it would fit every model's context even with one
-token per byte. Each piece is predicted alone, after the model's prefix (<s>) and without whitespace at its ends.
+A text is cut into pieces as in trainings (pieces.py). Each piece is predicted alone, after the model's prefix (<s>).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from lepmerge.comparison.loading import LanguageModel, surprisals
-from lepmerge.corpus import cut, find_files
+from lepmerge.corpus import find_files
 from lepmerge.errors import ComparisonError
+from lepmerge.pieces import PIECE_BYTES, paragraphs_of, piece_size, pieces_of
 from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import texts_of
 
-PIECE_BYTES = 1024
-WRAPPED = 120
-"""A text with a line of more characters than this is not wrapped, so each of its lines is a paragraph."""
 LEAST_CONTEXT = 32
 """Shortest context, in tokens, that has room for a text and its continuation."""
 LEAST_BYTES = 1000
@@ -92,15 +89,8 @@ def read_text(
         CorpusError: a file is missing, damaged, not UTF-8, or lacks the column.
         ComparisonError: there is less than LEAST_BYTES of text.
     """
-    paragraphs: list[str] = []
-    left = max_bytes if max_bytes is not None else 1 << 62
-    for file in find_files(sources):
-        for paragraph in (part for whole in texts_of(file, column, no_progress) for part in _paragraphs(whole)):
-            if left <= 0:
-                break
-            part = next(cut(paragraph, left), "")
-            left -= len(part.encode())
-            paragraphs.append(part)
+    texts = (text for file in find_files(sources) for text in texts_of(file, column, no_progress))
+    paragraphs = paragraphs_of(texts, max_bytes=max_bytes)
     text = text_of(name, paragraphs, piece_bytes=piece_bytes)
     if text.num_bytes < LEAST_BYTES:
         raise ComparisonError(
@@ -112,13 +102,7 @@ def read_text(
 
 def text_of(name: str, paragraphs: Sequence[str], *, piece_bytes: int = PIECE_BYTES) -> Text:
     """Return a text made of paragraphs, cut into pieces of at most `piece_bytes` bytes."""
-    pieces = (piece.strip() for paragraph in paragraphs for piece in cut(paragraph, piece_bytes))
-    return Text(name, tuple(piece for piece in pieces if piece), tuple(paragraphs))
-
-
-def _paragraphs(text: str) -> list[str]:
-    lines = text.splitlines()
-    return lines if max(map(len, lines), default=0) > WRAPPED else [text]
+    return Text(name, tuple(pieces_of(paragraphs, piece_bytes)), tuple(paragraphs))
 
 
 def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) -> int:
@@ -129,7 +113,7 @@ def piece_bytes_for(models: Sequence[LanguageModel], most: int = PIECE_BYTES) ->
                 f"{model.name} ({model.folder}): a context of {model.context} tokens is too short to measure on, "
                 f"{LEAST_CONTEXT} or more are needed"
             )
-    return min([most, *(model.context - len(model.prefix_ids) for model in models)])
+    return piece_size([model.context - len(model.prefix_ids) for model in models], most)
 
 
 def measure_texts(

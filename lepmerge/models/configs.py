@@ -27,6 +27,12 @@ def first_number(config: Mapping[str, Any], key: str) -> int | None:
     return None
 
 
+def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the end tokens (eos) of a config, those of the language model where the wrapper names none."""
+    found = next((ids for part in (config, *text_configs(config)) if (ids := part.get("eos_token_id")) is not None), ())
+    return (found,) if isinstance(found, int) else tuple(found)
+
+
 def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
     """Write the number of rows wherever the config has it, and always where the language model's class reads it."""
     for part in text_configs(config) or [config]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lepmerge.corpus import cut, no_text
+from lepmerge.corpus import no_text
 from lepmerge.errors import CorpusError
+from lepmerge.pieces import paragraphs_of, piece_size, pieces_of
 from lepmerge.progress import no_progress
 from lepmerge.text_files import Counts, texts_of
 from lepmerge.training.learner import Learner
 from lepmerge.training.loss import IGNORED, linear_cross_entropy
-from lepmerge.training.setting import Setting
+from lepmerge.training.setting import Setting, context_of
 
 TOKENS_AT_ONCE = 4096
 
@@ -28,23 +29,23 @@ class HeldOut:
 def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
     """Return name → held-out text.
 
-    Texts are cut at spaces into pieces with fewer bytes than a block has tokens. So a piece fits a block in every
-    vocabulary, and all vocabularies predict the same bytes from the same context. The first token of a piece is
-    predicted from the tokenizer's prefix (<s>), or from the end token if the tokenizer has no prefix.
+    Texts are cut into pieces that fit the model's context in every vocabulary, as `lepmerge compare` cuts them. So both
+    measure the same bits per byte. The first token of a piece is predicted from the tokenizer's prefix (<s>), or from
+    the end token if the tokenizer has no prefix.
     """
     found = {}
     end = [] if setting.end_id is None else [setting.end_id]
     prefix = tuple(setting.prefix_ids or end)
     tokenizer = setting.start.vocabulary.tokenizer
+    piece_bytes = piece_size([context_of(setting.start) - max(1, len(prefix))])
     for name, source in (setting.config.evaluate.data if setting.config.evaluate else {}).items():
-        pieces: list[str] = []
         key, counts = f"evaluate.data.{name}", Counts()
-        left = source.limit or math.inf
-        for file in setting.files(source):
-            for text in texts_of(file, source.column, no_progress, counts=counts, column_key=f"{key}.column:"):
-                if left > 0:
-                    pieces += cut(text, setting.config.block_size - max(1, len(prefix)))
-                left -= len(text.encode())
+        texts = (
+            text
+            for file in setting.files(source)
+            for text in texts_of(file, source.column, no_progress, counts=counts, column_key=f"{key}.column:")
+        )
+        pieces = pieces_of(paragraphs_of(texts, max_bytes=source.limit), piece_bytes)
         if not pieces:
             raise CorpusError(no_text(f"{key}: {source.path}", counts))
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,25 @@ def skeleton(folder: Path, *, name: str) -> Any:
         return network
 
     return translated(built, f"{name}: transformers cannot load {folder}")
+
+
+def check_quantization(config: Mapping[str, Any], folder: Path, *, name: str) -> None:
+    """Check that transformers and the library behind it can load the quantized weights of a model.
+
+    Raises:
+        CheckpointError: the method is unknown, or its library is not installed.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    for part in (config, *text_configs(config)):
+        if quantization := part.get("quantization_config"):
+            method = quantization.get("quant_method", "of an unnamed method")
+
+            def check(quantization: Any = quantization) -> None:
+                quantizer = AutoHfQuantizer.from_config(dict(quantization), pre_quantized=True)
+                quantizer.validate_environment(device_map=None, dtype=None, torch_dtype=None)
+
+            translated(check, f"{name}: transformers cannot load {folder}, which is quantized ({method})")
 
 
 def translated(do: Callable[[], Any], what: str) -> Any:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from lepmerge.corpus import find_files, is_dataset
 from lepmerge.errors import CheckpointError, RecipeError
 from lepmerge.models.checkpoint import files_of, is_embeddings_only, open_checkpoint
-from lepmerge.models.configs import text_configs
+from lepmerge.models.configs import end_ids, text_configs
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
@@ -67,9 +67,7 @@ class Setting:
     @cached_property
     def end_id(self) -> int | None:
         """The id that ends a document, the model's eos token; None if it has none."""
-        config = self.start.config
-        found = config.get("eos_token_id")
-        return found[0] if isinstance(found, list) and found else found if isinstance(found, int) else None
+        return next(iter(end_ids(self.start.config)), None)
 
     def files(self, source: Source) -> list[Path]:
         """Return the files of a source. Relative paths are resolved against the folder of the configuration."""
