@@ -56,6 +56,7 @@ models/adapter_inspection
 output/provenance
 output/plots
 output/staging
+output/checks
 output/run
 output/carried_files
 operations/__init__

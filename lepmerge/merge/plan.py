@@ -20,7 +20,8 @@ from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
-from lepmerge.output.staging import Staging, check_place
+from lepmerge.output.checks import check_place
+from lepmerge.output.staging import Staging
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,

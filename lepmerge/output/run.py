@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from lepmerge.output.staging import Staging, check_space, check_target
+from lepmerge.output.checks import check_space, check_target
+from lepmerge.output.staging import Staging
 
 RUN_FILE = "lepmerge_run.json"
 

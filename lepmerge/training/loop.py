@@ -116,13 +116,7 @@ def run_steps(
         Stopped: a signal was received; a checkpoint was written before.
     """
     config, is_main = learner.config, learner.group.rank == 0
-    position = Position(0, micro_batch, 0)
-    if track.checkpoint.exists():
-        position = load_checkpoint(track.checkpoint, learner)
-        on_event(Note(f"resuming after step {position.step}"))
-        if micro_batch < position.micro_batch:
-            changed = f"micro_batch is now {micro_batch}, it was {position.micro_batch}"
-            on_event(Note(f"{changed}: losses may differ in the last digits"))
+    position = _resumed(learner, track, micro_batch, on_event)
     before = track.lines(position.metrics_bytes)
     losses = [line["loss"] for line in before if "loss" in line]
     num_tokens = before[-1].get("tokens", 0) if before else 0
@@ -150,27 +144,54 @@ def run_steps(
         _check_health(figures, losses, step + 1, saved, track)
         step += 1
         is_measured = held_out and config.evaluate and (step % config.evaluate.every == 0 or step == until)
-        done = StepDone(
-            step=step,
-            until=until,
-            loss=_rounded(figures.loss),
-            learning_rate=learner.learning_rate(step - 1),
-            grad_norm=_rounded(figures.grad_norm),
-            tokens=num_tokens,
-            step_tokens=figures.num_tokens,
-            bits_per_byte=_rounded(bits_per_byte(learner, held_out)) if is_measured else {},
-            terms=_rounded(figures.terms),
-            seconds=time.perf_counter() - began,
-            micro_batch=micro_batch,
-            memory=process_memory(),
-            gpu_memory=gpu_memory(learner.group.device),
-        )
+        bits = _rounded(bits_per_byte(learner, held_out)) if is_measured else {}
+        seconds = time.perf_counter() - began
+        done = _done(learner, figures, step, until, num_tokens, bits, seconds, micro_batch)
         _append(track.metrics, done.metrics(), is_main)
         _append(track.speed, done.speed(), is_main)
         on_event(done)
         if is_main and (step % config.checkpoint_every == 0 or step == until):
             save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             saved = step
+
+
+def _done(
+    learner: Learner,
+    figures: StepFigures,
+    step: int,
+    until: int,
+    num_tokens: int,
+    bits: dict[str, float],
+    seconds: float,
+    micro_batch: int,
+) -> StepDone:
+    return StepDone(
+        step=step,
+        until=until,
+        loss=_rounded(figures.loss),
+        learning_rate=learner.learning_rate(step - 1),
+        grad_norm=_rounded(figures.grad_norm),
+        tokens=num_tokens,
+        step_tokens=figures.num_tokens,
+        bits_per_byte=bits,
+        terms=_rounded(figures.terms),
+        seconds=seconds,
+        micro_batch=micro_batch,
+        memory=process_memory(),
+        gpu_memory=gpu_memory(learner.group.device),
+    )
+
+
+def _resumed(learner: Learner, track: Track, micro_batch: int, on_event: OnEvent) -> Position:
+    """Restore the track's checkpoint, if there is one; return the position to continue from."""
+    if not track.checkpoint.exists():
+        return Position(0, micro_batch, 0)
+    position = load_checkpoint(track.checkpoint, learner)
+    on_event(Note(f"resuming after step {position.step}"))
+    if micro_batch < position.micro_batch:
+        changed = f"micro_batch is now {micro_batch}, it was {position.micro_batch}"
+        on_event(Note(f"{changed}: losses may differ in the last digits"))
+    return position
 
 
 def _step(

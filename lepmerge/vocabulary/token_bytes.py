@@ -1,5 +1,21 @@
 """How token strings write bytes: GPT-2's alphabet, byte-fallback tokens, and bytes that are only partly valid UTF-8."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """An entry of `added_tokens`. Its content is matched in the text before the model tokenizes the rest."""
+
+    id: int
+    content: str
+    special: bool
+    entry: Mapping[str, Any]
+    data: bytes
+    """The bytes that the token represents."""
+
 
 def _byte_alphabet() -> dict[int, str]:
     """Return GPT-2's alphabet: printable Latin-1 bytes map to themselves, the others to characters from U+0100 on."""

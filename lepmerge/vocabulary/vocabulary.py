@@ -9,7 +9,6 @@ There are four families of token strings:
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,11 @@ from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.autotokenizer import FolderTokenizer, read_tokenizer
-from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, valid_parts
+from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, AddedToken, valid_parts
 from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, without_tokens_beyond
 
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the byte tables and the library's copy (measured: 1.1 kB)."""
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """An entry of `added_tokens`. Its content is matched in the text before the model tokenizes the rest."""
-
-    id: int
-    content: str
-    special: bool
-    entry: Mapping[str, Any]
-    data: bytes
-    """The bytes that the token represents."""
 
 
 class Vocabulary:
