@@ -169,4 +169,5 @@ def _asking_transformers(
                 return
             weight = weight.partition(".")[2] or None
 
-    return list(stored(model.get_input_embeddings())), list(stored(model.get_output_embeddings()))
+    inputs, outputs = (list(stored(module())) for module in (model.get_input_embeddings, model.get_output_embeddings))
+    return inputs, [name for name in outputs if name not in inputs]  # tied tables are one parameter
