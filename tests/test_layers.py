@@ -85,7 +85,9 @@ operations/merge_methods/karcher
 operations/merge_methods/sce
 operations/merge_methods/arcee_fusion
 operations/merge
+operations/stack_layers
 merge/recipe
+merge/mergekit
 merge/gguf_shard
 merge/shards
 merge/plan
@@ -163,6 +165,7 @@ commands/options
 commands/training_progress
 commands/train
 commands/tokenizer
+commands/import_
 commands/plan
 commands/run
 commands/generate

@@ -9,6 +9,7 @@ from lepmerge.commands.darumeru import darumeru
 from lepmerge.commands.diff import diff
 from lepmerge.commands.extract import extract
 from lepmerge.commands.generate import generate
+from lepmerge.commands.import_ import import_
 from lepmerge.commands.inspect import inspect
 from lepmerge.commands.plan import plan_
 from lepmerge.commands.run import run
@@ -31,5 +32,5 @@ def main() -> None:
     """
 
 
-for command in (tokenizer, train, plan_, run, generate, compare, darumeru, inspect, diff, extract, convert):
+for command in (tokenizer, train, import_, plan_, run, generate, compare, darumeru, inspect, diff, extract, convert):
     main.add_command(command)

@@ -24,6 +24,12 @@ recipe_arguments = _options(
         metavar="KEY=VALUE",
         help="Override a value of the recipe, e.g. models.base=PATH. Repeatable.",
     ),
+    click.option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="Folder of the result instead of the recipe's output.path. A mergekit configuration needs it.",
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of text.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")

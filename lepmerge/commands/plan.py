@@ -13,7 +13,7 @@ from lepmerge.commands.train import estimated, show_estimate
 @click.command("plan")
 @recipe_arguments
 @json_option
-def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Show what a recipe would read, compute and write.
 
     Nothing is computed or written.
@@ -22,9 +22,9 @@ def plan_(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:
       lepmerge plan recipe.yaml --set steps.0.method=delta
     """
-    from lepmerge.merge.recipe import load_recipe
+    from lepmerge.merge.mergekit import load_recipe_or_mergekit
 
-    show_plan(load_recipe(recipe, overrides), as_json)
+    show_plan(load_recipe_or_mergekit(recipe, overrides, output), as_json)
 
 
 def show_plan(recipe: Any, as_json: bool) -> None:

@@ -35,6 +35,7 @@ from lepmerge.commands.train import run_training
 def run(
     recipe: str,
     overrides: tuple[str, ...],
+    output: str | None,
     dry_run: bool,
     train_: bool,
     device: str,
@@ -51,13 +52,14 @@ def run(
 
     \b
     Example:
-      lepmerge run recipe.yaml --set output.path=out/my-model --device cuda
+      lepmerge run recipe.yaml --output out/my-model --device cuda
+      lepmerge run mergekit.yaml --output out/merged
     """
+    from lepmerge.merge.mergekit import load_recipe_or_mergekit
     from lepmerge.merge.plan import make_plan
-    from lepmerge.merge.recipe import load_recipe
     from lepmerge.training.trained import trained_folders, unfinished_trainings
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe_or_mergekit(recipe, overrides, output)
     if dry_run:
         show_plan(loaded, as_json)
         return

@@ -58,7 +58,8 @@ def _regrouped(model: Model, shard_size: int) -> dict[str, list[str]]:
 def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
     files = {tensor.file if isinstance(tensor, StoredTensor) else None for tensor in tensors.values()}
     (file, *others) = files
-    whole = file is not None and not others and len(file.entries) == len(tensors)
+    whole = file is not None and not others and file.entries.keys() == tensors.keys()
+    whole = whole and all(isinstance(t, StoredTensor) and t.entry is file.entries[n] for n, t in tensors.items())
     stored = {
         tensor_name: (
             tensor.entry.dtype if isinstance(tensor, StoredTensor) else DTYPE_NAMES[tensor.dtype],

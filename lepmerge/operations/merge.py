@@ -3,7 +3,6 @@
 The methods are in merge_methods/.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -21,9 +20,11 @@ from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
 from lepmerge.operations.merge_methods.registry import Inputs, MergeMethod, merge_methods
 from lepmerge.operations.operands import (
+    LAYER,
     check_operand,
     check_same_tensors,
     conversion_to,
+    num_layers,
     rows_that_stay,
     select,
     tensor_of,
@@ -33,7 +34,6 @@ from lepmerge.operations.registry import chosen, operation
 from lepmerge.tensors import LazyTensor
 from lepmerge.vocabulary.conversion import Conversion, converted
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 BASE = ""
 """Key of the base among the operands; no model has this name."""
 FRACTIONS = {"density": True, "gamma": False, "epsilon": False, "t": False, "select_topk": True}
@@ -124,7 +124,7 @@ def merge(
     if selected & set(model.tables.values()):
         conversions = {name: conversion_to(other, model) for name, other in operands.items()}
     stays_V = rows_that_stay(model, operands, conversions)
-    num_layers = 1 + max((int(found[1]) for name in model.tensors if (found := LAYER.search(name))), default=0)
+    count = num_layers(model)
     role_of = {name: role for role, name in model.tables.items()}
     computed: dict[str, LazyTensor] = {}
     for name in (name for name in model.tensors if name in selected):
@@ -132,7 +132,7 @@ def merge(
         found = {key: _operand(other, name, role, conversions.get(key)) for key, other in operands.items()}
         for key, operand in found.items():
             check_operand(operand, current, f"{role or f'tensor {name}'} of {operands[key].name}")
-        inputs = _inputs(chosen_method, name, _depth(name, num_layers), found, models, settings)
+        inputs = _inputs(chosen_method, name, _depth(name, count), found, models, settings)
         merged = replace(chosen_method.function(inputs), dtype=current.dtype)
         computed[name] = with_kept_rows(merged, current, stays_V) if role else merged
     num_kept = int(stays_V.sum())
@@ -151,10 +151,10 @@ def _operand(model: Model, name: str, role: str | None, conversion: Conversion |
     return model.table(role) if conversion is None else converted(model.table(role), conversion)
 
 
-def _depth(name: str, num_layers: int) -> float:
+def _depth(name: str, count: int) -> float:
     """Return where a tensor stands: 0 in the first layer and outside the layers, 1 in the last one."""
     found = LAYER.search(name)
-    return int(found[1]) / max(1, num_layers - 1) if found else 0.0
+    return int(found[1]) / max(1, count - 1) if found else 0.0
 
 
 def _inputs(

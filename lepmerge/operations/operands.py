@@ -1,5 +1,6 @@
 """Helpers of operations over several models: select tensors, and bring tables into one vocabulary."""
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -11,6 +12,14 @@ from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.safetensors_io import require_computable
 from lepmerge.tensors import ChosenRows, LazyTensor
 from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+"""The part of a tensor's name that holds the number of its layer."""
+
+
+def num_layers(model: Model) -> int:
+    """Return the number of layers of which the model has tensors."""
+    return 1 + max((int(found[1]) for name in model.tensors if (found := LAYER.search(name))), default=-1)
 
 
 def select(model: Model, tensors: str | Sequence[str]) -> set[str]:

@@ -1,0 +1,143 @@
+"""Configurations of mergekit as people publish them: read, planned, some run; what lepmerge lacks is named by line."""
+
+from pathlib import Path
+
+import pico
+import pytest
+import reference
+import torch
+import yaml
+
+RECIPES = sorted((Path(__file__).parent / "mergekit_recipes").glob("*.yaml"))
+LAYER = "model.layers.{}.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, english) -> Path:
+    """Models base, a, b and c of one architecture, which the configurations name by relative paths."""
+    folder = tmp_path_factory.mktemp("mergekit")
+    base = pico.save_model(folder / "base", english, chat=True)
+    for seed, name in enumerate("abc", 1):
+        pico.save_instruct(folder / name, base, english, seed=seed)
+    return folder
+
+
+def command(folder: Path, monkeypatch, text: str, *arguments):
+    (folder / "config.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    return pico.command(*arguments)
+
+
+def run(folder: Path, monkeypatch, text: str) -> dict[str, torch.Tensor]:
+    arguments = ("run", "config.yaml", "--output", "out", "--overwrite", "--device", "cpu")
+    done = command(folder, monkeypatch, text, *arguments)
+    assert done.exit_code == 0, done.stderr
+    return reference.weights(folder / "out")
+
+
+def test_there_are_25_configurations() -> None:
+    assert len(RECIPES) == 25
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_published_form_is_planned_and_imported(folder: Path, monkeypatch, path: Path) -> None:
+    text = path.read_text()
+    planned = command(folder, monkeypatch, text, "plan", "config.yaml", "--output", "planned")
+    assert planned.exit_code == 0, planned.stderr
+    imported = command(folder, monkeypatch, text, "import", "config.yaml", "-o", "planned")
+    (folder / "recipe.yaml").write_text(imported.stdout)
+    again = command(folder, monkeypatch, text, "plan", "recipe.yaml")
+    assert again.stdout.splitlines()[1:] == planned.stdout.splitlines()[1:]
+
+
+def test_slerp_with_a_gradient_and_filters_starts_at_the_base_model(folder: Path, monkeypatch) -> None:
+    text = """
+slices:
+  - sources:
+      - {model: b, layer_range: [0, 2]}
+      - {model: a, layer_range: [0, 2]}
+merge_method: slerp
+base_model: a
+parameters:
+  t: [{filter: up_proj, value: [0, 1]}, {value: 0}]
+dtype: bfloat16
+"""
+    got, a, b = run(folder, monkeypatch, text), reference.weights(folder / "a"), reference.weights(folder / "b")
+    assert {name for name in got if not reference.same_bits(got[name], a[name])} == {LAYER.format(1)}
+    assert reference.same_bits(got[LAYER.format(1)], b[LAYER.format(1)])
+
+
+def test_stacked_layers_are_numbered_anew(folder: Path, monkeypatch) -> None:
+    text = """
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [1, 2]}]
+  - sources: [{model: a, layer_range: [0, 2], parameters: {scale: [{filter: o_proj, value: 0.0}, {value: 1.0}]}}]
+merge_method: passthrough
+dtype: bfloat16
+"""
+    got, a, b = run(folder, monkeypatch, text), reference.weights(folder / "a"), reference.weights(folder / "b")
+    for new, (source, old) in enumerate([(a, 0), (a, 1), (b, 1), (a, 0), (a, 1)]):
+        assert reference.same_bits(got[LAYER.format(new)], source[LAYER.format(old)])
+    assert (
+        not got["model.layers.3.self_attn.o_proj.weight"].any() and got["model.layers.0.self_attn.o_proj.weight"].any()
+    )
+    assert len(got) == len(a) + 3 * sum("layers.0." in name for name in a)
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "out")
+    assert loaded.config.num_hidden_layers == 5 and len(loaded.model.layers) == 5
+
+
+def test_layers_that_are_swapped_within_one_file_are_not_copied_as_they_are(folder: Path, monkeypatch) -> None:
+    text = "slices: [{sources: [{model: a, layer_range: [1, 2]}]}, {sources: [{model: a, layer_range: [0, 1]}]}]\n"
+    got, a = run(folder, monkeypatch, text + "merge_method: passthrough\n"), reference.weights(folder / "a")
+    assert reference.same_bits(got[LAYER.format(0)], a[LAYER.format(1)])
+
+
+def test_the_parameters_of_a_model_win_over_the_general_ones(folder: Path, monkeypatch) -> None:
+    text = """
+merge_method: task_arithmetic
+base_model: base
+models: [{model: base}, {model: a}, {model: b, parameters: {weight: 0.25}}]
+parameters: {weight: 0.5, int8_mask: true, density: 0.3}
+"""
+    done = command(folder, monkeypatch, text, "import", "config.yaml")
+    (step,) = yaml.safe_load(done.stdout)["steps"]
+    assert step["models"] == {"a": {"weight": 0.5}, "b": {"weight": 0.25}} and step["base"] == "base"
+
+
+BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "merge_method: nearswap\nmodels: [{model: a}]\n",
+            [":1: merge_method: lepmerge has no merge method 'nearswap'"],
+        ),
+        (BEGIN + "tokenizer_source: union\n", [":5: tokenizer_source", "does not unite"]),
+        (BEGIN + "chat_template: chatml\n", [":5: chat_template"]),
+        (BEGIN + "modells: 1\n", [":5: modells", "did you mean models?"]),
+        (BEGIN + "  parameters: {densty: 0.5}\n", [":4: models.0", "'densty'", "did you mean density?"]),
+        (BEGIN + "dtype: int8\n", [":5: dtype", "bfloat16"]),
+        ("merge_method: ties\nmodels: [{model: a}]\n", [":1: merge_method: ties needs base_model"]),
+        (BEGIN + "slices: []\n", ["either `models` or `slices`"]),
+        (
+            "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 9]}]\n",
+            ["slices.0.layers", "[0, 9]", "2 layers"],
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_lepmerge_lacks_is_one_line(folder: Path, monkeypatch, text: str, parts: list[str]) -> None:
+    done = command(folder, monkeypatch, text, "run", "config.yaml", "--output", "never")
+    pico.assert_one_line_error(done, 2, *parts)
+
+
+def test_a_configuration_needs_an_output_and_takes_no_overrides(folder: Path, monkeypatch) -> None:
+    done = command(folder, monkeypatch, BEGIN, "run", "config.yaml")
+    pico.assert_one_line_error(done, 2, "give --output FOLDER")
+    done = command(folder, monkeypatch, BEGIN, "run", "config.yaml", "--output", "x", "--set", "start=a")
+    pico.assert_one_line_error(done, 2, "lepmerge import")
