@@ -8,7 +8,7 @@ from typing import Any
 from lepmerge.merge.gguf_shard import GgufShard
 from lepmerge.models.checkpoint import EMBEDDINGS, SINGLE
 from lepmerge.models.model import Model
-from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, StoredTensor, build_header
+from lepmerge.models.safetensors_io import DTYPE_NAMES, Header, SafetensorsFile, StoredTensor, build_header
 from lepmerge.tensors import LazyTensor
 
 
@@ -58,8 +58,7 @@ def _regrouped(model: Model, shard_size: int) -> dict[str, list[str]]:
 def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
     files = {tensor.file if isinstance(tensor, StoredTensor) else None for tensor in tensors.values()}
     (file, *others) = files
-    whole = file is not None and not others and file.entries.keys() == tensors.keys()
-    whole = whole and all(isinstance(t, StoredTensor) and t.entry is file.entries[n] for n, t in tensors.items())
+    whole = file is not None and not others and _holds_exactly(file, tensors)
     stored = {
         tensor_name: (
             tensor.entry.dtype if isinstance(tensor, StoredTensor) else DTYPE_NAMES[tensor.dtype],
@@ -68,6 +67,12 @@ def _shard(name: str, tensors: Mapping[str, LazyTensor]) -> Shard:
         for tensor_name, tensor in tensors.items()
     }
     return Shard(name, build_header(stored, {"format": "pt"}), tensors, file.path if file and whole else None)
+
+
+def _holds_exactly(file: SafetensorsFile, tensors: Mapping[str, LazyTensor]) -> bool:
+    """Return whether a file holds these tensors under these names, and no others."""
+    stored = {name: tensor.entry for name, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
+    return stored.keys() == file.entries.keys() and all(stored[name] is file.entries[name] for name in stored)
 
 
 def index_of(shards: Sequence[Shard | GgufShard]) -> dict[str, Any] | None:
