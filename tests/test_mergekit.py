@@ -90,6 +90,14 @@ dtype: bfloat16
     assert loaded.config.num_hidden_layers == 5 and len(loaded.model.layers) == 5
 
 
+def test_a_stack_begins_as_its_first_model_and_ends_as_its_last(folder: Path, monkeypatch) -> None:
+    text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [1, 2]}]}]\n"
+    got = run(folder, monkeypatch, text + "merge_method: passthrough\n")
+    a, b = reference.weights(folder / "a"), reference.weights(folder / "b")
+    for name, model in {"model.embed_tokens.weight": a, "model.norm.weight": b, "lm_head.weight": b}.items():
+        assert reference.same_bits(got[name], model[name])
+
+
 def test_layers_that_are_swapped_within_one_file_are_not_copied_as_they_are(folder: Path, monkeypatch) -> None:
     text = "slices: [{sources: [{model: a, layer_range: [1, 2]}]}, {sources: [{model: a, layer_range: [0, 1]}]}]\n"
     got, a = run(folder, monkeypatch, text + "merge_method: passthrough\n"), reference.weights(folder / "a")
@@ -125,6 +133,11 @@ BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
         (BEGIN + "dtype: int8\n", [":5: dtype", "bfloat16"]),
         ("merge_method: ties\nmodels: [{model: a}]\n", [":1: merge_method: ties needs base_model"]),
         (BEGIN + "slices: []\n", ["either `models` or `slices`"]),
+        (
+            "merge_method: slerp\nparameters: {t: [0, 1]}\nslices:\n"
+            + 2 * "- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]\n",
+            [":3: slices", "over all layers"],
+        ),
         (
             "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 9]}]\n",
             ["slices.0.layers", "[0, 9]", "2 layers"],

@@ -164,7 +164,8 @@ class _Reader:
             if "scale" in given:
                 entry["scale"] = self.numbers(given["scale"], 1.0, place)
             slices.append(entry)
-        return [{"op": "stack_layers", "slices": slices}]
+        first, last = slices[0]["model"], slices[-1]["model"]
+        return [{"op": "stack_layers", "slices": slices, **({"head": last} if last != first else {})}]
 
     def sources(self, number: int, each: Mapping[str, Any]) -> list[tuple[tuple[int | str, ...], dict[str, Any]]]:
         self.known(each, ("sources", "parameters"), ("slices", number))
@@ -191,6 +192,10 @@ class _Reader:
                 own = each.get("parameters") or any(source.get("parameters") for _, source in sources)
                 if len(per_slice) > 1 and own:
                     self.refuse(("slices", number), "lepmerge has no parameters of single slices: use numbers by layer")
+            if len(ranges) > 1 or ranges[0][0][0] != 0:
+                general = [values.get("parameters"), *(p for _, p in per_slice[0])]
+                if any(isinstance(item, list) for part in general for item in _values(part)):
+                    self.refuse(("slices",), "lepmerge spreads lists of numbers over all layers, not over each slice")
             after = [{"op": "stack_layers", "slices": [{"layers": found[0]} for found in ranges]}]
             listed, slice_of = per_slice[0], values["slices"][0]
         else:
@@ -254,3 +259,10 @@ class _Reader:
         if default is None:
             self.refuse(place, "the last rule should have no filter, so that there is a number for every tensor")
         return [*rules, {"value": default}]
+
+
+def _values(part: Any) -> Iterable[Any]:
+    """Yield the numbers of parameters: those of rules, and those that stand alone."""
+    for value in ((part or {}).get("parameters", part) or {}).values():
+        rules = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else [value]
+        yield from (rule["value"] if isinstance(rule, dict) else rule for rule in rules)

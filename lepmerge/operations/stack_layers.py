@@ -13,8 +13,8 @@ from lepmerge.config.numbers import Numbers, number_for
 from lepmerge.config.schema import Strict
 from lepmerge.errors import RecipeError
 from lepmerge.models.configs import text_configs
-from lepmerge.models.model import Model
-from lepmerge.operations.operands import LAYER, check_operand, num_layers, tensor_of
+from lepmerge.models.model import INPUT, OUTPUT, Model
+from lepmerge.operations.operands import LAYER, check_operand, conversion_to, num_layers, tensor_of
 from lepmerge.operations.registry import operation
 from lepmerge.tensors import Elementwise, LazyTensor
 
@@ -34,15 +34,19 @@ class LayerRange(Strict):
 
 
 class StackLayers(Step):
-    """Build the layers from ranges of layers, in this order. Tensors outside the layers stay the current ones."""
+    """Build the layers from ranges of layers, in this order. Tensors before the layers stay the current ones."""
 
     op: Literal["stack_layers"]
     slices: Annotated[list[LayerRange], Field(min_length=1)]
     """The ranges, from the first layer to the last."""
+    head: ModelName | None = None
+    """Model of what comes after the layers (the last norm, the output embeddings); default: the current one."""
 
 
 @operation(StackLayers)
-def stack_layers(model: Model, *, slices: Sequence[LayerRange], models: Mapping[str, Model]) -> Model:
+def stack_layers(
+    model: Model, *, slices: Sequence[LayerRange], head: Model | None, models: Mapping[str, Model]
+) -> Model:
     """Return the model with other layers, numbered anew; the number of layers and lists by layer in its config follow.
 
     Raises:
@@ -63,7 +67,8 @@ def stack_layers(model: Model, *, slices: Sequence[LayerRange], models: Mapping[
     shards: dict[str, str] = {}
     for name, tensor in model.tensors.items():
         if not LAYER.search(name):
-            tensors[name], shards[name] = tensor, model.shards[name]
+            tensors[name] = tensor if head is None else _of_head(head, model, name)
+            shards[name] = model.shards[name]
     for new, (source, old, each) in enumerate(origins):
         for zero, name in parts:
             old_name, new_name = (name.replace(zero, zero.replace("0", str(layer)), 1) for layer in (old, new))
@@ -72,6 +77,21 @@ def stack_layers(model: Model, *, slices: Sequence[LayerRange], models: Mapping[
             tensors[new_name] = _scaled(tensor, 1.0 if each.scale is None else number_for(each.scale, old_name, 0.0))
             shards[new_name] = model.shards.get(old_name, model.shards[name])
     return replace(model, tensors=tensors, shards=shards, config=_config(model, origins))
+
+
+def _of_head(head: Model, model: Model, name: str) -> LazyTensor:
+    """Return a tensor outside the layers: the head's, unless it is the table of input embeddings.
+
+    Raises:
+        RecipeError: the head has another vocabulary.
+    """
+    if name == model.tables[INPUT] or "embed" in name or "wte" in name or "wpe" in name:
+        return model.tensors[name]
+    if name == model.tables.get(OUTPUT):
+        if conversion_to(head, model) is not None:
+            raise RecipeError(f"head: {head.name} has another vocabulary than {model.name}")
+        return head.table(OUTPUT)
+    return tensor_of(head, name)
 
 
 def _scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
