@@ -24,7 +24,9 @@ shells: `zsh_source`, `fish_source`.
 
 def page() -> str:
     """Return the page."""
-    return HEAD + "".join(sections(lepmerge, click.Context(lepmerge, info_name="lepmerge")))
+    return HEAD + "".join(
+        sections(lepmerge, click.Context(lepmerge, info_name="lepmerge", **lepmerge.context_settings))
+    )
 
 
 def sections(command: click.Command, context: click.Context) -> Iterator[str]:

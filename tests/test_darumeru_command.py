@@ -50,10 +50,10 @@ def evaluated(folder: Path, model: Path, *arguments: str | Path, **environment: 
     return done.stdout, path
 
 
-def of_the_readme(option: str) -> list[str]:
-    """Return the arguments of the README's command with this option, without model and output."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(rf"^    lm_eval (.*{option}.*)$", readme, re.MULTILINE)
+def of_the_page(option: str) -> list[str]:
+    """Return the arguments of the page's command with this option, without model and output."""
+    page = (ROOT / "docs" / "darumeru.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^    lm_eval (.*{option}.*)$", page, re.MULTILINE)
     common = r"--model hf --model_args pretrained=\S+?,max_length=4096 | --output_path results$"
     arguments = re.sub(common, "", line)
     assert len(line) - len(arguments) > 60
@@ -101,7 +101,7 @@ def test_a_short_run_in_this_process(
     """All tasks with few documents and short answers; `lepmerge darumeru` notes both."""
     from lm_eval.__main__ import cli_evaluate
 
-    arguments = of_the_readme("--apply_chat_template")
+    arguments = of_the_page("--apply_chat_template")
     given = ["--model", "hf", "--model_args", f"pretrained={model},max_length=4096", "--device", "cpu"]
     given += [
         "--output_path",
@@ -131,7 +131,7 @@ def test_a_short_run_in_this_process(
 @pytest.mark.slow
 def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
     """As the README has it; then `lepmerge darumeru` on its file, whose rows are those of the harness."""
-    arguments = of_the_readme("--apply_chat_template")
+    arguments = of_the_page("--apply_chat_template")
     output, path = evaluated(tmp_path, model, *arguments, DARUMERU_DATA=str(DATA))
     results = assert_complete(output, path)
     assert len({round(results[f"darumeru_{name}"]["score,none"], 9) for name in NAMES}) > 5
@@ -163,7 +163,7 @@ def test_a_network_that_fails_gives_the_same_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_on_a_base_model(tmp_path: Path, model: Path) -> None:
     """As the README has it, with the data by --metadata."""
-    arguments = of_the_readme("--num_fewshot 5")
+    arguments = of_the_page("--num_fewshot 5")
     output, path = evaluated(tmp_path, model, *arguments, "--metadata", f"darumeru_data={DATA}")
     assert_complete(output, path)
     shots = json.loads(path.read_text())["n-shot"]

@@ -34,7 +34,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("out", "work"))
     config = folder / "recipes/quickstart/train.yaml"
-    config.write_text(config.read_text().replace("epochs: 1.25", "max_tokens: 20K"))
+    text = config.read_text().replace("epochs: 1.25", "max_tokens: 6K")
+    config.write_text(text.replace("ru: heldout_ru.txt", "ru: {path: heldout_ru.txt, limit: 4KB}"))
+    task = folder / "recipes/quickstart/task.jsonl"
+    task.write_text("".join(task.read_text().splitlines(keepends=True)[:20]))
     subprocess.run([sys.executable, "-m", "lepmerge", "train", config, "--device", "cpu", "-q"], check=True, cwd=folder)
     return folder
 

@@ -190,7 +190,7 @@ def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *
         assert ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("setting", [slow_setting, slow_distillation])
+@pytest.mark.parametrize("setting", [slow_setting, pytest.param(slow_distillation, marks=pytest.mark.slow)])
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english, setting) -> None:
     check_kills(tmp_path, english, setting, kills=2)
 

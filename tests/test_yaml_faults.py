@@ -41,11 +41,11 @@ def test_a_file_of_another_kind_names_its_command(tmp_path: Path) -> None:
     for command in ("run", "plan"):
         pico.assert_one_line_error(
             pico.command(command, config), 2,
-            f"{config}: this is a training configuration, not a recipe: use `lepmerge train {config}`",
+            f"{config} is a training configuration, not a recipe: use `lepmerge train {config}`",
         )  # fmt: skip
     pico.assert_one_line_error(
         pico.command("train", recipe), 2,
-        f"{recipe}: this is a recipe, not a training configuration: use `lepmerge run {recipe}`",
+        f"{recipe} is a recipe, not a training configuration: use `lepmerge run {recipe}`",
     )  # fmt: skip
 
 
