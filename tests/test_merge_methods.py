@@ -197,6 +197,12 @@ def test_random_numbers_are_uniform_and_these() -> None:
     assert len(drawn.unique()) > 119_000
 
 
+@pytest.mark.parametrize(("method", "times"), [("della", 1), ("ties", 1), ("della_linear", 2), ("dare_ties", 2)])
+def test_the_default_of_normalize_is_the_paper_s(method: str, times: int) -> None:
+    base, model = torch.zeros(3, 4), torch.ones(3, 4)
+    assert torch.equal(result(method, base, [model, model]), times * model)
+
+
 def test_zero_deltas_give_the_base() -> None:
     base = torch.randn(3, 4, generator=torch.Generator().manual_seed(7))
     for name, method in merge_methods().items():

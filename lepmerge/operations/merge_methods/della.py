@@ -14,7 +14,7 @@ PER_MODEL = {"weight": 1.0, "density": 1.0, "epsilon": 0.15}
 SETTINGS = {**COMMON, "normalize": False, "rescale": True, "seed": 0}
 
 
-@merge_method("della", base=True, per_model=PER_MODEL, settings=SETTINGS)
+@merge_method("della", base=True, per_model=PER_MODEL, settings={**SETTINGS, "normalize": True})
 def della(inputs: Inputs) -> LazyTensor:
     """Return the TIES sign vote over task vectors pruned by magnitude (MAGPRUNE)."""
     return combined(inputs, pruned(inputs), vote=True)
