@@ -64,12 +64,11 @@ def test_quiet_shows_no_events(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str, overrides: tuple[str, ...]) -> None:
+    def interrupted(reference: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lepmerge.merge.recipe.load_recipe", interrupted)
-    (tmp_path / "recipe.yaml").touch()
-    result = pico.command("run", tmp_path / "recipe.yaml")
+    monkeypatch.setattr("lepmerge.models.adapters.open_model", interrupted)  # no other module imports it by name
+    result = pico.command("inspect", tmp_path)
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "stopped by Ctrl-C: run the same command again to continue\n"
 
