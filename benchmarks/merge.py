@@ -1,4 +1,4 @@
-"""Merges of three models beside mergekit: the same configuration, the results compared, CPU seconds and peak memory.
+"""Merge three models with lepmerge and mergekit by one configuration: results, CPU seconds and peak memory.
 
 python merge.py --mergekit mk/bin/mergekit-yaml [--width 2048 --layers 6 --rows 32000] [--methods ties slerp] [--runs 1]
 
@@ -101,7 +101,7 @@ def compared(ours: Path, theirs: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml of an environment of its own")
+    parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml of a separate environment")
     for option, value in {
         "rows": 32000,
         "width": 2048,
