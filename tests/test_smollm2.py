@@ -91,7 +91,7 @@ def test_the_chain_ends_with_a_report_on_every_method(recipe: Path) -> None:
 def test_drift_is_measured_and_the_rows_are_counted(recipe: Path) -> None:
     report = json.loads((recipe.parent / "work/laptop/conversion/lepmerge_report.json").read_text())
     (table,) = report["tables"]
-    assert 1e-5 < table["drift"] < 0.1 and table["rank"] == 576
+    assert 1e-5 < table["metrics"]["drift"] < 0.1 and table["metrics"]["rank"] == 576
     assert table["rows"]["exact"] > 49000 and table["rows"]["decomposed"] >= 250
 
 

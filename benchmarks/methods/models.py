@@ -45,6 +45,15 @@ RUSSIAN_NAMES = {
 }
 TASKS = ("origin_en", "origin_ru", "part")
 BATCH_ROWS = 16
+CALIBRATION_STEPS, CALIBRATION_ROWS = 500, 8
+STARTS = {  # of calibration: the step that makes the student, and the rows that learn
+    "mean": ("{op: swap_vocabulary, tokenizer: vocabulary, init: mean}", "new"),
+    "delta + kept": (
+        "{op: propagate_embeddings, base: base, adapted: adapted, method: delta, keep_shared_rows: true}",
+        "new",
+    ),
+    "conversion": ("{op: propagate_embeddings, base: base, adapted: adapted, method: conversion}", "all"),
+}
 NUM_PROMPTS = 300
 """Held-out prompts of each task."""
 BYTES_OF_TEXT = 40_000
@@ -235,9 +244,42 @@ class Models:
                 f"output: {target.name}\n"
             )
             print(f"{self.folder.name}: {target.name}", flush=True)
-            command = [sys.executable, "-m", "lepmerge", "train", str(config), "--device", "cpu", "-q"]
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            self._lepmerge("train", config)
         return target
+
+    def calibration(self, strength: str, regime: str, start: str) -> tuple[Path, Path]:
+        """Return the student, a model in the new vocabulary, and its tables after calibration by the instruct model.
+
+        `start` is one of STARTS. Half of the texts are prompts of the three tasks, made of training texts.
+        """
+        step, trained_rows = STARTS[start]
+        name = "-".join([strength, *([] if start == "mean" else [regime]), start.replace(" + ", "-")])
+        student, target = self.folder / f"student-{name}", self.folder / f"calibrated-{name}"
+        if not (target / "lepmerge_train.json").exists():
+            models = f"{{base: base, instruct: instruct-{strength}, adapted: {self.adapted(regime).name}}}"
+            recipe = self.folder / f"{name}.recipe.yaml"
+            recipe.write_text(f"models: {models}\nsteps: [{step}]\noutput: {{path: {student.name}}}\n")
+            questions = [*quickstart.QUESTIONS.values(), QUESTION_PART]
+            source = f"path: train_ru.jsonl, cut: 320, weight: {1 / len(questions):.3f}"
+            prompts = "".join(f'  - {{{source}, prompt: "{asked}\\n{{text}}"}}\n' for asked in questions)
+            config = self.folder / f"{name}.calibrate.yaml"
+            config.write_text(
+                f"objective: distill\nteacher: instruct-{strength}\nmodel: {student.name}\n"
+                f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{prompts}"
+                f"train: {{tables: both, rows: {trained_rows}}}\n"
+                f"block_size: {quickstart.NUM_CONTEXT_TOKENS}\nbatch_size: {CALIBRATION_ROWS}\nseed: {self.seed}\n"
+                f"learning_rate: {self.new_rate}\nwarmup_steps: 20\nweight_decay: 0\nprecision: fp32\n"
+                f"max_tokens: {CALIBRATION_STEPS * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
+                f"output: {target.name}\n"
+            )
+            print(f"{self.folder.name}: {target.name}", flush=True)
+            self._lepmerge("run", recipe)
+            self._lepmerge("train", config)
+        return student, target
+
+    def _lepmerge(self, command: str, file: Path) -> None:
+        arguments = [sys.executable, "-m", "lepmerge", command, str(file), "--device", "cpu", "-q"]
+        subprocess.run(arguments, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         target, partial = self.folder / name, self.folder / f"{name}.partial"

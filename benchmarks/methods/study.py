@@ -3,7 +3,8 @@
 python benchmarks/methods/study.py [--work FOLDER] [--widths 128] [--seeds 1]
 
 Makes what is not made yet in FOLDER (about 20 CPU minutes for a seed of width 128, 40 for one of 256), measures what is
-not measured yet, and writes benchmarks/results/methods.json. `report.py` makes docs/methods.md of it. Fewer widths or
+not measured yet, and writes benchmarks/results/methods.json. With --calibrated it measures calibration instead and
+writes benchmarks/results/calibrated.json. `report.py` makes docs/methods.md of it. Fewer widths or
 seeds need --output NAME, so that the committed results stay.
 """
 
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import REGIMES, STRENGTHS, TASKS, Models, Texts
+from models import REGIMES, STARTS, STRENGTHS, TASKS, Models, Texts
 from scores import bits_per_byte, right_answers
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from ways import Cell, Tables, core, ideas, probes
+
+from lepmerge import open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import Report  # noqa: E402  benchmarks/ is on the path only now
@@ -123,6 +126,31 @@ def study_cell(models: Models, strength: str, measuring: Measuring) -> list[dict
     return rows
 
 
+def calibrated_cell(models: Models, strength: str, measuring: Measuring) -> list[dict[str, Any]]:
+    """Return the scores of the old vocabulary, of each start of calibration, and of each calibrated model."""
+    head = {"width": models.width, "seed": models.seed, "strength": strength}
+    place = f"d{models.width}-seed{models.seed}-{strength}"
+    body = LlamaForCausalLM.from_pretrained(models.instruct(strength)).eval()
+    old = measuring.old_tokenizer
+    new = chat_tokenizer(measuring.new_tokenizer, old)
+    rows = [{**head, "regime": None, "way": "old vocabulary"}]
+    rows[0] |= measuring.kept(f"{place}/old vocabulary", lambda: measuring.scores(body, old, old))
+    for regime in REGIMES:
+        for start in STARTS:
+            if start == "mean" and regime != "new":  # it knows no adapted model
+                continue
+            student, calibrated = models.calibration(strength, regime, start)
+            for way, folder in ((start, student), (f"{start}, calibrated", calibrated)):
+
+                def measure(folder: Path = folder) -> dict[str, Any]:
+                    model = open_model(folder)
+                    tables = {role: model.table(role).rows() for role in model.tables}
+                    return measuring.scores(with_tables(body, tables), new, new)
+
+                rows.append({**head, "regime": regime, "way": way} | measuring.kept(f"{place}/{regime} {way}", measure))
+    return rows
+
+
 def _drift(cell: Cell, role: str) -> float:
     """Return ‖E_i - E_b‖ / ‖E_b‖ over the rows that both have."""
     base = cell.base.table(role).rows().double()
@@ -141,18 +169,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--output", default="methods", metavar="NAME", help="of the file in benchmarks/results")
+    parser.add_argument("--calibrated", action="store_true", help="measure calibrated models instead of the methods")
+    parser.add_argument("--output", metavar="NAME", help="of the file in benchmarks/results: methods or calibrated")
     arguments = parser.parse_args()
     chosen = [cell for cell in CELLS if cell[0] in arguments.widths and cell[1] in arguments.seeds]
-    if chosen != CELLS and arguments.output == "methods":
+    if chosen != CELLS and arguments.output is None and not arguments.calibrated:
         parser.error("a part of the study needs --output NAME")
     torch.set_num_threads(1)  # more give other last bits
-    report = Report(arguments.output)
+    study = calibrated_cell if arguments.calibrated else study_cell
+    report = Report(arguments.output or ("calibrated" if arguments.calibrated else "methods"))
     texts = Texts(arguments.cache)
     measuring = Measuring(texts, arguments.work / "scores")
     rows = []
     for width, seed, strength in chosen:
-        rows += study_cell(Models(arguments.work, texts, width=width, seed=seed), strength, measuring)
+        rows += study(Models(arguments.work, texts, width=width, seed=seed), strength, measuring)
     report.write({"prompts": {task: len(found) for task, found in measuring.prompts.items()}, "rows": rows})
 
 
