@@ -22,7 +22,13 @@ DOCS = Path(__file__).parent
 PAGES: dict[str, type[BaseModel]] = {"recipe.md": Recipe, "train.md": TrainConfig}
 BEGIN, END = "<!-- written by make_reference.py -->\n", "<!-- end -->\n"
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
-MARKS = {"model": "a model's name", "tokenizer": "tokenizer", "reference": "path or Hub id", "path": "path"}
+MARKS = {
+    "model": "a model's name",
+    "tokenizer": "tokenizer",
+    "reference": "path or Hub id",
+    "path": "path",
+    "template": "a model's name or path",
+}
 LIMITS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Lt: ("lt", "below")}
 
 

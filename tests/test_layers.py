@@ -59,6 +59,7 @@ output/staging
 output/checks
 output/run
 output/carried_files
+output/chat_templates
 operations/__init__
 operations/registry
 operations/operands

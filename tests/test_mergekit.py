@@ -116,6 +116,14 @@ parameters: {weight: 0.5, int8_mask: true, density: 0.3}
     assert step["models"] == {"a": {"weight": 0.5}, "b": {"weight": 0.25}} and step["base"] == "base"
 
 
+@pytest.mark.parametrize(("given", "wanted"), [("a", "a"), ("own.jinja", "{folder}/own.jinja"), ("auto", None)])
+def test_the_chat_template_of_a_model_or_a_file(folder: Path, monkeypatch, given: str, wanted: str | None) -> None:
+    text = f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\nchat_template: {given}\n"
+    done = command(folder, monkeypatch, text, "import", "config.yaml")
+    expected = wanted and wanted.format(folder=folder)
+    assert yaml.safe_load(done.stdout)["output"].get("chat_template") == expected
+
+
 BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
 
 
@@ -127,7 +135,7 @@ BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
             [":1: merge_method: lepmerge has no merge method 'nearswap'"],
         ),
         (BEGIN + "tokenizer_source: union\n", [":5: tokenizer_source", "does not unite"]),
-        (BEGIN + "chat_template: chatml\n", [":5: chat_template"]),
+        (BEGIN + "chat_template: chatml\n", [":5: chat_template", "no built-in", ".jinja file"]),
         (BEGIN + "modells: 1\n", [":5: modells", "did you mean models?"]),
         (BEGIN + "  parameters: {densty: 0.5}\n", [":4: models.0", "'densty'", "did you mean density?"]),
         (BEGIN + "dtype: int8\n", [":5: dtype", "bfloat16"]),

@@ -15,6 +15,8 @@ ModelName = Annotated[str, "model"]
 """A name under `models` of the recipe. The operation receives the model."""
 TokenizerReference = Annotated[str, "tokenizer"]
 """A name under `models`, a path or a Hub id. The operation receives the vocabulary."""
+TemplateReference = Annotated[str, "template"]
+"""A name under `models`, or the path of a .jinja file."""
 
 Place = tuple[int | str, ...]
 

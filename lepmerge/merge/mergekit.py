@@ -107,7 +107,9 @@ class _Reader:
             near = hint(get_close_matches(method, merge_methods(), 1), merge_methods())
             self.refuse(("merge_method",), f"lepmerge has no merge method {method!r}; {near}")
         start, padding = self.tokenizer(values, base or next(iter(self.names.values())))
+        template = self.chat_template(values)
         output = {"dtype": self.dtype(values), **({"pad_to_multiple_of": padding} if padding else {})}
+        output |= {"chat_template": template} if template else {}
         models = {name: self.located(text) for text, name in self.names.items()}
         return {"models": models, "start": start, "steps": steps, "output": output}
 
@@ -144,9 +146,17 @@ class _Reader:
             padding = values["tokenizer"].get("pad_to_multiple_of")
         if given == "union":
             self.refuse(place, "lepmerge does not unite vocabularies: name the model whose tokenizer the result has")
-        if values.get("chat_template") not in (None, "auto"):
-            self.refuse(("chat_template",), "lepmerge carries the chat template of the tokenizer's model: remove this")
         return (start if given in (None, "base") else self.name(str(given).removeprefix("model:"))), padding
+
+    def chat_template(self, values: Mapping[str, Any]) -> str | None:
+        """Return the model or file of the chat template. None: the template of the tokenizer's model."""
+        given = values.get("chat_template")
+        if given in (None, "auto"):
+            return None
+        if given not in self.names and not str(given).endswith(".jinja"):
+            remedy = "name one of the models, or a .jinja file with the template"
+            self.refuse(("chat_template",), f"lepmerge has no built-in chat templates: {remedy}")
+        return self.names.get(given) or str(Path(given).absolute())
 
     def passthrough(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "models" in values:

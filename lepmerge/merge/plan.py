@@ -20,6 +20,7 @@ from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
+from lepmerge.output.chat_templates import check_template, chosen_templates, with_templates
 from lepmerge.output.checks import check_place
 from lepmerge.output.staging import Staging
 from lepmerge.tensors import (
@@ -80,7 +81,9 @@ class Plan:
         tokenizers = {folder for name in self.recipe.tokenizers() if (folder := self.recipe.resolve(name)).is_dir()}
         read = {path for reference in self.references.values() for path in reference.paths}
         bodies = {part.path for shard in self.shards if isinstance(shard, GgufShard) for part in shard.parts}
-        return tuple(sorted(read | tokenizers | bodies))
+        template = self.recipe.output.chat_template
+        templates = {self.recipe.resolve(template)} if template is not None and template not in self.models else set()
+        return tuple(sorted(read | tokenizers | bodies | templates))
 
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
@@ -175,7 +178,20 @@ def _with_folder(plan: Plan) -> Plan:
     shards = shards_of(plan.final, output.shard_size)
     clashes = sorted({shard.name for shard in shards} & files.keys())
     assert not clashes, clashes
-    return replace(plan, shards=shards, files=files)
+    return _with_chat_template(replace(plan, shards=shards, files=files))
+
+
+def _with_chat_template(plan: Plan) -> Plan:
+    """Return the plan with the chat template that the recipe chooses."""
+    chosen = plan.recipe.output.chat_template
+    if chosen is None:
+        return plan
+    model, vocabulary = plan.models.get(chosen), plan.final.vocabulary
+    templates = chosen_templates(chosen, model=model, path=plan.recipe.resolve(chosen))
+    source = model.vocabulary if model is not None else None
+    notes = check_template(chosen, templates, vocabulary, names=plan.start.vocabulary.names, source=source)
+    final = replace(plan.final, notes=(*plan.final.notes, *notes))
+    return replace(plan, files=with_templates(plan.files, templates), final=final)
 
 
 def _with_gguf_file(plan: Plan) -> Plan:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from lepmerge.config.entries import AdaptedEntry, Step, TrainedEntry, other_command
-from lepmerge.config.kinds import FilePath, marked_texts, schemas_below
+from lepmerge.config.kinds import FilePath, TemplateReference, marked_texts, schemas_below
 from lepmerge.config.schema import Schema, Strict, Where, num_bytes
 from lepmerge.config.variables import escaped
 from lepmerge.config.yaml_tree import NAME, dotted, hint
@@ -49,6 +49,9 @@ class Output(Strict):
     """Maximum file size, such as 5GB (default: the same files as the start model)."""
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
     """Pad the tables with rows to a multiple of this number (default: the number of rows that the steps produce)."""
+    chat_template: TemplateReference | None = None
+    """Where the chat template comes from: a model name from `models`, or a `.jinja` file (default: the model whose
+    tokenizer the result has)."""
     body: FilePath | None = None
     """A GGUF file of the start model. The result is then a GGUF file, and `path` must end in `.gguf`. Everything except
     the vocabulary and the tables is copied from this file."""
@@ -63,7 +66,7 @@ class Output(Strict):
             return self
         if not self.path.endswith(".gguf"):
             raise ValueError("with `body` the result is a GGUF file: let `path` end in .gguf")
-        others = [key for key in ("dtype", "shard_size") if getattr(self, key) is not None]
+        others = [key for key in ("dtype", "shard_size", "chat_template") if getattr(self, key) is not None]
         if others:
             raise ValueError(f"{others[0]} belongs to a safetensors output: remove it, or `body`")
         return self
@@ -136,9 +139,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
     markers = {marker for place, marker, _ in marked_texts(Recipe, values) if dotted(place) == key}
-    if "tokenizer" in markers and text in values.get("models", ()):
+    if markers & {"tokenizer", "template"} and text in values.get("models", ()):
         return False
-    return "path" in markers or (bool(markers & {"reference", "tokenizer"}) and is_path(text, folder))
+    return bool(markers & {"path", "template"}) or (
+        bool(markers & {"reference", "tokenizer"}) and is_path(text, folder)
+    )
 
 
 def _long_form(text: str, folder: Path) -> dict[str, Any]:
@@ -181,8 +186,10 @@ def _check_names(recipe: Recipe, where: Where) -> None:
     for name in recipe.models:
         if not re.fullmatch(NAME, name):
             raise RecipeError(f"{where(('models', name))}: {name!r} is no name: use letters, digits and _")
-    texts = marked_texts(Recipe, recipe.model_dump())
-    named = [(("start",), recipe.start), *((place, text) for place, marker, text in texts if marker == "model")]
+    named: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
+    for place, marker, text in marked_texts(Recipe, recipe.model_dump()):
+        if marker == "model" or (marker == "template" and not text.endswith(".jinja")):
+            named.append((place, text))
     for place, name in named:
         if name not in recipe.models:
             near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
