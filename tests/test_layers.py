@@ -121,6 +121,7 @@ training/batch
 training/blocks
 training/loader
 training/transform
+training/lora
 training/body
 training/teacher
 training/distill

@@ -115,8 +115,8 @@ class Blocks:
         return slice(*source.tokens.block_B1[block : block + 2].tolist())
 
 
-def digest_seed(seed: int, epoch: int) -> int:
-    return int(digest([seed, epoch])[:15], 16)
+def digest_seed(*numbers: int) -> int:
+    return int(digest(numbers)[:15], 16)
 
 
 def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_progress) -> Blocks:

@@ -5,6 +5,7 @@ Legend: B rows of a batch, L tokens in a row, V rows of a table, D width.
 
 import importlib.metadata
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError
+from lepmerge.training.config import Lora
 from lepmerge.training.loader import load_network, skeleton, text_model, translated
+from lepmerge.training.lora import Adapter
 from lepmerge.training.loss import LogitTransform
 from lepmerge.training.transform import measured_scale, measured_transform, require_single_table
 
@@ -25,12 +28,13 @@ It is a fraction of the document's influence on its own next tokens."""
 
 
 class Body(torch.nn.Module):
-    """A transformers model without its embedding tables. Its weights never change.
+    """A transformers model without its embedding tables. Its weights never change, except those of its adapter.
 
     scale: the factor by which the model multiplies looked-up embeddings. transform: turns hidden @ tableᵀ into logits.
+    adapter: the LoRA adapter that the forward pass includes, if there is one.
     """
 
-    def __init__(self, network: Any, *, isolated: bool) -> None:
+    def __init__(self, network: Any, *, isolated: bool, lora: Lora | None = None) -> None:
         super().__init__()
         self.transform = measured_transform(network, name="model")
         require_single_table(network, name="model")
@@ -43,10 +47,15 @@ class Body(torch.nn.Module):
         translated(lambda: _check_forward(self, network), f"model: cannot train {type(network).__name__}")
         if isolated and not (self._takes_positions and _is_isolated(self, embedding.weight)):
             raise CheckpointError(_not_isolated(type(network).__name__))
+        self.adapter = None if lora is None else Adapter(network, lora)
         empty = torch.nn.Embedding(1, 1, device="meta")
         empty.requires_grad_(False)
         network.set_input_embeddings(empty)
         network.set_output_embeddings(empty)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Return a context in which the forward pass does not include the adapter."""
+        return self.adapter.disabled() if self.adapter else nullcontext()
 
     def embed(self, table_VD: torch.Tensor, id_BL: torch.Tensor) -> torch.Tensor:
         return F.embedding(id_BL, table_VD) * self.scale
@@ -71,15 +80,18 @@ def load_body(
     device: torch.device,
     isolated: bool,
     num_rows: int,
+    lora: Lora | None = None,
     activation_checkpointing: bool = False,
 ) -> Body:
     """Load the body of the model in a folder. num_rows: number of rows of the embedding tables to train.
+
+    lora: add this adapter to the body.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
     """
     network = load_network(folder, name="model", dtype=dtype, device=device)
-    body = Body(network, isolated=isolated)
+    body = Body(network, isolated=isolated, lora=lora)
     _check_bias(body.transform, num_rows)
     if activation_checkpointing:
         # transformers 4 and early 5 accept only the older name
@@ -89,8 +101,10 @@ def load_body(
     return body
 
 
-def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
-    """Check from the config alone, without weights, that a model can be trained.
+def check_architecture(
+    folder: Path, *, isolated: bool, num_rows: int, lora: Lora | None = None
+) -> Adapter | None:
+    """Check from the config alone, without weights, that a model can be trained. Return its adapter, without weights.
 
     Raises:
         CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
@@ -100,6 +114,7 @@ def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
     require_single_table(network, name="model")
     if isolated and not _takes_positions(network):
         raise CheckpointError(_not_isolated(type(network).__name__))
+    return None if lora is None else Adapter(network, lora)
 
 
 def _check_bias(transform: LogitTransform, num_rows: int) -> None:

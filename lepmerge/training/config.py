@@ -73,11 +73,27 @@ class Distill(Strict):
     """Weight of the positions that predict an answer of the assistant. Other positions have weight 1."""
 
 
+class Lora(Strict):
+    """A LoRA adapter of the body, trained together with the tables by PEFT. The defaults are PEFT's."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(default=8, gt=0)
+    """Each update is multiplied by alpha / rank."""
+    layers: Literal["all", "first_last"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "all"
+    """The layers that are adapted: `all`, `first_last`, or their numbers, counted from 0."""
+    modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the adapted linear modules such as `q_proj`, or `all-linear`. Default: PEFT's choice for the
+    architecture, usually the query and value projections."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which an input of the adapter is set to zero in training."""
+
+
 class Trained(Strict):
     """Which embedding tables and rows are trained."""
 
-    tables: Literal["input", "output", "both"] = "both"
-    """The embedding tables that are trained. Tied tables count as one."""
+    tables: Literal["input", "output", "both", "none"] = "both"
+    """The embedding tables that are trained. Tied tables count as one. `none` needs `lora`."""
     rows: Literal["all", "new"] = "all"
     """`all` rows, or only the `new` ones: the contiguous ids that `tokenizer extend` or `optimize` added."""
 
@@ -117,6 +133,9 @@ class TrainConfig(Strict):
     """Settings of `objective: distill`."""
     train: Trained = Trained()
     """Which embedding tables and rows to train."""
+    lora: Lora | None = None
+    """Also train a LoRA adapter of the body. Default: the body is frozen. The output is then a PEFT adapter, which
+    includes the tables."""
     packing: Literal["documents", "concatenate"] = "documents"
     """Whether documents in the same block attend to one another: with `documents` they do not, with `concatenate` they
     do."""
@@ -155,7 +174,7 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(default=200, ge=1)
     """Save a checkpoint after every this many steps."""
     output: str
-    """The new folder for the trained embeddings. A recipe uses it as its adapted model."""
+    """The new folder for the trained embeddings, or for the adapter. A recipe uses it as its adapted model."""
     folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="before")
@@ -186,6 +205,12 @@ class TrainConfig(Strict):
             raise ValueError("a sweep needs both: several rates in learning_rate, and sweep: 20%")
         if several and self.evaluate is None:
             raise ValueError("a sweep chooses by held-out bits per byte: give evaluate.data")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "TrainConfig":
+        if self.train.tables == "none" and self.lora is None:
+            raise ValueError("`train.tables: none` needs `lora`: otherwise nothing is trained")
         return self
 
     @model_validator(mode="after")
@@ -261,6 +286,7 @@ _SCHEMA = Schema(
         "distill": Distill,
         "data": TrainingSource,
         "train": Trained,
+        "lora": Lora,
         "evaluate": Evaluation,
     },
     choices={"InitPerTable": InitPerTable},

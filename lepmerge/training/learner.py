@@ -1,10 +1,13 @@
-"""One training step: compute the gradients of the trained rows over a batch, then update these rows with AdamW.
+"""One training step: compute the gradients of what is trained over a batch, then update it with AdamW.
+
+Trained are rows of the tables, and the matrices of the body's LoRA adapter if it has one.
 
 Legend: B rows of a micro batch, L tokens per row, D width.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +16,7 @@ import torch.distributed
 from lepmerge.models.model import INPUT, OUTPUT
 from lepmerge.tensors import ahead
 from lepmerge.training.batch import Batch, Lesson, Totals
-from lepmerge.training.blocks import Blocks
+from lepmerge.training.blocks import Blocks, digest_seed
 from lepmerge.training.body import Body
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.distill import head_divergence
@@ -58,7 +61,10 @@ class StepFigures:
 
 
 class Learner:
-    """The body, tables and optimizer of a training at one learning rate."""
+    """The body, tables and optimizer of a training at one learning rate.
+
+    parameters: name → what is trained. A new learner resets the adapter of the body.
+    """
 
     def __init__(
         self,
@@ -79,8 +85,16 @@ class Learner:
             role: TrainedTable.of(setting.start.table(role), rows, dtype=dtype, device=group.device)
             for role, rows in setting.rows.items()
         }
+        self.parameters = {role: table.master_RD for role, table in self.tables.items() if table.is_trained}
+        if body.adapter is not None:
+            body.adapter.reset(self.config.seed)
+            self.parameters |= body.adapter.parameters
         self.optimizer = torch.optim.AdamW(
-            self.masters, lr=rate, betas=self.config.betas, weight_decay=self.config.weight_decay, fused=True
+            self.parameters.values(),
+            lr=rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
         self._order: dict[int, torch.Tensor] = {}
 
@@ -91,10 +105,6 @@ class Learner:
     @property
     def output(self) -> TrainedTable:
         return self.tables.get(OUTPUT, self.input)
-
-    @property
-    def masters(self) -> list[torch.nn.Parameter]:
-        return [table.master_RD for table in self.tables.values() if table.is_trained]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step (counted from 0): a linear warm-up, then the schedule."""
@@ -109,7 +119,7 @@ class Learner:
     def step(self, number: int, *, micro_batch: int, between: Callable[[], None]) -> StepFigures:
         """Run step `number`, counted from 0. `between` is called between micro batches and may raise.
 
-        If it raises, or if memory runs out, tables and optimizer remain as they were after the previous step.
+        If it raises, or if memory runs out, parameters and optimizer remain as they were after the previous step.
         """
         places = self.places(number)
         # Every micro batch is divided by the totals of the whole step, so that the gradient is the same for any size of
@@ -118,19 +128,21 @@ class Learner:
         sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         mine = self.group.share(places)
         starts = range(0, len(mine), micro_batch)
-        for batch in ahead(self.blocks.batch(mine[s : s + micro_batch]).to(self.group.device) for s in starts):
+        batches = ahead(self.blocks.batch(mine[s : s + micro_batch]).to(self.group.device) for s in starts)
+        for index, batch in enumerate(batches):
             between()
-            sums += self.accumulate(batch, totals)
+            with self._dropping(number, index):
+                sums += self.accumulate(batch, totals)
         self.group.sum(sums)
-        for master in self.masters:
-            assert master.grad is not None
-            self.group.sum(master.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.config.max_grad_norm or math.inf)
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            self.group.sum(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm or math.inf)
         cross_entropy, divergence = (sums / sums.new_tensor(totals.divisors)).tolist()
         terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
         loss = cross_entropy + self.config.distill.weight * divergence
         figures = StepFigures(loss, float(norm), totals.num_labels, terms)
-        # An update with NaN would ruin the rows. Without it they stay good, and the caller reports the step.
+        # An update with NaN would ruin the parameters. Without it they stay good, and the caller reports the step.
         if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
             for options in self.optimizer.param_groups:
                 options["lr"] = self.learning_rate(number)
@@ -140,11 +152,18 @@ class Learner:
         self.forget_gradients()
         return figures
 
+    def _dropping(self, step: int, micro_batch: int) -> AbstractContextManager[None]:
+        """Return a context with the dropout of the adapter. What is dropped depends only on the seed and the place."""
+        if not (self.body.adapter and self.config.lora and self.config.lora.dropout):
+            return nullcontext()
+        return self.body.adapter.dropping(digest_seed(self.config.seed, step, self.group.rank, micro_batch))
+
     def accumulate(self, batch: Batch, totals: Totals) -> torch.Tensor:
         """Add the gradients of a micro batch. Return the summed cross entropy and divergence, (2,) float64."""
         learns_input = self.input.is_trained
+        needs_hidden = learns_input or self.body.adapter is not None
         embedded_BLD = self.body.embed(self.input.table_VD, batch.id_BL).requires_grad_(learns_input)
-        with torch.set_grad_enabled(learns_input):
+        with torch.set_grad_enabled(needs_hidden):
             hidden_BLD = self.body(embedded_BLD, batch.position_BL)
         hidden_ND = hidden_BLD.detach().flatten(0, 1)
         cross_entropy, grad_ND = linear_cross_entropy(
@@ -155,7 +174,7 @@ class Learner:
             transform=self.body.transform,
             grad_RD=self.output.grad_RD,
             first_row=self.output.first_row,
-            needs_hidden=learns_input,
+            needs_hidden=needs_hidden,
         )
         divergence = torch.zeros_like(cross_entropy)
         if self.teacher is not None and batch.lesson is not None:
@@ -166,6 +185,7 @@ class Learner:
                 grad_ND.index_add_(0, batch.lesson.student_P, grad_PD)
         if grad_ND is not None:
             hidden_BLD.backward(grad_ND.view_as(hidden_BLD))
+        if learns_input:
             assert embedded_BLD.grad is not None
             self.input.add_gradient(batch.id_BL.flatten(), embedded_BLD.grad.flatten(0, 1) * self.body.scale)
         return torch.stack([cross_entropy, divergence])
@@ -182,9 +202,9 @@ class Learner:
         )
 
     def forget_gradients(self) -> None:
-        for master in self.masters:
-            assert master.grad is not None
-            master.grad.zero_()
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            parameter.grad.zero_()
 
     def places(self, number: int) -> list[list[int]]:
         """Return the (source, block) of every block of a step. An epoch may end within a step."""

@@ -124,6 +124,7 @@ def open_session(
         device=group.device,
         isolated=config.packing == "documents",
         num_rows=setting.start.num_rows,
+        lora=config.lora,
         activation_checkpointing=config.activation_checkpointing,
     )
     teacher = None

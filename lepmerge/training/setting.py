@@ -1,6 +1,7 @@
 """A training configuration with its models opened: the new vocabulary in place, trained rows, fingerprint."""
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -103,6 +104,8 @@ def prepare(config: TrainConfig) -> Setting:
     Raises:
         LepmergeError: a model or tokenizer cannot be read or trained, or `train.rows: new` finds no contiguous range.
     """
+    if config.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("lora: training a LoRA adapter needs a package: pip install 'lepmerge[lora]'")
     reference = resolve(config.model.path or "", revision=config.model.revision, relative_to=config.folder)
     base = open_checkpoint(reference, name="model")
     if is_embeddings_only(base):
@@ -158,13 +161,14 @@ def context_of(model: Model) -> int:
 
 
 def _trained_rows(config: TrainConfig, old: Model, base: Model, start: Model) -> dict[str, range]:
-    tables = {"input": [INPUT], "output": [OUTPUT], "both": [INPUT, OUTPUT]}[config.train.tables]
-    if start.tied and config.train.tables != "both":
+    tables = {"input": [INPUT], "output": [OUTPUT], "both": [INPUT, OUTPUT], "none": []}[config.train.tables]
+    if start.tied and len(tables) == 1:
         raise RecipeError(
             f"train.tables: {config.train.tables}: the input and output embeddings of {base.folder} are one tensor "
             f"(tied): use both"
         )
-    rows = new_rows(old, start.vocabulary) if config.train.rows == "new" else range(start.num_rows)
+    is_new = bool(tables) and config.train.rows == "new"
+    rows = new_rows(old, start.vocabulary) if is_new else range(start.num_rows)
     return {role: rows if role in tables else range(0) for role in start.tables}
 
 

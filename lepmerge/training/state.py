@@ -1,4 +1,4 @@
-"""The checkpoint of a training: trained rows and optimizer moments in one safetensors file, replaced atomically."""
+"""The checkpoint of a training: its parameters and optimizer moments in one safetensors file, replaced atomically."""
 
 import json
 import os
@@ -25,17 +25,16 @@ class Position:
 def save_checkpoint(path: Path, learner: Learner, position: Position) -> None:
     """Write everything that the next step depends on. The old checkpoint is kept until the new one is on the disk.
 
-    The order of the data and the learning rate follow from the step number, so they are not stored. Steps draw no
-    random numbers, so there is no generator state either.
+    The order of the data, the learning rate and the seeds of dropout follow from the step number, so they are not
+    stored.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for role, table in learner.tables.items():
-        if table.is_trained:
-            moments = learner.optimizer.state.get(table.master_RD) or {}
-            zeros = torch.zeros(1).expand(table.master_RD.shape)
-            tensors[f"{role}.master"] = table.master_RD.detach()
-            tensors[f"{role}.exp_avg"] = moments.get("exp_avg", zeros)
-            tensors[f"{role}.exp_avg_sq"] = moments.get("exp_avg_sq", zeros)
+    for name, parameter in learner.parameters.items():
+        moments = learner.optimizer.state.get(parameter) or {}
+        zeros = torch.zeros(1).expand(parameter.shape)
+        tensors[f"{name}.master"] = parameter.detach()
+        tensors[f"{name}.exp_avg"] = moments.get("exp_avg", zeros)
+        tensors[f"{name}.exp_avg_sq"] = moments.get("exp_avg_sq", zeros)
     shapes = {name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
     header = build_header(shapes, {"position": json.dumps(asdict(position))})
     temporary = path.with_name(path.name + ".new")
@@ -59,17 +58,15 @@ def load_checkpoint(path: Path, learner: Learner) -> Position:
     file = SafetensorsFile(path)
     position = Position(**json.loads(file.metadata["position"]))
     state = learner.optimizer.state_dict()
-    number = 0
-    for role, table in learner.tables.items():
-        if table.is_trained:
-            master, average, square = (StoredTensor.of(f"{role}.{part}", file).whole() for part in PARTS)
-            with torch.no_grad():
-                table.master_RD.copy_(master)
-            table.update()
-            if position.step:
-                step = torch.tensor(float(position.step))
-                state["state"][number] = {"step": step, "exp_avg": average, "exp_avg_sq": square}
-                number += 1
+    for number, (name, parameter) in enumerate(learner.parameters.items()):
+        master, average, square = (StoredTensor.of(f"{name}.{part}", file).whole() for part in PARTS)
+        with torch.no_grad():
+            parameter.copy_(master)
+        if position.step:
+            step = torch.tensor(float(position.step))
+            state["state"][number] = {"step": step, "exp_avg": average, "exp_avg_sq": square}
+    for table in learner.tables.values():
+        table.update()
     learner.optimizer.load_state_dict(state)
     return position
 

@@ -31,8 +31,9 @@ class Teacher:
 
     @torch.inference_mode()
     def hidden(self, id_BL: torch.Tensor, position_BL: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states after the final norm, (B, L, D)."""
-        return self.body(self.body.embed(self.input_VD, id_BL), position_BL)
+        """Return the hidden states after the final norm, (B, L, D). A shared body runs without the student's adapter."""
+        with self.body.without_adapter():
+            return self.body(self.body.embed(self.input_VD, id_BL), position_BL)
 
 
 def load_teacher(model: Model, student: Model, body: Body, *, dtype: torch.dtype, device: torch.device) -> Teacher:
