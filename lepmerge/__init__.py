@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lepmerge.version import __version__
 
-__all__ = ["LepmergeError", "__version__", "load_recipe", "make_plan", "open_model", "run_plan", "trained_folders"]
+__all__ = ["LepmergeError", "__version__", "load_recipe", "make_plan", "open_model", "run_plan", "trained_models"]
 
 if TYPE_CHECKING:
     from lepmerge.errors import LepmergeError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lepmerge.merge.plan import make_plan
     from lepmerge.merge.recipe import load_recipe
     from lepmerge.models.adapters import open_model
-    from lepmerge.training.trained import trained_folders
+    from lepmerge.training.trained import trained_models
 
 _HOMES = {
     "LepmergeError": "errors",
@@ -26,7 +26,7 @@ _HOMES = {
     "make_plan": "merge.plan",
     "open_model": "models.adapters",
     "run_plan": "merge.execute",
-    "trained_folders": "training.trained",
+    "trained_models": "training.trained",
 }
 
 

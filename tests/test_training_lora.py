@@ -1,13 +1,24 @@
-"""`lora:` of a training: the steps against a plain loop with PEFT, the adapter as PEFT and lepmerge load it, resuming."""
+"""`lora:` of a training: steps against a plain loop with PEFT, the output in PEFT and in recipes, resuming, faults."""
 
+import json
+import os
+import signal
+import sys
 from pathlib import Path
 
+import pico
 import pytest
 import torch
 import torch.nn.functional as F
 import training
-from peft_adapters import quiet
+from peft_adapters import loaded, logits, quiet, with_peft
 from transformers import AutoModelForCausalLM
+
+from lepmerge.errors import Stopped
+from lepmerge.training.config import load_train_config
+from lepmerge.training.events import StepDone, TrainingEvent
+from lepmerge.training.held_out import bits_per_byte
+from lepmerge.training.run import train
 
 STEPS = 4
 LORA = {"rank": 3, "alpha": 5, "modules": ["q_proj", "down_proj"]}
@@ -55,9 +66,7 @@ def plain_loop(session, learner, *, steps: int):
     teacher = setting.teacher and AutoModelForCausalLM.from_pretrained(setting.teacher.folder)
     for step in range(steps):
         batch = session.blocks.batch(learner.places(step))
-        found = model(
-            input_ids=batch.id_BL, position_ids=batch.position_BL, use_cache=False, output_hidden_states=True
-        )
+        found = model(input_ids=batch.id_BL, position_ids=batch.position_BL, use_cache=False, output_hidden_states=True)
         loss = F.cross_entropy(found.logits.flatten(0, 1), batch.label_BL.flatten())
         if teacher:
             lesson = batch.lesson
@@ -111,3 +120,143 @@ def test_steps_equal_a_plain_loop_with_peft(tmp_path: Path, english, objective, 
     for role, table in tables.items():
         moved = (table - session.setting.start.table(role).rows().float()).abs().max()
         assert moved > 1e-3 and (learner.tables[role].table_VD - table).abs().max() <= 2e-3 * moved, role
+
+
+def trained(path: Path, *overrides: str, **options) -> Path:
+    return train(load_train_config(path, overrides), **options)
+
+
+@pytest.mark.parametrize(
+    ("tied", "options"),
+    [
+        (False, {"train": {"rows": "new"}}),
+        (True, {"train": {"rows": "new"}}),
+        (False, {"train": {"tables": "output"}, "tokenizer": None}),
+        (False, {"train": {"tables": "none"}, "tokenizer": None}),
+    ],
+)
+def test_peft_and_lepmerge_load_the_output(tmp_path: Path, english, tied: bool, options) -> None:
+    """Both compute the logits with which the training ended, and so does the full model."""
+    path = training.write_setting(tmp_path, english, tied=tied, lora=LORA, max_tokens=1500, **options)
+    result = pico.command("train", path, "--device", "cpu", "--full", tmp_path / "full", "--json")
+    assert result.exit_code == 0, result.stderr
+    bits = json.loads(result.stdout)["bits_per_byte"]
+    assert bits["last"]["ru"] < bits["first"]["ru"]
+    full = loaded(tmp_path / "full")
+    base, num_rows = tmp_path / "base", full.config.vocab_size
+    with_adapter = with_peft(base, tmp_path / "out", num_rows=num_rows)
+    assert torch.allclose(logits(with_adapter), logits(full), atol=1e-5)
+    assert not torch.allclose(logits(loaded(base))[..., :300], logits(full)[..., :300], atol=1e-2)
+    assert full.config.tie_word_embeddings is tied
+    merged = pico.run_recipe(tmp_path / "recipe", {"instruct": f"{base}+{tmp_path / 'out'}"}, [])
+    assert pico.contents(merged)["model.safetensors"] == pico.contents(tmp_path / "full")["model.safetensors"]
+    session = training.session_of(path, f"model={tmp_path / 'full'}", "tokenizer=null", "lora=null", "train={}")
+    assert bits_per_byte(session.learner(1e-3), session.held_out)["ru"] == pytest.approx(bits["last"]["ru"], rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_teacher_of_the_same_body_does_not_move(tmp_path: Path, english, checkpointing: bool) -> None:
+    options = {"lora": {**LORA, "dropout": 0.5}, "activation_checkpointing": checkpointing}
+    session = training.session_of(training.write_distillation(tmp_path, english, **options))
+    teacher, learner = session.teacher, session.learner(1e-2)
+    assert teacher is not None and teacher.body is session.body
+    batch = session.blocks.batch(learner.places(0))
+    lesson = batch.lesson
+    assert lesson is not None
+
+    def hidden() -> tuple[torch.Tensor, torch.Tensor]:
+        taught = teacher.hidden(lesson.id_BT, lesson.position_BT)
+        with torch.no_grad():
+            embedded = learner.body.embed(teacher.input_VD, lesson.id_BT)
+            return taught, learner.body(embedded, lesson.position_BT)
+
+    before = hidden()
+    for step in range(3):
+        learner.step(step, micro_batch=2, between=lambda: None)
+    after = hidden()
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[0], before[1]) and (after[1] - before[1]).abs().max() > 1e-2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, hidden(), strict=True))  # no dropout at rest
+    moved = {key: matrix.detach().clone() for key, matrix in learner.parameters.items()}
+    again, _ = training.stepped(session, steps=3)  # a new learner begins with a new adapter
+    assert all(torch.equal(matrix, moved[key]) for key, matrix in again.parameters.items())
+
+
+def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path: Path, english) -> None:
+    """With dropout, whose seeds follow from the step."""
+    path = training.write_setting(tmp_path, english, lora={**LORA, "dropout": 0.3}, max_tokens=1500)
+
+    def stop(event: TrainingEvent) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="after step 3"):
+        trained(path, on_event=stop)
+    resumed, other = trained(path), trained(path, f"output={tmp_path / 'other'}")
+    ours, theirs = (pico.contents(folder) for folder in (resumed, other))
+    for name in ("adapter_model.safetensors", "metrics.jsonl", "README.md"):
+        assert ours[name] == theirs[name], name
+    plain = trained(path, "lora.dropout=0", f"output={tmp_path / 'plain'}")
+    assert pico.contents(plain)["adapter_model.safetensors"] != ours["adapter_model.safetensors"]
+
+
+def test_a_recipe_takes_base_tables_and_adapter(tmp_path: Path, english) -> None:
+    """`{train: …}` is the base with the adapter, and the plan of an unfinished training has the same shapes."""
+    training.write_setting(tmp_path, english, lora=LORA, max_tokens=1500)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("models: {m: {train: config.yaml}}\nstart: m\noutput: {path: merged}\n")
+    before = json.loads(pico.command("plan", recipe, "--json").stdout)
+    sizes = {"modules": 4, "parameters": 3 * 2 * (16 + 16 + 32 + 16)}
+    assert before["trainings"]["m"]["lora"] == sizes
+    result = pico.command("run", recipe, "--train", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    after = json.loads(pico.command("plan", recipe, "--json").stdout)
+    assert [file["bytes"] for file in after["files"]] == [file["bytes"] for file in before["files"]]
+    merged = with_peft(tmp_path / "base", tmp_path / "out", num_rows=after["vocabulary_rows"]["after"])
+    assert torch.allclose(logits(loaded(tmp_path / "merged")), logits(merged), atol=1e-5)
+    report = json.loads((tmp_path / "out" / "lepmerge_train.json").read_text())
+    assert report["lora"] == sizes
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: peft" in card and "LoRA of rank 3, alpha 5: 4 modules, 480 parameters" in card
+    refused = pico.command("inspect", tmp_path / "out")
+    assert refused.exit_code == 0 and "rank" in refused.stdout
+
+
+def test_dry_run_counts_the_adapter(tmp_path: Path, english) -> None:
+    path = training.write_setting(tmp_path, english, lora={"rank": 4, "modules": "all-linear"})
+    dry = json.loads(pico.command("train", path, "--dry-run", "--json", "--device", "cpu").stdout)
+    inputs = 2 * (4 * 16 + 2 * 16 + 32)  # of q, k, v, o, gate, up and down in two layers
+    outputs = 2 * (4 * 16 + 2 * 32 + 16)
+    assert dry["lora"] == {"modules": 14, "parameters": 4 * (inputs + outputs)}
+    assert dry["memory"]["lora"] == 16 * 4 * (inputs + outputs) + 4 * 2 * 48 * (inputs + 14 * 4)
+    shown = pico.command("train", path, "--dry-run", "--device", "cpu").stdout
+    assert f"lora      14 modules, {4 * (inputs + outputs):,} parameters" in shown
+
+
+@pytest.mark.parametrize(
+    ("lora", "exit_code", "parts"),
+    [
+        ("{rnak: 3}", 2, ["lora.rnak", "did you mean rank"]),
+        ("{rank: 0}", 2, ["lora.rank"]),
+        ("{layers: first}", 2, ["lora.layers"]),
+        ("{layers: [0, 7]}", 2, ["lora.layers", "no layer 7", "0 to 1"]),
+        ("{modules: [query]}", 1, ["lora: PEFT cannot add an adapter to LlamaForCausalLM", "query"]),
+        ("{modules: [q_proj, lm_head]}", 2, ["lora.modules", "lm_head is an embedding table", "train.tables"]),
+        ("{modules: [input_layernorm]}", 1, ["lora: PEFT cannot", "LlamaRMSNorm"]),
+        ("null", 2, ["train.tables: none", "lora"]),
+    ],
+)
+def test_faults(tmp_path: Path, english, lora: str, exit_code: int, parts: list[str]) -> None:
+    tables = "none" if lora == "null" else "both"
+    path = training.write_setting(tmp_path, english, train={"tables": tables}, lora={})
+    arguments = ("train", path, "--device", "cpu", "--set", f"lora={lora}")
+    for more in ((), ("--dry-run",)):
+        pico.assert_one_line_error(pico.command(*arguments, *more), exit_code, *parts)
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.lepmerge").exists()
+
+
+def test_peft_is_missing(tmp_path: Path, english, monkeypatch) -> None:
+    path = training.write_setting(tmp_path, english, lora={})
+    monkeypatch.setitem(sys.modules, "peft", None)
+    result = pico.command("train", path, "--device", "cpu")
+    pico.assert_one_line_error(result, 2, "lora: ", "pip install 'lepmerge[lora]'")

@@ -31,9 +31,9 @@ def show_plan(recipe: Any, as_json: bool) -> None:
     """Print the plan of a recipe, and an estimate for each of its trainings that is not finished."""
     from lepmerge.merge.description import describe
     from lepmerge.merge.plan import make_plan
-    from lepmerge.training.trained import trained_folders, unfinished_trainings, untrained_models
+    from lepmerge.training.trained import trained_models, unfinished_trainings, untrained_models
 
-    described = describe(make_plan(recipe, trained=trained_folders(recipe), untrained=untrained_models(recipe)))
+    described = describe(make_plan(recipe, trained=trained_models(recipe), untrained=untrained_models(recipe)))
     trainings = unfinished_trainings(recipe)
     if as_json:
         estimates = {name: estimated(config, "auto") for name, config in trainings.items()}

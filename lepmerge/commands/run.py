@@ -57,7 +57,7 @@ def run(
     """
     from lepmerge.merge.mergekit import load_recipe_or_mergekit
     from lepmerge.merge.plan import make_plan
-    from lepmerge.training.trained import trained_folders, unfinished_trainings
+    from lepmerge.training.trained import trained_models, unfinished_trainings
 
     loaded = load_recipe_or_mergekit(recipe, overrides, output)
     if dry_run:
@@ -69,7 +69,7 @@ def run(
     if train_:
         for config in unfinished_trainings(loaded).values():
             run_training(config, device=choose_device(device), overwrite=overwrite, quiet=quiet or as_json)
-    plan = make_plan(loaded, trained=trained_folders(loaded))
+    plan = make_plan(loaded, trained=trained_models(loaded))
 
     total = plan.sizes["written"] + sum(reduction.bytes_read for reduction in plan.reductions)
     is_done = True

@@ -27,7 +27,7 @@ from lepmerge.commands.training_progress import training_progress
 @click.option(
     "--full",
     type=click.Path(file_okay=False),
-    help="Also write the complete model with the trained embeddings to this folder.",
+    help="Also write the complete model, with the trained embeddings and the merged adapter, to this folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a finished training in the output folder.")
 @click.option("--restart", is_flag=True,
@@ -52,7 +52,8 @@ def train(
 ) -> None:
     """Train the embeddings of a model on text or chats.
 
-    CONFIG is a YAML file. All other weights stay frozen. An interrupted training resumes where it stopped.
+    CONFIG is a YAML file. All other weights stay frozen, or learn through a LoRA adapter. An interrupted training
+    resumes where it stopped.
 
     \b
     Example:
@@ -128,7 +129,7 @@ def run_training(
 
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:
-    """Write the complete model with the trained embeddings.
+    """Write the complete model with the trained embeddings and the merged adapter.
 
     This runs a recipe, so that the output gets the checks and the resuming of `lepmerge run`.
     """
@@ -140,19 +141,20 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
     from lepmerge.operations.arithmetic import Arithmetic
     from lepmerge.operations.swap_vocabulary import SwapVocabulary
 
-    steps = [
-        SwapVocabulary(op="swap_vocabulary", tokenizer="adapted"),
-        Arithmetic(op="arithmetic", tensors="embeddings", expression="adapted"),
-    ]
     model = config.resolve(config.model.path)
     path = str(model) if model.exists() else config.model.path
     base = AdaptedEntry(path=path, revision=config.model.revision)
-    recipe = Recipe(
-        models={"base": base, "adapted": AdaptedEntry(path=str(config.target.absolute()))},
-        start="base",
-        steps=steps,
-        output=Output(path=str(folder.absolute())),
-    )
+    trained = str(config.target.absolute())
+    output = Output(path=str(folder.absolute()))
+    if config.lora is not None:
+        recipe = Recipe(models={"model": base.model_copy(update={"adapter": trained})}, start="model", output=output)
+    else:
+        steps = [
+            SwapVocabulary(op="swap_vocabulary", tokenizer="adapted"),
+            Arithmetic(op="arithmetic", tensors="embeddings", expression="adapted"),
+        ]
+        adapted = AdaptedEntry(path=trained)
+        recipe = Recipe(models={"base": base, "adapted": adapted}, start="base", steps=steps, output=output)
     plan = make_plan(recipe)
     with progress_bar(plan.sizes["written"], quiet=quiet) as progress:
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
@@ -177,7 +179,9 @@ def show_estimate(config: Any, device: str, as_json: bool) -> None:
     about = "" if found["tokens_are_exact"] else "about "
     memory = {part: size for part, size in found["memory"].items() if size and part != "total"}
     click.echo(f"output    {config.target}")
-    click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained']}")
+    click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained'] or 'none'}")
+    if "lora" in found:
+        click.echo(f"lora      {found['lora']['modules']} modules, {found['lora']['parameters']:,} parameters")
     if "teacher" in found:
         click.echo(f"teacher   {found['teacher']['model']}: {about}{found['teacher']['tokens']:,} tokens")
     for source in found["sources"]:

@@ -14,7 +14,7 @@ import torch
 
 from lepmerge.errors import CheckpointError
 from lepmerge.extraction.low_rank import of_energy, of_rank
-from lepmerge.models.adapter_config import CONFIG
+from lepmerge.models.adapter_config import CONFIG, lora_config
 from lepmerge.models.adapter_file import PREFIX, WEIGHTS
 from lepmerge.models.adapter_placement import CONV1D_MODELS
 from lepmerge.models.checkpoint import files_of
@@ -254,21 +254,14 @@ def _config(
     ranks = {_module(name): pair.rank for name, pair in pairs.items()}
     most = max(ranks.values())
     pattern = {re.escape(module): rank for module, rank in ranks.items() if rank != most}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "target_modules": list(ranks),
-        "modules_to_save": list(whole) or None,
-        "ensure_weight_tying": base.tied and _module(base.tables[INPUT]) in whole,
-        "fan_in_fan_out": _is_transposed(base),
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    return lora_config(
+        rank=most,
+        alpha=most,
+        modules=list(ranks),
+        rank_pattern=pattern,
+        alpha_pattern=pattern,
+        modules_to_save=list(whole) or None,
+        ensure_weight_tying=base.tied and _module(base.tables[INPUT]) in whole,
+        fan_in_fan_out=_is_transposed(base),
+        base_model_name_or_path=base_name,
+    )

@@ -129,20 +129,20 @@ def _block_bytes(tensor: LazyTensor) -> int:
 
 
 def make_plan(
-    recipe: Recipe, *, trained: Mapping[str, Path] | None = None, untrained: Mapping[str, Model] | None = None
+    recipe: Recipe, *, trained: Mapping[str, Reference] | None = None, untrained: Mapping[str, Model] | None = None
 ) -> Plan:
     """Return the plan of a recipe.
 
-    trained: model name → folder of its finished training, for entries `{train: …}`; see
-    lepmerge.training.trained.trained_folders. untrained: model name → the model before its training, which has the same
+    trained: model name → output of its finished training, for entries `{train: …}`; see
+    lepmerge.training.trained.trained_models. untrained: model name → the model before its training, which has the same
     shapes; see lepmerge.training.trained.untrained_models.
 
     Raises:
         LepmergeError: recipe, models or vocabularies are invalid, as far as headers show. Nothing is written.
     """
     untrained = untrained or {}
-    folders = {**(trained or {}), **{name: model.folder for name, model in untrained.items()}}
-    references = {name: _reference(recipe, name, folders) for name in recipe.models}
+    outputs = {**(trained or {}), **{name: Reference(name, model.folder) for name, model in untrained.items()}}
+    references = {name: _reference(recipe, name, outputs) for name in recipe.models}
     models = {
         name: replace(untrained[name], name=name) if name in untrained else open_reference(reference, name=name)
         for name, reference in references.items()
@@ -202,7 +202,7 @@ def _with_gguf_file(plan: Plan) -> Plan:
     return replace(plan, shards=(shard,), files={plan.small_file("Modelfile"): modelfile(name)})
 
 
-def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Reference:
+def _reference(recipe: Recipe, name: str, trained: Mapping[str, Reference]) -> Reference:
     entry = recipe.models[name]
     if isinstance(entry, TrainedEntry):
         if name not in trained:
@@ -210,7 +210,7 @@ def _reference(recipe: Recipe, name: str, trained: Mapping[str, Path]) -> Refere
                 f"models.{name}: the training {entry.train} is not finished: run `lepmerge train "
                 f"{recipe.resolve(entry.train)}` first (an interrupted one continues), or give `lepmerge run` --train"
             )
-        return Reference(entry.train, trained[name])
+        return replace(trained[name], text=entry.train)
     try:
         return resolve_adapted(entry.path, entry.adapters, revision=entry.revision, relative_to=recipe.folder)
     except ReferenceNotFound as error:

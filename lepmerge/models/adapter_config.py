@@ -40,6 +40,23 @@ WITHOUT_EFFECT = {
 """Keys that describe the origin or the training of the adapter, and do not affect what it computes."""
 
 
+def lora_config(*, rank: int, alpha: float, modules: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return the contents of adapter_config.json for an adapter that PEFT loads. options: further keys."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(modules),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_dora": False,
+        "use_rslora": False,
+        **options,
+    }
+
+
 class AdapterConfig(BaseModel):
     """The keys of adapter_config.json that determine what the adapter computes."""
 

@@ -101,10 +101,8 @@ def load_body(
     return body
 
 
-def check_architecture(
-    folder: Path, *, isolated: bool, num_rows: int, lora: Lora | None = None
-) -> Adapter | None:
-    """Check from the config alone, without weights, that a model can be trained. Return its adapter, without weights.
+def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
+    """Check from the config alone, without weights, that a model can be trained.
 
     Raises:
         CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
@@ -114,7 +112,6 @@ def check_architecture(
     require_single_table(network, name="model")
     if isolated and not _takes_positions(network):
         raise CheckpointError(_not_isolated(type(network).__name__))
-    return None if lora is None else Adapter(network, lora)
 
 
 def _check_bias(transform: LogitTransform, num_rows: int) -> None:

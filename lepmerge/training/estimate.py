@@ -19,6 +19,7 @@ from lepmerge.training.config import TrainConfig, TrainingSource
 from lepmerge.training.distill import divergence_chunk
 from lepmerge.training.learner import num_steps
 from lepmerge.training.lessons import Source
+from lepmerge.training.lora import Adapter, planned_adapter
 from lepmerge.training.loss import SLAB_BYTES, chunk_length
 from lepmerge.training.setting import Setting
 from lepmerge.training.teacher import alike
@@ -46,6 +47,7 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
     """
     config = setting.config
     check_architecture(setting.base.folder, isolated=config.packing == "documents", num_rows=setting.start.num_rows)
+    adapter = planned_adapter(setting.base.folder, config.lora)
     sampled = [_sampled(setting, source) for source in config.data]
     counts = [_num_tokens(setting, *pair) for pair in zip(config.data, sampled, strict=True)]
     epoch, taught = (
@@ -58,13 +60,14 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
     else:
         steps = ceil(tokens / (config.batch_size * config.block_size * PACKED))
     micro = first_micro_batch(config, device)
-    parts = memory_parts(setting, micro, device)
-    flop = flop_per_token(setting) + round(taught / epoch * teacher_flop_per_token(setting))
+    parts = memory_parts(setting, micro, device, adapter)
+    flop = flop_per_token(setting, adapter) + round(taught / epoch * teacher_flop_per_token(setting))
     return {
         "objective": config.objective,
         "model": str(setting.base.folder),
         **_teacher(setting, round(tokens * taught / epoch)),
         "rows": {"old": setting.base.num_rows, "new": setting.start.num_rows, **_trained(setting)},
+        **({"lora": adapter.sizes} if adapter else {}),
         "sources": [
             {"path": source.path, "tokens": round(count)}
             for source, (count, _) in zip(config.data, counts, strict=True)
@@ -92,7 +95,7 @@ def first_micro_batch(config: TrainConfig, device: torch.device) -> int:
     return max(1, min(config.batch_size, tokens // config.block_size))
 
 
-def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str, int]:
+def memory_parts(setting: Setting, micro: int, device: torch.device, adapter: Adapter | None = None) -> dict[str, int]:
     """Return the memory that a training needs, by part, in bytes."""
     config, model = setting.config, setting.start
     size = 2 if config.precision == "bf16" else 4
@@ -115,6 +118,9 @@ def memory_parts(setting: Setting, micro: int, device: torch.device) -> dict[str
         "activations": int(tokens * size * kept),
         "logits": logits,
     }
+    if adapter is not None:  # its matrices, their gradients and moments, and the inputs that it keeps, in float32
+        kept_inputs = adapter.num_activations * (0.25 if config.activation_checkpointing else 1)
+        parts["lora"] = 16 * adapter.sizes["parameters"] + int(4 * tokens * kept_inputs)
     if setting.teacher is not None:
         parts |= teacher_memory(setting, setting.teacher, micro, device, size)
     loading = parts["process"] + 2 * body + old_tables if device.type == "cpu" else 0
@@ -155,12 +161,12 @@ def body_parameters(model: Model) -> int:
     )
 
 
-def flop_per_token(setting: Setting) -> int:
+def flop_per_token(setting: Setting, adapter: Adapter | None = None) -> int:
     """Return the floating-point operations per token: the forward pass, and the backward pass if it is needed.
 
-    The backward pass through the body is needed only if the input table is trained. A weight costs 2 operations forward
-    and 2 backward, since gradients of frozen weights are not computed. Attention is counted over half a block, the
-    average causal context.
+    The backward pass through the body is needed only if the input table or an adapter is trained. A weight costs 2
+    operations forward and 2 backward, since gradients of frozen weights are not computed; a weight of the adapter costs
+    6. Attention is counted over half a block, the average causal context.
     """
     config, model = setting.config, setting.start
     width = model.table(INPUT).row_width
@@ -169,9 +175,10 @@ def flop_per_token(setting: Setting) -> int:
     body = 2 * body_parameters(setting.base) + 2 * layers * config.block_size * width
     head = 2 * model.num_rows * width
     output_rows = len(setting.rows.get(OUTPUT, setting.rows[INPUT]))
-    backward = (body + head) if setting.rows[INPUT] else 0
+    backward = (body + head) if setting.rows[INPUT] or adapter else 0
+    of_adapter = 6 * adapter.sizes["parameters"] if adapter else 0
     again = body if config.activation_checkpointing else 0
-    return body + head + backward + again + 2 * output_rows * width
+    return body + head + backward + again + 2 * output_rows * width + of_adapter
 
 
 @dataclass(frozen=True)

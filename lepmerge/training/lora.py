@@ -3,18 +3,20 @@
 The adapter is part of the body in memory. Its matrices are float32 parameters, whatever the precision of the body.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lepmerge.errors import CheckpointError, RecipeError
+from lepmerge.errors import RecipeError
+from lepmerge.models.adapter_config import lora_config
 from lepmerge.models.adapter_file import PREFIX
 from lepmerge.models.adapter_placement import CONV1D_MODELS
 from lepmerge.models.tables import INPUT, OUTPUT
 from lepmerge.training.config import Lora
-from lepmerge.training.loader import text_model, translated
+from lepmerge.training.loader import skeleton, text_model, translated
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -56,12 +58,10 @@ class Adapter:
         }
 
     @property
-    def num_modules(self) -> int:
-        return len(self._layers)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters.values())
+    def sizes(self) -> dict[str, int]:
+        """The numbers of adapted modules and of trained values."""
+        num_parameters = sum(parameter.numel() for parameter in self.parameters.values())
+        return {"modules": len(self._layers), "parameters": num_parameters}
 
     @property
     def num_activations(self) -> int:
@@ -108,9 +108,38 @@ class Adapter:
             torch.manual_seed(seed)
             yield
 
-    def key(self, role: str) -> str:
-        """Return the key of a table in PEFT's file."""
-        return f"{PREFIX}{self.table_modules[role]}.weight"
+    def table_keys(self, roles: Iterable[str], *, tied: bool) -> dict[str, str]:
+        """Return key in PEFT's file → role, for the tables to save. PEFT looks for both uses of a tied table."""
+        found = {}
+        for role in roles:
+            for module in self.table_modules.values() if tied else [self.table_modules[role]]:
+                found[f"{PREFIX}{module}.weight"] = role
+        return found
+
+    def saved_config(self, table_keys: Iterable[str], *, tied: bool, base_name: str | None) -> dict[str, Any]:
+        """Return adapter_config.json. table_keys: the tables that are saved with the adapter."""
+        tables = [key.removeprefix(PREFIX).removesuffix(".weight") for key in table_keys]
+        config = self.config
+        return lora_config(
+            rank=config.r,
+            alpha=config.lora_alpha,
+            modules=sorted(config.target_modules or []),
+            layers_to_transform=config.layers_to_transform,
+            lora_dropout=config.lora_dropout,
+            modules_to_save=tables or None,
+            ensure_weight_tying=tied and bool(tables),
+            fan_in_fan_out=config.fan_in_fan_out,
+            base_model_name_or_path=base_name,
+        )
+
+
+def planned_adapter(folder: Path, lora: Lora | None) -> Adapter | None:
+    """Return the adapter that a model will get, made from its config alone, without weights; None without `lora`.
+
+    Raises:
+        LepmergeError: the model has no such layers or modules.
+    """
+    return Adapter(skeleton(folder, name="model"), lora) if lora else None
 
 
 def _peft_config(network: Any, lora: Lora, *, tables: list[str]) -> "LoraConfig":

@@ -1,6 +1,8 @@
-"""Write the output of a training: an embeddings-only folder with tokenizer, card, metrics and curves.
+"""Write the output of a training: the trained weights with tokenizer, card, metrics and curves.
 
 embeddings.safetensors    the complete tables; with this file name no loader mistakes the folder for a whole model
+adapter_model.safetensors with `lora`, instead: a PEFT adapter, which includes the tables that the base model lacks
+adapter_config.json       its configuration
 lepmerge_train.json       the configuration and the results
 metrics.jsonl             the metrics, one line per step
 speed.jsonl               seconds and memory, one line per step
@@ -14,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from lepmerge.models.adapter_config import CONFIG
+from lepmerge.models.adapter_file import WEIGHTS
 from lepmerge.models.checkpoint import EMBEDDINGS, read_json
 from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
@@ -37,11 +41,16 @@ def write_output(
     setting: Setting, learner: Learner, staging: Staging, track: Track, sweep: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write the finished files into the staging folder."""
-    staging.write_file(EMBEDDINGS, _tables_writer(setting, learner))
+    adapter = learner.body.adapter
+    staging.write_file(EMBEDDINGS if adapter is None else WEIGHTS, _weights_writer(setting, learner))
     lines = track.lines()
     report = report_of(setting, learner, lines, sweep)
     files: dict[str, bytes | Path] = dict(carried_files(setting.base, setting.start, dtype=None))
     files["config.json"] = to_json(setting.start.config)
+    if adapter is not None:
+        base_name = setting.reference.hub_id
+        config = adapter.saved_config(_table_keys(setting, learner), tied=setting.start.tied, base_name=base_name)
+        files[CONFIG] = to_json(config)
     files |= {METRICS: track.metrics, SPEED: track.speed, REPORT: to_json(report), CARD: card_of(report).encode()}
     if importlib.util.find_spec("matplotlib"):
         draw_curves(staging.folder / CURVES, lines)
@@ -52,7 +61,8 @@ def write_output(
 
 def finished_report(target: Path) -> dict[str, Any] | None:
     """Return the report of the finished training in a folder, or None if there is none."""
-    return (read_json(target / REPORT) or None) if (target / EMBEDDINGS).exists() else None
+    is_whole = (target / EMBEDDINGS).exists() or (target / WEIGHTS).exists()
+    return (read_json(target / REPORT) or None) if is_whole else None
 
 
 def is_finished(config: TrainConfig) -> bool:
@@ -78,6 +88,7 @@ def report_of(
             "total": setting.start.num_rows,
             "trained": {role: [rows.start, rows.stop] for role, rows in setting.rows.items()},
         },
+        **({"lora": learner.body.adapter.sizes} if learner.body.adapter else {}),
         "tables": [report.plain() for report in setting.start.reports],
         "learning_rate": learner.rate,
         "steps": lines[-1]["step"],
@@ -117,22 +128,16 @@ def _losses(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
 def card_of(report: Mapping[str, Any]) -> str:
     """Return the text of README.md in the output folder."""
     config = report["config"]
-    rows = report["rows"]
-    trained = "; ".join(
-        f"{role.replace('_', ' ')}: rows {first} to {stop - 1} of {rows['total']}"
-        if stop > first
-        else f"{role}: frozen"
-        for role, (first, stop) in rows["trained"].items()
-    )
     hub_id = {} if report["model"]["local"] else {"base_model": report["model"]["reference"].partition("@")[0]}
-    front = {**hub_id, "tags": ["lepmerge", "lep", "embeddings"]}
+    is_adapter = "lora" in report
+    library = {"library_name": "peft"} if is_adapter else {}
+    front = {**hub_id, **library, "tags": ["lepmerge", "lep", "lora" if is_adapter else "embeddings"]}
     shown = {key: without_folders(value) for key, value in config.items() if value is not None}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        "# Embeddings for another vocabulary",
-        f"Trained by lepmerge {report['lepmerge']} {_how(report)}; the rest of the model was frozen. The folder holds "
-        f"embeddings only: `lepmerge run` puts them into a model by a recipe.",
-        f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. {trained}. "
+        *_what(report),
+        f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. "
+        f"{_trained(report)}. "
         f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token (means of the first and the "
         f"last tenth of the steps).{_terms(report)}",
     ]
@@ -155,6 +160,39 @@ def card_of(report: Mapping[str, Any]) -> str:
         f"Method: Learned Embedding Propagation, {PAPER}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _what(report: Mapping[str, Any]) -> list[str]:
+    """Return the title of the card, and the paragraph that says what the folder holds."""
+    trained = f"Trained by lepmerge {report['lepmerge']} {_how(report)}; the rest of the model was frozen."
+    if "lora" not in report:
+        holds = "The folder holds embeddings only: `lepmerge run` puts them into a model by a recipe."
+        return ["# Embeddings for another vocabulary", f"{trained} {holds}"]
+    holds = (
+        "The folder is an adapter for PEFT, with the embeddings that the model lacks. In a recipe of lepmerge it is "
+    )
+    return [
+        "# LoRA adapter",
+        f"{trained} {holds} `{{path: BASE, adapter: FOLDER}}`; PEFT needs a base of as many rows.",
+    ]
+
+
+def _trained(report: Mapping[str, Any]) -> str:
+    """Return what was trained: rows of tables, and the matrices of an adapter."""
+    rows = report["rows"]
+    parts = [
+        f"{role.replace('_', ' ')}: rows {first} to {stop - 1} of {rows['total']}"
+        if stop > first
+        else f"{role}: frozen"
+        for role, (first, stop) in rows["trained"].items()
+    ]
+    if "lora" in report:
+        sizes, lora = report["lora"], report["config"]["lora"]
+        parts.append(
+            f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}: {sizes['modules']} modules, "
+            f"{sizes['parameters']:,} parameters"
+        )
+    return "; ".join(parts)
 
 
 def _named(reference: Mapping[str, Any]) -> str:
@@ -198,12 +236,30 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     curves(path, panels, x="step")
 
 
-def _tables_writer(setting: Setting, learner: Learner) -> Callable[[int], dict[str, Any]]:
-    tables = {setting.start.tables[role]: (learner.tables[role], setting.start.table(role)) for role in learner.tables}
-    shapes = {name: (DTYPE_NAMES[stored.dtype], tuple(stored.shape)) for name, (_, stored) in tables.items()}
+def _table_keys(setting: Setting, learner: Learner) -> dict[str, str]:
+    """Return key in the file of weights → role of a table.
+
+    An adapter includes the tables that were trained, or all if the vocabulary is new.
+    """
+    adapter, start = learner.body.adapter, setting.start
+    if adapter is None:
+        return {name: role for role, name in start.tables.items()}
+    is_new = start.vocabulary is not setting.base.vocabulary
+    return adapter.table_keys([role for role, rows in setting.rows.items() if rows or is_new], tied=start.tied)
+
+
+def _weights_writer(setting: Setting, learner: Learner) -> Callable[[int], dict[str, Any]]:
+    matrices = learner.body.adapter.parameters if learner.body.adapter else {}
+    tables = {
+        key: (learner.tables[role], setting.start.table(role)) for key, role in _table_keys(setting, learner).items()
+    }
+    shapes = {key: (DTYPE_NAMES[matrix.dtype], tuple(matrix.shape)) for key, matrix in matrices.items()}
+    shapes |= {key: (DTYPE_NAMES[stored.dtype], tuple(stored.shape)) for key, (_, stored) in tables.items()}
 
     def write(descriptor: int) -> dict[str, Any]:
         write_all(descriptor, build_header(shapes, {"format": "pt"}).encoded)
+        for matrix in matrices.values():
+            write_all(descriptor, to_bytes(matrix.detach()))
         for trained, stored in tables.values():
             workspace = workspace_for(stored)
             for block in blocks(stored):

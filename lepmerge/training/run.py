@@ -21,6 +21,7 @@ from lepmerge.training.events import Note, OnEvent, TextRead, ignore
 from lepmerge.training.held_out import HeldOut, held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal, Track, run_steps
+from lepmerge.training.lora import planned_adapter
 from lepmerge.training.output import write_output
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
@@ -97,8 +98,9 @@ def train(
         return config.target
     if not restart:
         _refuse_another(run.staging, setting)
-    run.check({}, working=_bytes_to_write(setting))
-    with _opened(run, setting, group):
+    working = _bytes_to_write(setting)
+    run.check({}, working=working)
+    with _opened(run, setting, group, working):
         with StopSignal().listening() as stop:
             session = open_session(setting, run.staging.folder, group, stop, on_event, compile=compile)
             learner, track, sweep = _trained(session, run.staging.folder)
@@ -201,9 +203,9 @@ def _copy_track(source: Track, target: Track) -> None:
 
 
 @contextmanager
-def _opened(run: Run, setting: Setting, group: Group) -> Iterator[None]:
+def _opened(run: Run, setting: Setting, group: Group, working: int) -> Iterator[None]:
     """Open the run in the main process while the others wait. At the end, the main process publishes the output."""
-    with run.opened({}, working=_bytes_to_write(setting)) if group.rank == 0 else nullcontext():
+    with run.opened({}, working=working) if group.rank == 0 else nullcontext():
         if group.rank == 0:
             (run.staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
         group.wait()
@@ -236,7 +238,13 @@ def _difference(folder: Path, setting: Setting) -> str:
 
 
 def _bytes_to_write(setting: Setting) -> int:
-    """Return the bytes of the tables and of two checkpoints: the current one and the one that replaces it."""
+    """Return the bytes of the output and of two checkpoints: the current one and the one that replaces it.
+
+    Raises:
+        LepmergeError: the model cannot have the adapter of the configuration.
+    """
     tables = sum(setting.start.table(role).num_bytes for role in setting.rows)
     trained = sum(len(rows) for rows in setting.rows.values()) * setting.start.table("input_embeddings").row_width
-    return tables + 2 * 12 * trained
+    adapter = planned_adapter(setting.base.folder, setting.config.lora)
+    of_adapter = adapter.sizes["parameters"] if adapter else 0
+    return tables + 4 * of_adapter + 2 * 12 * (trained + of_adapter)

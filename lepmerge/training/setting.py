@@ -106,7 +106,7 @@ def prepare(config: TrainConfig) -> Setting:
     """
     if config.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("lora: training a LoRA adapter needs a package: pip install 'lepmerge[lora]'")
-    reference = resolve(config.model.path or "", revision=config.model.revision, relative_to=config.folder)
+    reference = model_reference(config)
     base = open_checkpoint(reference, name="model")
     if is_embeddings_only(base):
         raise CheckpointError(f"model: {base.folder} holds only embeddings: name the whole base model")
@@ -127,6 +127,10 @@ def prepare(config: TrainConfig) -> Setting:
     if any(source.is_chats for source in config.data):
         _ = setting.template  # report a bad template before any data is read
     return setting
+
+
+def model_reference(config: TrainConfig) -> Reference:
+    return resolve(config.model.path, revision=config.model.revision, relative_to=config.folder)
 
 
 def _teacher(reference: Reference, student: Model) -> Model:

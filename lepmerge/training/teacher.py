@@ -31,7 +31,7 @@ class Teacher:
 
     @torch.inference_mode()
     def hidden(self, id_BL: torch.Tensor, position_BL: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states after the final norm, (B, L, D). A shared body runs without the student's adapter."""
+        """Return the hidden states after the final norm, (B, L, D). The student's adapter has no part in them."""
         with self.body.without_adapter():
             return self.body(self.body.embed(self.input_VD, id_BL), position_BL)
 

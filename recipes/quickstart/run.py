@@ -24,7 +24,7 @@ def run(*arguments: str | Path) -> None:
 def result_of(recipe: Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe and return its output folder."""
     loaded = lepmerge.load_recipe(recipe, overrides)
-    plan = lepmerge.make_plan(loaded, trained=lepmerge.trained_folders(loaded))
+    plan = lepmerge.make_plan(loaded, trained=lepmerge.trained_models(loaded))
     return lepmerge.run_plan(plan, overwrite=True)
 
 
