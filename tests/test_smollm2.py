@@ -38,6 +38,7 @@ STAGES = {  # what stands in a stage's command → seconds after which it is kil
     "mean.yaml": 3.0,
     "train.yaml": 15.0,
     "method=overlap": 4.0,
+    "calibrate.yaml": 15.0,
     "lepmerge compare": 8.0,
 }
 
@@ -84,7 +85,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_chain_ends_with_a_report_on_every_method(recipe: Path) -> None:
     work = recipe.parent / "work/laptop"
     report = (work / "report.html").read_text(encoding="utf-8")
-    assert all(name in report for name in ("instruct", "mean", "swap", "overlap", "conversion", "delta"))
+    assert all(name in report for name in ("instruct", "mean", "swap", "overlap", "conversion", "delta", "calibrated"))
     assert not list(work.glob("*.partial")) and not list(work.glob("*staging*"))
 
 
@@ -106,6 +107,17 @@ def test_training_learns_russian_and_leaves_english(recipe: Path) -> None:
     assert stop - first >= 256
     base, adapted = (reference.weights(work / name) for name in ("base", "adapted"))
     assert reference.same_bits(adapted[reference.INPUT][:first], base[reference.INPUT][:first])
+
+
+def test_calibration_moves_the_new_rows_only(recipe: Path) -> None:
+    work = recipe.parent / "work/laptop"
+    delta, calibrated = (reference.weights(work / name) for name in ("delta", "calibrated"))
+    report = json.loads((work / "calibration" / "lepmerge_train.json").read_text())
+    first, _ = report["rows"]["trained"]["input_embeddings"]
+    assert not reference.same_bits(calibrated[reference.INPUT][first:], delta[reference.INPUT][first:])
+    for name, tensor in delta.items():
+        rows = slice(0, first if name == reference.INPUT else None)
+        assert reference.same_bits(calibrated[name][rows], tensor[rows]), name
 
 
 def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:

@@ -96,8 +96,10 @@ def adapt(size: Size, work: Path, device: str) -> None:
     run("lepmerge", "train", HERE / "train.yaml", *where, *amount, "--device", device)
     for method in METHODS:
         run("lepmerge", "run", HERE / "recipe.yaml", *where, "--set", f"variables.method={method}", "--device", device)
+    calibrate = ("lepmerge", "train", HERE / "calibrate.yaml", *where, *amount, "--device", device)
+    run(*calibrate, "--full", work / "calibrated")
     if not (work / "report.html").exists():
-        models = [f"{name}={work / name}" for name in ("instruct", "mean", *METHODS)]
+        models = [f"{name}={work / name}" for name in ("instruct", "mean", *METHODS, "calibrated")]
         texts = ("--text", f"ru={text}/held_out_ru.txt", "--text", f"en={text}/held_out_en.txt")
         prompts = ("--chat", work / "prompts.jsonl", "--task", work / "prompts.jsonl")
         limits = ("--max-bytes", size.compare_bytes, "--copies", size.num_copies, "--max-new-tokens", LONGEST_ANSWER)
