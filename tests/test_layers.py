@@ -32,6 +32,7 @@ vocabulary/autotokenizer
 vocabulary/tokenizer_json
 vocabulary/token_bytes
 vocabulary/vocabulary
+vocabulary/union
 vocabulary/conversion
 models/references
 models/safetensors_io
@@ -85,6 +86,7 @@ operations/merge_methods/model_stock
 operations/merge_methods/karcher
 operations/merge_methods/sce
 operations/merge_methods/arcee_fusion
+operations/unite_vocabularies
 operations/merge
 operations/stack_layers
 merge/recipe

@@ -116,6 +116,26 @@ parameters: {weight: 0.5, int8_mask: true, density: 0.3}
     assert step["models"] == {"a": {"weight": 0.5}, "b": {"weight": 0.25}} and step["base"] == "base"
 
 
+def test_the_union_of_vocabularies_with_sources_of_tokens(folder: Path, monkeypatch) -> None:
+    """`c2` has a token that the others lack; `force` takes its row of another one."""
+    if not (folder / "c2").is_dir():
+        tokenizer = pico.byte_level(pico.ENGLISH, 400)
+        pico.save_instruct(folder / "c2", folder / "base", tokenizer, seed=4, extra=["<|tool|>"])
+    text = """
+merge_method: linear
+models: [{model: a, parameters: {weight: 0.5}}, {model: c2, parameters: {weight: 0.5}}]
+tokenizer: {source: union, tokens: {<|user|>: {source: c2, force: true}}}
+"""
+    got, a, c2 = run(folder, monkeypatch, text), reference.weights(folder / "a"), reference.weights(folder / "c2")
+    ids = reference.tokens_in(folder / "c2").added
+    assert len(got["lm_head.weight"]) == len(a["lm_head.weight"]) + 1
+    for content in ("<|user|>", "<|tool|>"):
+        assert reference.same_bits(got["lm_head.weight"][ids[content]], c2["lm_head.weight"][ids[content]])
+    row = ids["<|assistant|>"]
+    mean = (a["lm_head.weight"][row].float() + c2["lm_head.weight"][row].float()) / 2
+    assert reference.same_bits(got["lm_head.weight"][row], mean.bfloat16())
+
+
 @pytest.mark.parametrize(("given", "wanted"), [("a", "a"), ("own.jinja", "{folder}/own.jinja"), ("auto", None)])
 def test_the_chat_template_of_a_model_or_a_file(folder: Path, monkeypatch, given: str, wanted: str | None) -> None:
     text = f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\nchat_template: {given}\n"
@@ -134,7 +154,15 @@ BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
             "merge_method: nearswap\nmodels: [{model: a}]\n",
             [":1: merge_method: lepmerge has no merge method 'nearswap'"],
         ),
-        (BEGIN + "tokenizer_source: union\n", [":5: tokenizer_source", "does not unite"]),
+        (
+            "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: union\n",
+            [":3: tokenizer_source", "one vocabulary"],
+        ),
+        (
+            BEGIN + "tokenizer:\n  source: union\n  tokens:\n    <s>: {source: {kind: zero}}\n",
+            [":8: tokenizer.tokens.<s>.source", "one of the models: base, a"],
+        ),
+        (BEGIN + "tokenizer: {source: a, tokens: {<s>: {source: a}}}\n", [":5: tokenizer.tokens", "source: union"]),
         (BEGIN + "chat_template: chatml\n", [":5: chat_template", "no built-in", ".jinja file"]),
         (BEGIN + "modells: 1\n", [":5: modells", "did you mean models?"]),
         (BEGIN + "  parameters: {densty: 0.5}\n", [":4: models.0", "'densty'", "did you mean density?"]),

@@ -35,7 +35,7 @@ class Tree:
     """The merged contents of a file and of those that it extends.
 
     used: names of the variables that occur in any of these files, including values that another file replaced.
-    short_form: key → function that expands a text below this key, so that it can be merged with a mapping.
+    short_form: key → function that expands a text below this key of the file, so that it can be merged with a mapping.
     """
 
     root: yaml.MappingNode
@@ -87,7 +87,7 @@ class Tree:
 
     def _long(self, node: yaml.Node, path: tuple[str, ...]) -> yaml.Node:
         """Expand a text at this place into the mapping that it is short for. The new nodes get the text's mark."""
-        short = self.short_form.get(path[-2]) if len(path) > 1 else None
+        short = self.short_form.get(path[0]) if len(path) == 2 else None
         if short is None or not is_text(node):
             return node
         return _node_of(short(node.value, folder_of(node.start_mark)), node)

@@ -106,7 +106,8 @@ class _Reader:
         else:
             near = hint(get_close_matches(method, merge_methods(), 1), merge_methods())
             self.refuse(("merge_method",), f"lepmerge has no merge method {method!r}; {near}")
-        start, padding = self.tokenizer(values, base or next(iter(self.names.values())))
+        start, padding, union = self.tokenizer(values, base or next(iter(self.names.values())))
+        steps = [{**step, **union} if step["op"] == "merge" else step for step in steps]
         template = self.chat_template(values)
         output = {"dtype": self.dtype(values), **({"pad_to_multiple_of": padding} if padding else {})}
         output |= {"chat_template": template} if template else {}
@@ -137,23 +138,40 @@ class _Reader:
             self.refuse((key,), f"lepmerge writes {', '.join(DTYPES)}")
         return dtype
 
-    def tokenizer(self, values: Mapping[str, Any], start: str) -> tuple[str, int | None]:
-        """Return the start model, whose tokenizer and chat template the result has, and the multiple to pad to."""
-        given, place, padding = values.get("tokenizer_source"), ("tokenizer_source",), None
+    def tokenizer(self, values: Mapping[str, Any], start: str) -> tuple[str, int | None, dict[str, Any]]:
+        """Return the start model, whose tokenizer the result has, the multiple to pad to, and keys of the merge."""
+        given, place, padding, tokens = values.get("tokenizer_source"), ("tokenizer_source",), None, {}
         if isinstance(values.get("tokenizer"), dict):
-            self.known(values["tokenizer"], ("source", "pad_to_multiple_of"), ("tokenizer",))
+            self.known(values["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), ("tokenizer",))
             given, place = values["tokenizer"].get("source"), ("tokenizer", "source")
-            padding = values["tokenizer"].get("pad_to_multiple_of")
+            padding, tokens = values["tokenizer"].get("pad_to_multiple_of"), values["tokenizer"].get("tokens") or {}
         if given == "union":
-            self.refuse(place, "lepmerge does not unite vocabularies: name the model whose tokenizer the result has")
-        return (start if given in (None, "base") else self.name(str(given).removeprefix("model:"))), padding
+            if values["merge_method"] == "passthrough":
+                self.refuse(place, "passthrough has one vocabulary: name the model whose tokenizer the result has")
+            sources = {token: self.token_source(token, each) for token, each in tokens.items()}
+            return start, padding, {"tokenizer": "union", **({"tokens": sources} if sources else {})}
+        if tokens:
+            self.refuse(("tokenizer", "tokens"), "lepmerge has sources of tokens with `source: union` only")
+        return (start if given in (None, "base") else self.name(str(given).removeprefix("model:"))), padding, {}
+
+    def token_source(self, token: str, entry: Any) -> dict[str, Any]:
+        """Return the source of one token."""
+        place = ("tokenizer", "tokens", token)
+        if not isinstance(entry, dict) or "source" not in entry:
+            self.refuse(place, "expected `source`, and optionally `force`")
+        self.known(entry, ("source", "force"), place)
+        source = str(entry["source"])
+        if source not in self.names:
+            self.refuse((*place, "source"), f"expected one of the models: {', '.join(self.names)}")
+        return {**entry, "source": self.names[source]}
 
     def chat_template(self, values: Mapping[str, Any]) -> str | None:
         """Return the model or file of the chat template. None: the template of the tokenizer's model."""
         given = values.get("chat_template")
         if given in (None, "auto"):
             return None
-        if given not in self.names and not str(given).endswith(".jinja"):
+        given = str(given)
+        if given not in self.names and not given.endswith(".jinja"):
             remedy = "name one of the models, or a .jinja file with the template"
             self.refuse(("chat_template",), f"lepmerge has no built-in chat templates: {remedy}")
         return self.names.get(given) or str(Path(given).absolute())

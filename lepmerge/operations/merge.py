@@ -3,11 +3,12 @@
 The methods are in merge_methods/.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from lepmerge.config.entries import Step
@@ -31,8 +32,9 @@ from lepmerge.operations.operands import (
     with_kept_rows,
 )
 from lepmerge.operations.registry import chosen, operation
+from lepmerge.operations.unite_vocabularies import TokenSource, United, unite
 from lepmerge.tensors import LazyTensor
-from lepmerge.vocabulary.conversion import Conversion, converted
+from lepmerge.vocabulary.conversion import converted
 
 BASE = ""
 """Key of the base among the operands; no model has this name."""
@@ -67,6 +69,11 @@ class Merge(Step):
     tensors: str | list[str] = "*"
     """Tensors to merge: globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`;
     default: all."""
+    tokenizer: Literal["union"] | None = None
+    """`union`: add the tokens of the models that the current vocabulary lacks. A model without a token takes the row
+    of the base, or of the first model that has the token. Default: convert the models to the current vocabulary."""
+    tokens: dict[str, TokenSource] = {}
+    """With `tokenizer: union`: token → the model whose row is taken."""
     normalize: bool | None = None
     """Divide by the sum of the weights. The default depends on the method."""
     scale: Annotated[Numbers | None, Field(alias="lambda")] = None
@@ -102,12 +109,15 @@ def merge(
     models: Mapping[str, tuple[Model, MergeParameters]],
     base: Model | None,
     tensors: str | Sequence[str],
+    tokenizer: str | None = None,
+    tokens: Mapping[str, TokenSource] | None = None,
     **settings: Any,
 ) -> Model:
     """Return the model with the selected tensors replaced by the merge of the given models.
 
     Tables are first converted to the current vocabulary (T). A row keeps its current value if a model has no source for
-    it; this includes added tokens that the model lacks.
+    it; this includes added tokens that the model lacks. With the tokenizer `union`, the vocabularies are united
+    instead; a row of which there is only one version keeps its bits.
 
     Raises:
         RecipeError: the method or a parameter is unknown, a value is out of range, the number of models is wrong, or
@@ -117,38 +127,76 @@ def merge(
     chosen_method = chosen(merge_methods(), method, what="merge method")
     _check(chosen_method, models, base, settings)
     selected = select(model, tensors)
-    operands = {name: other for name, (other, _) in models.items()} | ({BASE: base} if base else {})
+    operands = {**({BASE: base} if base else {}), **{name: other for name, (other, _) in models.items()}}
     for operand in operands.values():
         check_same_tensors(operand, model)
-    conversions = {}
-    if selected & set(model.tables.values()):
-        conversions = {name: conversion_to(other, model) for name, other in operands.items()}
-    stays_V = rows_that_stay(model, operands, conversions)
+    tables = set(model.tables.values())
+    if tokenizer == "union":
+        aligned = _united(
+            unite(model, [*operands.values()], tokens or {}, keep_current=not tables <= selected), operands
+        )
+    elif tokens:
+        raise RecipeError("tokens: sources of tokens need `tokenizer: union`")
+    else:
+        aligned = _converted(model, operands if tables & selected else {})
+    model, stays_V = aligned.model, aligned.stays_V
     count = num_layers(model)
     role_of = {name: role for role, name in model.tables.items()}
     computed: dict[str, LazyTensor] = {}
     for name in (name for name in model.tensors if name in selected):
         current, role = model.tensors[name], role_of.get(name)
-        found = {key: _operand(other, name, role, conversions.get(key)) for key, other in operands.items()}
+        found = {
+            key: tensor_of(other, name) if role is None else aligned.table(key, role) for key, other in operands.items()
+        }
         for key, operand in found.items():
             check_operand(operand, current, f"{role or f'tensor {name}'} of {operands[key].name}")
         inputs = _inputs(chosen_method, name, _depth(name, count), found, models, settings)
         merged = replace(chosen_method.function(inputs), dtype=current.dtype)
         computed[name] = with_kept_rows(merged, current, stays_V) if role else merged
-    num_kept = int(stays_V.sum())
-    counts = {operands[key].name: each.counts for key, each in conversions.items() if each is not None}
+    rows = {"merged": int((~stays_V).sum()), "kept": int(stays_V.sum())}
     reports = [
-        TableReport("merge", role, {"merged": model.num_rows - num_kept, "kept": num_kept}, method, operands=counts)
+        TableReport("merge", role, rows, method, operands=aligned.counts)
         for role, name in model.tables.items()
         if name in computed
     ]
     return replace(model, tensors={**model.tensors, **computed}, reports=(*model.reports, *reports))
 
 
-def _operand(model: Model, name: str, role: str | None, conversion: Conversion | None) -> LazyTensor:
-    if role is None:
-        return tensor_of(model, name)
-    return model.table(role) if conversion is None else converted(model.table(role), conversion)
+@dataclass(frozen=True)
+class _Aligned:
+    """The current model and the tables of the others in its vocabulary. stays_V: rows that are not merged.
+
+    table(key, role): a table of an operand. counts: operand → how its rows were found → number of rows.
+    """
+
+    model: Model
+    stays_V: torch.Tensor
+    table: Callable[[str, str], LazyTensor]
+    counts: Mapping[str, Mapping[str, int]]
+
+
+def _converted(model: Model, operands: Mapping[str, Model]) -> _Aligned:
+    """Convert the tables of the operands to the current vocabulary."""
+    conversions = {key: conversion_to(other, model) for key, other in operands.items()}
+
+    def table(key: str, role: str) -> LazyTensor:
+        own, conversion = operands[key].table(role), conversions[key]
+        return own if conversion is None else converted(own, conversion)
+
+    counts = {operands[key].name: each.counts for key, each in conversions.items() if each is not None}
+    return _Aligned(model, rows_that_stay(model, operands, conversions), table, counts)
+
+
+def _united(joint: United, operands: Mapping[str, Model]) -> _Aligned:
+    """Unite the vocabularies of the operands with the current one."""
+    numbers = {key: number for number, key in enumerate(operands)}
+
+    def table(key: str, role: str) -> LazyTensor:
+        return joint.operand(numbers[key], operands[key], role)
+
+    own = {key: int((joint.ids_V[numbers[key]] >= 0).sum()) for key in operands}
+    counts = {operands[key].name: {"own": own[key], "taken": joint.model.num_rows - own[key]} for key in operands}
+    return _Aligned(joint.model, joint.rows_that_stay(), table, counts)
 
 
 def _depth(name: str, count: int) -> float:

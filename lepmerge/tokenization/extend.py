@@ -14,6 +14,7 @@ from lepmerge.progress import Progress
 from lepmerge.tokenization.script import Allowed
 from lepmerge.tokenization.train import renumbered
 from lepmerge.tokenization.words import old_tokens
+from lepmerge.vocabulary.union import with_tokens
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 LEAST_COUNT = 2
@@ -190,18 +191,10 @@ def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str =
     """
     if layout == "before":
         vocabulary = _with_room(vocabulary, len(extension.tokens))
-    first = max(vocabulary.ordinary.values()) + 1 if layout == "before" else vocabulary.size
-    model = vocabulary.spec["model"]
-    vocab = {**model["vocab"]}
-    for place, token in enumerate(extension.tokens):
-        vocab[token] = first + place
-    as_strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
-    merges = [" ".join(pair) if as_strings else list(pair) for pair in extension.merges]
-    spec = {**vocabulary.spec, "model": {**model, "vocab": vocab, "merges": [*model["merges"], *merges]}}
-    if Vocabulary(spec).unfaithful_ids():  # the library numbers added tokens by count unless the model contains them
-        added = {token.content: token.id for token in vocabulary.added.values()}
-        spec["model"]["vocab"] = {**vocab, **added}
-    return spec
+        first = max(vocabulary.ordinary.values()) + 1
+    else:
+        first = vocabulary.size
+    return with_tokens(vocabulary, extension.tokens, extension.merges, first=first).spec
 
 
 def _with_room(vocabulary: Vocabulary, count: int) -> Vocabulary:
