@@ -61,5 +61,9 @@ class ComparisonError(LepmergeError):
     """Models cannot be compared: too little text, a prompt file with an invalid row, no chat template."""
 
 
+class ChainError(LepmergeError):
+    """A command of a project failed. Its own message came before."""
+
+
 class GenerationError(LepmergeError):
     """Answers cannot be generated: no usable prompt, a failing server, or a grading prompt without its placeholders."""

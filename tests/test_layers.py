@@ -163,6 +163,11 @@ comparison/task
 comparison/compare
 comparison/columns
 comparison/report
+projects/languages
+projects/look
+projects/values
+projects/init
+projects/chain
 __init__
 commands/console
 commands/options
@@ -179,6 +184,8 @@ commands/inspect
 commands/diff
 commands/convert
 commands/extract
+commands/init
+commands/chain
 commands/main
 __main__
 """.split()

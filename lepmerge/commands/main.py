@@ -2,6 +2,7 @@
 
 import click
 
+from lepmerge.commands.chain import chain
 from lepmerge.commands.compare import compare
 from lepmerge.commands.console import CommandGroup
 from lepmerge.commands.convert import convert
@@ -10,6 +11,7 @@ from lepmerge.commands.diff import diff
 from lepmerge.commands.extract import extract
 from lepmerge.commands.generate import generate
 from lepmerge.commands.import_ import import_
+from lepmerge.commands.init import init
 from lepmerge.commands.inspect import inspect
 from lepmerge.commands.plan import plan_
 from lepmerge.commands.run import run
@@ -32,5 +34,20 @@ def main() -> None:
     """
 
 
-for command in (tokenizer, train, import_, plan_, run, generate, compare, darumeru, inspect, diff, extract, convert):
+for command in (
+    init,
+    chain,
+    tokenizer,
+    train,
+    import_,
+    plan_,
+    run,
+    generate,
+    compare,
+    darumeru,
+    inspect,
+    diff,
+    extract,
+    convert,
+):
     main.add_command(command)

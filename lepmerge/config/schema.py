@@ -36,6 +36,7 @@ MOST_FAULTS = 20
 KINDS = {
     "recipe": ({"models"}, "lepmerge run"),
     "training configuration": ({"model", "data"}, "lepmerge train"),
+    "project": ({"commands"}, "lepmerge chain"),
 }
 """Kind of file → (keys by which it is recognized, command that reads it)."""
 Where = Callable[[Place], str]
@@ -60,6 +61,12 @@ def num_bytes(value: Any) -> int:
     if match is None or match[2] not in _UNITS:
         raise ValueError("should be a number of bytes such as 5GB or 500MiB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def count_of(value: Any) -> Any:
+    """Parse a count such as 300M or 1.5B. Any other value is returned as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB])", str(value).strip().upper())
+    return int(float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2]]) if match else value
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,15 @@ def first_number(config: Mapping[str, Any], key: str) -> int | None:
     return None
 
 
+def context_in(config: Mapping[str, Any]) -> int:
+    """Return the context length in a config, or a very large number if the config has no limit."""
+    for part in (*text_configs(config), config):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(part.get(key), int):
+                return part[key]
+    return 1 << 30
+
+
 def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the end tokens (eos) of a config, those of the language model where the wrapper names none."""
     found = next((ids for part in (config, *text_configs(config)) if (ids := part.get("eos_token_id")) is not None), ())

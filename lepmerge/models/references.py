@@ -8,7 +8,9 @@ from pathlib import Path
 from lepmerge.errors import ReferenceNotFound
 from lepmerge.paths import HUB_ID, did_you_mean
 
-DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+WEIGHTS = "*.safetensors"
+CARD = "README.md"
+DOWNLOADED = [WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 NOT_DOWNLOADED = [
     "*/*",
     "consolidated*",
@@ -41,7 +43,12 @@ class Reference:
 
 
 def resolve(
-    reference: str, *, revision: str | None = None, relative_to: Path | None = None, gguf: bool = False
+    reference: str,
+    *,
+    revision: str | None = None,
+    relative_to: Path | None = None,
+    gguf: bool = False,
+    weights: bool = True,
 ) -> Reference:
     """Return the local folder of `reference`.
 
@@ -49,7 +56,8 @@ def resolve(
     network access. Otherwise a reference of the form `owner/name[@revision]` is downloaded with huggingface_hub
     (safetensors, tokenizer and JSON files only).
 
-    gguf: accept a GGUF file, where only vocabulary and embeddings are needed.
+    gguf: accept a GGUF file, where only vocabulary and embeddings are needed. weights: if False, the model
+    card is downloaded instead of the weights (which are used if they are in the cache).
 
     Raises:
         ReferenceNotFound: it is neither a folder nor a model on the Hub, or the Hub cannot be reached.
@@ -74,7 +82,7 @@ def resolve(
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise ReferenceNotFound(f"no such folder: {folder}{did_you_mean(folder)}")
-    return _download(reference, match["id"], revision or match["revision"], folder)
+    return _download(reference, match["id"], revision or match["revision"], folder, weights)
 
 
 def resolve_adapted(
@@ -90,14 +98,13 @@ def resolve_adapted(
     return replace(model, adapters=found)
 
 
-def _download(reference: str, hub_id: str, revision: str | None, folder: Path) -> Reference:
+def _download(reference: str, hub_id: str, revision: str | None, folder: Path, weights: bool) -> Reference:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = DOWNLOADED if weights else [CARD, *(pattern for pattern in DOWNLOADED if pattern != WEIGHTS)]
     try:
-        snapshot = snapshot_download(
-            hub_id, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED
-        )
+        snapshot = snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_DOWNLOADED)
         snapshot = Path(snapshot_download(hub_id, revision=Path(snapshot).name, allow_patterns=TEMPLATES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -28,18 +28,22 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+def front_matter(card: Path) -> dict[str, Any]:
+    """Return the YAML at the beginning of a model card. It is empty if there is none, or if it is broken."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
+    try:
+        values = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:  # a broken card of an input is no reason to fail
+        values = None
+    return values if isinstance(values, dict) else {}
+
+
 def languages_of(folders: Iterable[Path]) -> list[str]:
     """Return the `language` entries of the model cards in these folders, in order and without duplicates."""
     found: dict[str, None] = {}
     for folder in folders:
-        card = folder / "README.md"
-        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-        front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
-        try:
-            values = yaml.safe_load(front[1]) if front else None
-        except yaml.YAMLError:  # a broken card of an input is no reason to fail; only its language is lost
-            continue
-        listed = values.get("language") if isinstance(values, dict) else None
+        listed = front_matter(folder / "README.md").get("language")
         named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
         found |= dict.fromkeys(name for name in named if isinstance(name, str))
     return list(found)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lepmerge.config.entries import InitName, InitPerTable, ModelEntry, other_command
-from lepmerge.config.schema import Schema, Strict, num_bytes
+from lepmerge.config.schema import Schema, Strict, count_of, num_bytes
 from lepmerge.errors import RecipeError
 from lepmerge.paths import is_path
 
@@ -195,8 +195,7 @@ class TrainConfig(Strict):
     @classmethod
     def _count(cls, value: Any) -> Any:
         """Accept a number of tokens such as 300M or 1.5B."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB])", str(value).strip().upper())
-        return int(float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2]]) if match else value
+        return count_of(value)
 
     @model_validator(mode="after")
     def _sweep_is_whole(self) -> "TrainConfig":

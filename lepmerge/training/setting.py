@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from lepmerge.corpus import find_files, is_dataset
 from lepmerge.errors import CheckpointError, RecipeError
 from lepmerge.models.checkpoint import files_of, is_embeddings_only, open_checkpoint
-from lepmerge.models.configs import end_ids, text_configs
+from lepmerge.models.configs import context_in, end_ids
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
@@ -157,11 +157,7 @@ def prefix_of(tokenizer: Tokenizer) -> list[int]:
 
 def context_of(model: Model) -> int:
     """Return the context length in a model's config, or a very large number if the config has no limit."""
-    for part in (*text_configs(model.config), model.config):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(part.get(key), int):
-                return part[key]
-    return 1 << 30
+    return context_in(model.config)
 
 
 def _trained_rows(config: TrainConfig, old: Model, base: Model, start: Model) -> dict[str, range]:
