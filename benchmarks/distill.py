@@ -58,7 +58,7 @@ def opened(text: Path, work: Path) -> Any:
     setting = prepare(config)
     rows = range(setting.start.num_rows - NUM_NEW, setting.start.num_rows)
     setting = replace(setting, rows=dict.fromkeys(setting.rows, rows))
-    return open_session(setting, work / "tokens", Group(torch.device("cpu")), StopSignal(), ignore)
+    return open_session(setting, work / "tokens", Group(torch.device("cpu")), StopSignal(), ignore, held_out={})
 
 
 def ours(text: Path, work: Path, steps: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def opened(model: Path, text: Path, work: Path, precision: str, rows: str):
     if rows == "new":
         first = setting.start.num_rows - NUM_NEW_ROWS
         setting = replace(setting, rows={role: range(first, setting.start.num_rows) for role in setting.rows})
-    return open_session(setting, work, Group(torch.device("cpu")), StopSignal(), lambda event: None)
+    return open_session(setting, work, Group(torch.device("cpu")), StopSignal(), lambda event: None, held_out={})
 
 
 def ours(model: Path, text: Path, work: Path, precision: str, rows: str, steps: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 
 Exit codes: 0 done, 1 a problem with a model, a file or the disk, 2 a problem with the recipe or the command line, 130
-interrupted by Ctrl-C.
+interrupted by Ctrl-C, 143 a training that SIGTERM stopped.
 
 To complete commands and options with the Tab key in bash: `eval "$(_LEPMERGE_COMPLETE=bash_source lepmerge)"`. Other
 shells: `zsh_source`, `fish_source`.

@@ -54,7 +54,9 @@ class TrainingError(LepmergeError):
 class Stopped(TrainingError):
     """A signal asked the training to stop. Its checkpoint contains what it has learned so far."""
 
-    exit_code = 143
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal  # as shells count: 130 for Ctrl-C, 143 for SIGTERM
 
 
 class ComparisonError(LepmergeError):

@@ -16,8 +16,10 @@ from lepmerge.corpus import cut
 from lepmerge.errors import CorpusError
 from lepmerge.training.blocks import blocks_of
 from lepmerge.training.config import load_train_config
+from lepmerge.training.events import Note
 from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.loss import IGNORED
+from lepmerge.training.run import train
 from lepmerge.training.setting import prepare
 from lepmerge.training.tokens import Packer, pieces
 
@@ -101,6 +103,23 @@ def test_labels_are_the_next_tokens(tmp_path: Path, english, packing: str) -> No
             assert batch.position_BL[row, place + 1] == batch.position_BL[row, place] + 1
     ends = (batch.id_BL == setting.end_id).sum()
     assert ends == 3 and setting.prefix_ids == []
+
+
+def test_an_end_token_that_only_generation_config_names(tmp_path: Path, english) -> None:
+    path = written(tmp_path, ["раз", "два"], old=english)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    end = config.pop("eos_token_id")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    generation = tmp_path / "base" / "generation_config.json"
+    assert json.loads(generation.read_text())["eos_token_id"] == [end]
+    setting, blocks = opened(path)
+    assert setting.end_id == end and int((blocks.sources[0].tokens.token_T == end).sum()) == 2
+    generation.unlink()
+    notes: list[object] = []
+    train(load_train_config(path, ["max_tokens=8"]), on_event=notes.append)
+    assert any(
+        isinstance(note, Note) and "names an eos token: documents end without one" in note.text for note in notes
+    )
 
 
 def test_the_tokenizers_prefix_begins_every_piece(tmp_path: Path, english) -> None:

@@ -229,10 +229,11 @@ def test_a_smaller_micro_batch_continues(tmp_path: Path, english) -> None:
 
     def stop(event: TrainingEvent) -> None:
         if isinstance(event, StepDone) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Stopped, match="after step 3"):
+    with pytest.raises(Stopped, match="SIGINT received: stopped after step 3") as stopped:
         trained(path, on_event=stop)
+    assert stopped.value.exit_code == 130  # Ctrl-C; SIGTERM is 143
     events: list[TrainingEvent] = []
     again = ("micro_batch=1", "activation_checkpointing=true")
     trained(path, *again, on_event=events.append)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lepmerge.training.config import TrainConfig, load_train_config
 from lepmerge.training.events import ignore
+from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal
 from lepmerge.training.run import Session, open_session
@@ -106,7 +107,9 @@ def setting_of(path: Path, *overrides: str) -> Setting:
 
 def session_of(path: Path, *overrides: str) -> Session:
     """Return what training the configuration would start with."""
-    return open_session(setting_of(path, *overrides), path.parent / "work", Group(CPU), StopSignal(), ignore)
+    setting = setting_of(path, *overrides)
+    texts = held_out_texts(setting)
+    return open_session(setting, path.parent / "work", Group(CPU), StopSignal(), ignore, held_out=texts)
 
 
 def plain_training(config: TrainConfig, session: Session, learner: Learner, *, steps: int) -> dict[str, torch.Tensor]:

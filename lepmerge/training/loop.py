@@ -58,13 +58,14 @@ class StopSignal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.received or signal.SIGTERM).name
+    def error(self, what: str) -> Stopped:
+        """Return the error that ends the training, with the exit code of the signal."""
+        received = signal.Signals(self.received or signal.SIGTERM)
+        return Stopped(f"{received.name} received: {what}", received)
 
     def check(self) -> None:
         if self.received is not None:
-            raise Stopped(f"{self.name} received: stopped before the first step; the same command begins again")
+            raise self.error("stopped before the first step; the same command begins again")
 
     def check_together(self, group: Group) -> None:
         """Stop all processes at the same step if any of them received a signal."""
@@ -136,9 +137,7 @@ def run_steps(
         except Stopped:
             if is_main:
                 save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
-            raise Stopped(
-                f"{stop.name} received: stopped after step {step} of {until}; the same command goes on from there"
-            ) from None
+            raise stop.error(f"stopped after step {step} of {until}; the same command goes on from there") from None
         num_tokens += figures.num_tokens
         losses.append(figures.loss)
         _check_health(figures, losses, step + 1, saved, track)

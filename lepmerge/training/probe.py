@@ -8,6 +8,7 @@ from lepmerge.errors import RecipeError
 from lepmerge.operations.inits import INITS
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import Note, OnEvent
+from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.learner import Group
 from lepmerge.training.loop import StopSignal, Track
 from lepmerge.training.run import open_session
@@ -35,7 +36,7 @@ def probe(config: TrainConfig, *, steps: int, group: Group, on_event: OnEvent) -
         for init in INITS if config.tokenizer else ["mean"]:
             changed = {"init": init, "warmup_steps": max(1, round(steps * WARMUP_SHARE)), "schedule": "constant"}
             setting = prepare(config.model_copy(update={**changed, "learning_rate": rates[0], "sweep": None}))
-            session = open_session(setting, folder, group, stop, on_event)
+            session = open_session(setting, folder, group, stop, on_event, held_out=held_out_texts(setting))
             for rate in rates:
                 on_event(Note(f"probes {init}, {rate:g}"))
                 track = Track(folder, f"{init}-{rate:g}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lepmerge.errors import OutputError
+from lepmerge.errors import CorpusError, OutputError
 from lepmerge.output.run import Run
 from lepmerge.output.staging import Staging
 from lepmerge.training.blocks import Blocks, blocks_of
@@ -100,9 +100,11 @@ def train(
         _refuse_another(run.staging, setting)
     working = _bytes_to_write(setting)
     run.check({}, working=working)
+    held_out = held_out_texts(setting)  # read first, so that a fault in them is reported before anything is written
     with _opened(run, setting, group, working):
         with StopSignal().listening() as stop:
-            session = open_session(setting, run.staging.folder, group, stop, on_event, compile=compile)
+            folder = run.staging.folder
+            session = open_session(setting, folder, group, stop, on_event, held_out=held_out, compile=compile)
             learner, track, sweep = _trained(session, run.staging.folder)
         if group.rank == 0:
             write_output(setting, learner, run.staging, track, sweep)
@@ -111,9 +113,16 @@ def train(
 
 
 def open_session(
-    setting: Setting, folder: Path, group: Group, stop: StopSignal, on_event: OnEvent, *, compile: bool = False
+    setting: Setting,
+    folder: Path,
+    group: Group,
+    stop: StopSignal,
+    on_event: OnEvent,
+    *,
+    held_out: dict[str, HeldOut],
+    compile: bool = False,
 ) -> Session:
-    """Load the body and the teacher, tokenize the data if needed, read the held-out text.
+    """Load the body and the teacher, tokenize the data if needed.
 
     The body is loaded first, so that a model that cannot be trained is refused before hours of tokenizing.
     """
@@ -142,10 +151,11 @@ def open_session(
     blocks = blocks_of(setting, tokens, reading)
     if group.rank == 0:
         group.wait()
-    held_out = held_out_texts(setting)
     for source, read in zip(config.data, blocks.sources, strict=True):
         if read.tokens.skipped:
             on_event(Note(f"data: {source.path}: {read.tokens.skipped}"))
+    if setting.end_id is None and config.objective == "text":
+        on_event(Note("neither config.json nor generation_config.json names an eos token: documents end without one"))
     if compile:
         body.compile()
     session = Session(setting, body, blocks, held_out, group, stop, on_event, teacher)
@@ -209,7 +219,17 @@ def _opened(run: Run, setting: Setting, group: Group, working: int) -> Iterator[
         if group.rank == 0:
             (run.staging.folder / "config.json").write_text(json.dumps(setting.config.plain()))
         group.wait()
-        yield
+        try:
+            yield
+        except CorpusError:
+            if group.rank == 0 and not _finished_parts(run.staging.folder):
+                shutil.rmtree(run.staging.folder)
+            raise
+
+
+def _finished_parts(folder: Path) -> list[Path]:
+    """Return what a killed training would reuse: checkpoints, and the tokens of sources."""
+    return [*folder.glob("*.safetensors"), *(path for path in folder.glob("tokens/*") if path.name != "partial")]
 
 
 def _refuse_another(staging: Staging, setting: Setting) -> None:

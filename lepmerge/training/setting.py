@@ -67,8 +67,8 @@ class Setting:
 
     @cached_property
     def end_id(self) -> int | None:
-        """The id that ends a document, the model's eos token; None if it has none."""
-        return next(iter(end_ids(self.start.config)), None)
+        """The id that ends a document: the eos token of config.json, or else of generation_config.json."""
+        return next(iter(end_ids(self.start.config) or end_ids(self.start.generation_config or {})), None)
 
     def files(self, source: Source) -> list[Path]:
         """Return the files of a source. Relative paths are resolved against the folder of the configuration."""
