@@ -275,13 +275,19 @@ def test_permuted_rows_are_found(instruct: LanguageModel, tmp_path: Path, tables
 def test_a_short_context_limits_all_lengths(tmp_path: Path, english) -> None:
     """Pieces, beginnings and continuations fit 64 tokens; 16 are refused in one line, a long prompt too."""
     folder = pico.save_model(tmp_path / "model", english, chat=True)
+    rows = [{"text": line} for line in RUSSIAN.read_text().splitlines()]
+    corpus = tmp_path / "ru.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in [{"text": None}, {"text": "a\0b"}, *rows]))
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    text = ("--text", f"ru={RUSSIAN}", "--max-bytes", "2kB", "--device", "cpu", "--json")
+    text = ("--text", f"ru={corpus}", "--max-bytes", "2kB", "--device", "cpu", "--json")
     path.write_text(json.dumps({**config, "max_position_embeddings": 64}))
     result = pico.command("compare", folder, *text)
     assert result.exit_code == 0, result.stderr
-    measured = json.loads(result.stdout)["models"]["model"]["texts"]["ru"]
+    found = json.loads(result.stdout)
+    (skipped,) = found["warnings"]
+    assert skipped.startswith("--text ru: skipped ") and skipped.endswith(" 1 null, 1 with NUL characters")
+    measured = found["models"]["model"]["texts"]["ru"]
     assert 0 < measured["generation"]["tokens"] < 8 * 64 and measured["bits_per_byte"] > 0
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"messages": [{"role": "user", "content": "x " * 80}], "answer": "y"}))

@@ -71,7 +71,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("shard_size: 1.5GB", "path: other", 15, ["'path' stands twice"]),
         ("output:\n", "start: nobody\noutput:\n", 13, ["start", "no model 'nobody'"]),
         ("  base: some/base", "  current: some/base", 2, ["current"]),
-        ("  base: some/base", "  my-base: some/base", 2, ["'my-base' is no name"]),
+        ("  base: some/base", "  my-base: some/base", 2, ["'my-base' cannot be the name of a model"]),
         ("steps:", "steps: [", 6, ["not YAML"]),
         ("output:\n", "? [output]\n:\n", 13, ["a key should be a word"]),
     ],

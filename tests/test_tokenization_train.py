@@ -151,3 +151,27 @@ def test_report(tmp_path: Path, corpus: Path, bases) -> None:
     differing = found[second]["differing"]
     assert f"{differing['texts']} of {differing['of']} texts fall into other tokens" in result.stdout
     assert chart.read_bytes().startswith(b"\x89PNG") and chart.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("length", [5, 40, 140])
+def test_the_legend_of_a_chart_is_not_cut_off(tmp_path: Path, length: int) -> None:
+    from matplotlib.image import imread
+
+    from lepmerge.output.plots import bars
+
+    values = {"ru.txt": {f"{number}{'m' * length}": 1.0 + number for number in range(3)}}
+    bars(tmp_path / "chart.png", values, label="symbols per token")
+    image = imread(tmp_path / "chart.png")
+    margins = [image[:, :3], image[:, -3:], image[:3], image[-3:]]
+    assert all((margin == 1.0).all() for margin in margins), "something is drawn over the edge"
+    assert (image < 1.0).any()
+
+
+def test_skipped_texts_are_counted_in_a_report(tmp_path: Path, bases) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "the fox"}\n{"text": null}\n{"text": ""}\n{"text": null}\n')
+    base = str(bases["byte_level"])
+    corpus = {"documents": 1, "texts": 1, "skipped": {"empty": 1, "null": 2}}
+    assert report_on([base], [str(text)])[str(text)][base]["corpus"] == corpus
+    shown = pico.command("tokenizer", "report", base, "--text", text).stdout
+    assert shown.startswith(f"{text}; skipped: 1 empty, 2 null\n") and "corpus" not in shown

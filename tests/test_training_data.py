@@ -187,8 +187,10 @@ def test_training_names_its_own_key_and_shows_what_was_skipped(tmp_path: Path, e
         pico.assert_one_line_error(result, 1, f"corpus.jsonl:1: no column 'txt', there is text: name one with {key}")
     with (tmp_path / "corpus.jsonl").open("a") as file:
         file.write('{"text": null}\n')
-    shown = pico.command(*command, "seed=0").stderr
-    assert "note: data: corpus.jsonl: skipped 1 of 31 texts: 1 null\n" in shown
+    with_held_out = f"evaluate={{every: 99, data: {{ru: {tmp_path}/corpus.jsonl}}}}"
+    shown = pico.command(*command, "seed=0", "--set", with_held_out).stderr
+    for key in ("data: corpus.jsonl", "evaluate.data.ru"):
+        assert f"note: {key}: skipped 1 of 31 texts: 1 null\n" in shown
 
 
 def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:

@@ -34,6 +34,31 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     assert "did you mean shard_size?" in result.stderr and "did you mean method?" in result.stderr
 
 
+def test_unknown_models_and_unused_variables_are_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "variables: {strenth: 2}\n"
+        "models: {base: b, instruct: i}\n"
+        "start: instrukt\n"
+        "steps:\n"
+        "  - {op: propagate_embeddings, base: bas, adapted: nobody, method: delta}\n"
+        "output: {path: out}\n"
+    )
+    lines = [line.removeprefix(f"error: {path}:") for line in pico.command("plan", path).stderr.splitlines()]
+    assert [line.split(";")[0] for line in lines] == [
+        "1: variables.strenth: nothing uses ${strenth}",
+        "3: start: there is no model 'instrukt'",
+        "5: steps.0.base: there is no model 'bas'",
+        "5: steps.0.adapted: there is no model 'nobody'",
+    ]
+    path.write_text("models: {my-base: b, current: c}\nstart: base\noutput: {path: out}\n")
+    lines = [line.removeprefix(f"error: {path}:") for line in pico.command("plan", path).stderr.splitlines()]
+    assert lines == [
+        "1: 'current' cannot be the name of a model: it means the model before a step",
+        "1: 'my-base' cannot be the name of a model: use letters, digits and _",
+    ]
+
+
 def test_a_file_of_another_kind_names_its_command(tmp_path: Path) -> None:
     recipe, config = tmp_path / "recipe.yaml", tmp_path / "train.yaml"
     recipe.write_text("models: {base: b}\nstart: base\noutput: {path: out}\n")

@@ -218,9 +218,12 @@ def report(
     Example:
       lepmerge tokenizer report models/base tokenizers/ru --text ru.txt --text en.txt --plot report.png
     """
+    from lepmerge.comparison.report import check_writable
     from lepmerge.corpus import find_files
 
     find_files(files)
+    if plot is not None:
+        check_writable(Path(plot))
     from lepmerge.tokenization.build import report_on
 
     found = report_on(tokenizers, files, column=column, limit=_bytes(limit))
@@ -236,8 +239,9 @@ def report(
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     for text, by_name in found.items():
-        click.echo(text)
-        keys = list(dict.fromkeys(key for figures in by_name.values() for key in figures if key != "differing"))
+        click.echo(f"{text}{_skipped(next(iter(by_name.values()))['corpus']['skipped'])}")
+        other = ("corpus", "differing")
+        keys = list(dict.fromkeys(key for figures in by_name.values() for key in figures if key not in other))
         rows = [[name, *(_shown(key, figures.get(key)) for key in keys)] for name, figures in by_name.items()]
         click.echo(table(rows, header=["tokenizer", *(key.replace("_", " ") for key in keys)]))
         for name, figures in by_name.items():

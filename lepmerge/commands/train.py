@@ -64,8 +64,12 @@ def train(
 
     loaded = load_train_config(config, overrides)
     from lepmerge.device import choose_device
+    from lepmerge.training.processes import check_trackers
 
     chosen = choose_device(device)
+    check_trackers(trackers)
+    if full is not None:
+        _check_full(loaded, Path(full), overwrite)
     if dry_run:
         show_estimate(loaded, device, as_json)
         return
@@ -107,11 +111,10 @@ def run_training(
 
     from lepmerge.training.events import TrainingEvent
     from lepmerge.training.output import finished_report
-    from lepmerge.training.processes import Processes, check_trackers
+    from lepmerge.training.processes import Processes
     from lepmerge.training.run import train as train_embeddings
 
     disable_progress_bar()
-    check_trackers(trackers)
     processes = Processes(device, trackers)
     processes.track(config)
     is_main = processes.group.rank == 0
@@ -126,6 +129,18 @@ def run_training(
         )
     processes.close()
     return finished_report(config.target) if is_main else None
+
+
+def _check_full(config: Any, folder: Path, overwrite: bool) -> None:
+    """Check the folder of the complete model before the training.
+
+    A folder that lepmerge made may be the result of this very command: that is known when the training is finished.
+    """
+    from lepmerge.output.checks import check_target
+    from lepmerge.output.run import RUN_FILE
+
+    inputs = [config.target, config.resolve(config.model.path)]
+    check_target(folder, inputs=inputs, overwrite=overwrite or (folder / RUN_FILE).exists(), key="--full")
 
 
 def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: bool) -> None:

@@ -176,7 +176,10 @@ def compare(
         },
         "texts": {text.name: _text_facts(text, texts[text.name]) for text in read},
         "models": {model.name: measured[model.name] for model in models},
-        "warnings": [warning for model in models for warning in measured[model.name]["warnings"]],
+        "warnings": [
+            *(f"--text {text.name}: {text.skipped}" for text in read if text.skipped),
+            *(warning for model in models for warning in measured[model.name]["warnings"]),
+        ],
     }
 
 

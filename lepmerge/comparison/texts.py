@@ -4,7 +4,7 @@ A text is cut into pieces as in trainings (pieces.py). Each piece is predicted a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any
 
@@ -15,7 +15,7 @@ from lepmerge.corpus import find_files
 from lepmerge.errors import ComparisonError
 from lepmerge.pieces import PIECE_BYTES, paragraphs_of, piece_size, pieces_of
 from lepmerge.progress import Progress, no_progress
-from lepmerge.text_files import texts_of
+from lepmerge.text_files import Counts, texts_of
 
 LEAST_CONTEXT = 32
 """Shortest context, in tokens, that has room for a text and its continuation."""
@@ -25,11 +25,15 @@ LEAST_BYTES = 1000
 
 @dataclass(frozen=True)
 class Text:
-    """A text to measure on. pieces: the parts that are predicted. paragraphs: what they were cut from."""
+    """A text to measure on. pieces: the parts that are predicted. paragraphs: what they were cut from.
+
+    skipped: how many rows or paragraphs of the files were skipped and why.
+    """
 
     name: str
     pieces: tuple[str, ...]
     paragraphs: tuple[str, ...] = ()
+    skipped: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -89,9 +93,10 @@ def read_text(
         CorpusError: a file is missing, damaged, not UTF-8, or lacks the column.
         ComparisonError: there is less than LEAST_BYTES of text.
     """
-    texts = (text for file in find_files(sources) for text in texts_of(file, column, no_progress))
+    counts = Counts()
+    texts = (text for file in find_files(sources) for text in texts_of(file, column, no_progress, counts=counts))
     paragraphs = paragraphs_of(texts, max_bytes=max_bytes)
-    text = text_of(name, paragraphs, piece_bytes=piece_bytes)
+    text = replace(text_of(name, paragraphs, piece_bytes=piece_bytes), skipped=counts.skipped_summary())
     if text.num_bytes < LEAST_BYTES:
         raise ComparisonError(
             f"--text {name}: {', '.join(map(str, sources))}: {text.num_bytes} bytes of text are too few to measure on, "

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lepmerge.config.variables import check_used, filled
+from lepmerge.config.variables import filled, unused
 from lepmerge.config.yaml_tree import (
     EXTENDS,
     SET,
@@ -76,6 +76,7 @@ class Schema(Generic[Root]):
     what: name of this kind of file. parts: key → schema of the mappings below it. choices: pydantic's name of a member
     of a union → its schema. names_a_path(key, text, folder, values): returns whether the text of a key, relative to a
     folder, is a path rather than a name or Hub id. short_form: key → function that expands a text below this key.
+    faults: returns a line per fault that only the whole file shows, given the contents and a function place → line.
     """
 
     root: type[Root]
@@ -84,9 +85,10 @@ class Schema(Generic[Root]):
     choices: Mapping[str, type[BaseModel]]
     names_a_path: Callable[[str, str, Path, Mapping[str, Any]], bool]
     short_form: Mapping[str, ShortForm] = field(default_factory=dict)
+    faults: Callable[[Any, Where], Iterable[str]] = lambda loaded, where: ()
 
-    def load(self, path: Path, overrides: Iterable[str] = ()) -> tuple[Root, Where]:
-        """Return the validated contents of a file with overrides, and a function from a place to its file and line.
+    def load(self, path: Path, overrides: Iterable[str] = ()) -> Root:
+        """Return the validated contents of a file with overrides.
 
         Raises:
             RecipeError: one line per error, with file, line, key and the nearest valid key.
@@ -100,9 +102,10 @@ class Schema(Generic[Root]):
         try:
             loaded = self.root.model_validate({**plain_values(root), "folder": folder})
         except ValidationError as error:
-            raise RecipeError(self._explained(root, error)) from None
-        check_used(tree)
-        return loaded, lambda place: find(root, place)[0]
+            raise _joined(self._explained(root, error)) from None
+        if faults := [*self.faults(loaded, lambda place: find(root, place)[0]), *unused(tree)]:
+            raise _joined(faults)
+        return loaded
 
     def _with_paths(self, root: yaml.Node, folder: Path) -> yaml.Node:
         """Return the tree in which relative paths from files in other folders are rewritten relative to `folder`."""
@@ -128,14 +131,13 @@ class Schema(Generic[Root]):
 
         return with_texts(root, seen_from_folder)
 
-    def _explained(self, root: yaml.Node, error: ValidationError) -> str:
-        """Return one line per error, ordered by file and line."""
+    def _explained(self, root: yaml.Node, error: ValidationError) -> list[str]:
+        """Return one line per error."""
         chosen = list(self._chosen(error.errors(include_url=False)))
         unknown = {self._place(fault)[:-1] for fault in chosen if fault["type"] == "extra_forbidden"}
         # if a mapping has both an unknown and a missing key, the missing one was most likely mistyped
         kept = [fault for fault in chosen if fault["type"] != "missing" or self._place(fault)[:-1] not in unknown]
-        lines = {self._line(root, fault) for fault in kept}
-        return "\n".join(sorted(sorted(lines), key=_file_and_line)[:MOST_FAULTS])
+        return sorted({self._line(root, fault) for fault in kept})
 
     def _place(self, fault: Any) -> tuple[int | str, ...]:
         return tuple(part for part in fault["loc"] if not self._is_member(part))
@@ -213,6 +215,10 @@ def _schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _schemas_in(argument)
+
+
+def _joined(faults: list[str]) -> RecipeError:
+    return RecipeError("\n".join(sorted(faults, key=_file_and_line)[:MOST_FAULTS]))
 
 
 def _file_and_line(fault: str) -> list[int | str]:

@@ -35,12 +35,14 @@ def filled(tree: Tree) -> yaml.MappingNode:
     return with_texts(mapping(pairs, tree.root), filling.text)
 
 
-def check_used(tree: Tree) -> None:
-    """Raise RecipeError for a variable that no value in any file uses. Most likely its name is mistyped."""
+def unused(tree: Tree) -> list[str]:
+    """Return one line per variable that no value in any file uses. Most likely its name is mistyped."""
+    found = []
     for name, (key, _) in _variables_of(tree).items():
         if name not in tree.used:
             near = hint(get_close_matches(name, tree.used, 1), sorted(tree.used))
-            raise RecipeError(f"{where(key.start_mark)}: {VARIABLES}.{name}: nothing uses ${{{name}}}; {near}")
+            found.append(f"{where(key.start_mark)}: {VARIABLES}.{name}: nothing uses ${{{name}}}; {near}")
+    return found
 
 
 def _variables_of(tree: Tree) -> dict[str, tuple[yaml.Node, yaml.Node]]:

@@ -88,6 +88,7 @@ def extract(
         whole = _whole_modules(base, tuned, changed, workspace)
         pairs = {name: StoredPair.of(staging, name) for name in changed if _module(name) not in whole}
         if not pairs:
+            staging.discard()
             raise CheckpointError(
                 f"{base.folder} and {tuned.folder} have the same matrices in the body, and PEFT knows no adapter "
                 f"without one: ship the tables as an embeddings-only folder"

@@ -45,10 +45,11 @@ def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat1
         return target
     size = 2 * sum(entry.num_bytes for entry in file.entries.values()) * dtype.itemsize
     run.check({}, working=size)
+    model = _model(path, dtype)
     with run.opened({}, working=size) as staging:
         made = staging.folder / "made"
         made.mkdir(exist_ok=True)
-        _model(path, dtype).save_pretrained(made)
+        model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         for written in sorted(made.iterdir()):
             staging.link_file(written.name, written)

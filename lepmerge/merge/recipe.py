@@ -1,7 +1,7 @@
 """The recipe: its schema, reading and writing YAML, and overrides from the command line."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import reduce
 from operator import or_
@@ -132,9 +132,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     if other_command(Path(path), key="data", instead_of="models"):
         raise RecipeError(f"{path} is a training configuration, not a recipe: use `lepmerge train {path}`")
-    recipe, where = _SCHEMA.load(Path(path), overrides)
-    _check_names(recipe, where)
-    return recipe
+    return _SCHEMA.load(Path(path), overrides)
 
 
 def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:
@@ -160,16 +158,6 @@ def _choices() -> dict[str, type[BaseModel]]:
     return found
 
 
-_SCHEMA = Schema(
-    Recipe,
-    what="recipe",
-    parts={"models": AdaptedEntry, "output": Output},
-    choices=_choices(),
-    names_a_path=_names_a_path,
-    short_form={"models": _long_form},
-)
-
-
 def _escaped(value: Any) -> Any:
     """Return plain values in which every text is escaped, so that `${` is read literally."""
     if isinstance(value, dict):
@@ -179,13 +167,15 @@ def _escaped(value: Any) -> Any:
     return escaped(value) if isinstance(value, str) else value
 
 
-def _check_names(recipe: Recipe, where: Where) -> None:
-    if "current" in recipe.models:
-        at = where(("models", "current"))
-        raise RecipeError(f"{at}: a model cannot be called `current`: it means the model before a step")
-    for name in recipe.models:
-        if not re.fullmatch(NAME, name):
-            raise RecipeError(f"{where(('models', name))}: {name!r} is no name: use letters, digits and _")
+def _wrong_names(recipe: Recipe, where: Where) -> Iterator[str]:
+    """Yield one line per model that has an invalid name. If there are none, yield one per use of an unknown model."""
+    invalid = ["current"] if "current" in recipe.models else []
+    invalid += [name for name in recipe.models if not re.fullmatch(NAME, name)]
+    for name in invalid:
+        why = "it means the model before a step" if name == "current" else "use letters, digits and _"
+        yield f"{where(('models', name))}: {name!r} cannot be the name of a model: {why}"
+    if invalid:
+        return
     named: list[tuple[tuple[int | str, ...], str]] = [(("start",), recipe.start)]
     for place, marker, text in marked_texts(Recipe, recipe.model_dump()):
         if marker == "model" or (marker == "template" and not text.endswith(".jinja")):
@@ -193,4 +183,15 @@ def _check_names(recipe: Recipe, where: Where) -> None:
     for place, name in named:
         if name not in recipe.models:
             near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
-            raise RecipeError(f"{where(place)}: {dotted(place)}: there is no model {name!r}; {near}")
+            yield f"{where(place)}: {dotted(place)}: there is no model {name!r}; {near}"
+
+
+_SCHEMA = Schema(
+    Recipe,
+    what="recipe",
+    parts={"models": AdaptedEntry, "output": Output},
+    choices=_choices(),
+    names_a_path=_names_a_path,
+    short_form={"models": _long_form},
+    faults=_wrong_names,
+)

@@ -6,6 +6,9 @@ from typing import Any
 
 from lepmerge.errors import OutputError
 
+LEGEND_MARGIN = 0.2
+"""Inches beside a legend."""
+
 
 def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -> None:
     """Write a chart with one group of bars per outer key and one bar per inner key.
@@ -25,7 +28,7 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], *, label: str) -
     axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.15)
-    figure.legend(loc="outside upper center", ncols=min(3, len(names)), frameon=False)
+    _add_legend(figure, len(names))
     _save(figure, path)
 
 
@@ -98,6 +101,20 @@ def panels(
     first.set_yticks(range(len(names)), names)
     first.invert_yaxis()
     _save(figure, path)
+
+
+def _add_legend(figure: Any, num_names: int) -> None:
+    """Put a legend above the chart, with as many columns as fit. Widen the figure if even one column is too wide."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(min(3, num_names), 0, -1):
+        legend = figure.legend(loc="outside upper center", ncols=columns, frameon=False)
+        width = legend.get_window_extent(renderer).width / figure.dpi + LEGEND_MARGIN
+        if width <= figure.get_figwidth() or columns == 1:
+            figure.set_figwidth(max(width, figure.get_figwidth()))
+            return
+        legend.remove()
 
 
 def _figure(path: Path, width: float, height: float) -> Any:

@@ -81,6 +81,10 @@ class Staging:
                 if self._read_manifest().get("fingerprint", fingerprint) == fingerprint:
                     shutil.rmtree(self.folder)
 
+    def discard(self) -> None:
+        """Remove the staging folder while it is open: a fault was found, and nothing in it is worth keeping."""
+        shutil.rmtree(self.folder)
+
     def finished(self, name: str, size: int) -> bool:
         """Return whether an earlier run finished this file."""
         path = self.output / name

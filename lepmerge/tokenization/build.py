@@ -135,7 +135,7 @@ def optimize_tokenizer(
         "kept": len(id_map),
         **_described(old, new, words, sample, counts),
         "gates": {
-            "new_tokens": new.size - small.size,
+            "new_tokens": len(new.all_ids.keys() - old.all_ids.keys()),
             "unreachable": check_reachable(new, range(small.size, new.size)),
             "unreachable_kept": num_lost(old, new, id_map),
             "round_trip": check_round_trips(new, sample, old=old),
@@ -199,10 +199,12 @@ def report_on(
     first = next(iter(vocabularies.values()))
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        stream = list(texts([file], column=column, limit=limit))
+        counts = Counts()
+        stream = list(texts([file], column=column, limit=limit, counts=counts))
         found[file] = {}
         for name, vocabulary in vocabularies.items():
             figures = measure(vocabulary, stream, first=None if vocabulary is first else first)
+            figures["corpus"] = _corpus(counts)
             if vocabulary is not first:
                 places = differing_texts(first, vocabulary, stream)
                 examples = [stream[place][:80] for place in places[:3]]
@@ -232,8 +234,11 @@ def _described(
 ) -> dict[str, Any]:
     counted = {} if words is None else {"words": {"different": len(words), "in_all": words.total()}}
     symbols = {name: measure(v, sample)["symbols_per_token"] for name, v in (("old", old), ("new", new))}
-    corpus = {"documents": counts.documents, "texts": counts.texts, "skipped": dict(sorted(counts.skipped.items()))}
-    return {"corpus": corpus, "old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
+    return {"corpus": _corpus(counts), "old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
+
+
+def _corpus(counts: Counts) -> dict[str, Any]:
+    return {"documents": counts.documents, "texts": counts.texts, "skipped": dict(sorted(counts.skipped.items()))}
 
 
 def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:

@@ -265,7 +265,7 @@ def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainC
     """
     if other_command(Path(path), key="models", instead_of="data"):
         raise RecipeError(f"{path} is a recipe, not a training configuration: use `lepmerge run {path}`")
-    return _SCHEMA.load(Path(path), overrides)[0]
+    return _SCHEMA.load(Path(path), overrides)
 
 
 def _names_a_path(key: str, text: str, folder: Path, values: Mapping[str, Any]) -> bool:

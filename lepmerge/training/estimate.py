@@ -12,11 +12,13 @@ import torch
 
 from lepmerge.models.configs import text_configs
 from lepmerge.models.model import INPUT, OUTPUT, Model
+from lepmerge.output.checks import check_place
 from lepmerge.text_files import COMPRESSIONS
 from lepmerge.training.blocks import blocks_from, source_in_memory
 from lepmerge.training.body import check_architecture
 from lepmerge.training.config import TrainConfig, TrainingSource
 from lepmerge.training.distill import divergence_chunk
+from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.learner import num_steps
 from lepmerge.training.lessons import Source
 from lepmerge.training.lora import Adapter, planned_adapter
@@ -44,8 +46,12 @@ def estimate(setting: Setting, device: torch.device) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the config shows that the model cannot be trained.
+        CorpusError: a text cannot be used.
+        OutputError: the output overlaps an input.
     """
     config = setting.config
+    check_place(config.target, inputs=setting.inputs, key="output")
+    held_out_texts(setting)
     check_architecture(setting.base.folder, isolated=config.packing == "documents", num_rows=setting.start.num_rows)
     adapter = planned_adapter(setting.base.folder, config.lora)
     sampled = [_sampled(setting, source) for source in config.data]

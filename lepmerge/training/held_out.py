@@ -20,10 +20,14 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Texts as ids, each with its prefix, shortest first. num_bytes: UTF-8 bytes of all texts together."""
+    """Texts as ids, each with its prefix, shortest first. num_bytes: UTF-8 bytes of all texts together.
+
+    skipped: how many rows or paragraphs of the files were skipped and why.
+    """
 
     texts: tuple[tuple[int, ...], ...]
     num_bytes: int
+    skipped: str = ""
 
 
 def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
@@ -50,7 +54,7 @@ def held_out_texts(setting: Setting) -> dict[str, HeldOut]:
             raise CorpusError(no_text(f"{key}: {source.path}", counts))
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         ids = sorted(((*prefix, *encoding.ids) for encoding in encodings), key=len)
-        found[name] = HeldOut(tuple(ids), sum(len(piece.encode()) for piece in pieces))
+        found[name] = HeldOut(tuple(ids), sum(len(piece.encode()) for piece in pieces), counts.skipped_summary())
     return found
 
 

@@ -84,10 +84,12 @@ def train(
     """
     group = group or Group(torch.device("cpu"))
     setting = prepare(config)
-    models = [model.folder for model in (setting.base, setting.teacher) if model]
-    inputs = [*models, *(path for source in config.data for path in setting.files(source))]
     run = Run(
-        target=config.target, fingerprint=setting.fingerprint, inputs=tuple(inputs), key="output", overwrite=overwrite
+        target=config.target,
+        fingerprint=setting.fingerprint,
+        inputs=setting.inputs,
+        key="output",
+        overwrite=overwrite,
     )
     if group.rank == 0:
         run.begin()
@@ -151,9 +153,11 @@ def open_session(
     blocks = blocks_of(setting, tokens, reading)
     if group.rank == 0:
         group.wait()
-    for source, read in zip(config.data, blocks.sources, strict=True):
-        if read.tokens.skipped:
-            on_event(Note(f"data: {source.path}: {read.tokens.skipped}"))
+    skipped = {f"data: {s.path}": r.tokens.skipped for s, r in zip(config.data, blocks.sources, strict=True)}
+    skipped |= {f"evaluate.data.{name}": text.skipped for name, text in held_out.items()}
+    for where, summary in skipped.items():
+        if summary:
+            on_event(Note(f"{where}: {summary}"))
     if setting.end_id is None and config.objective == "text":
         on_event(Note("neither config.json nor generation_config.json names an eos token: documents end without one"))
     if compile:
@@ -223,7 +227,7 @@ def _opened(run: Run, setting: Setting, group: Group, working: int) -> Iterator[
             yield
         except CorpusError:
             if group.rank == 0 and not _finished_parts(run.staging.folder):
-                shutil.rmtree(run.staging.folder)
+                run.staging.discard()
             raise
 
 

@@ -77,6 +77,13 @@ class Setting:
         return find_files([source.path if on_hub else local], split=source.split)
 
     @cached_property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files that the output must not touch."""
+        evaluated = self.config.evaluate.data.values() if self.config.evaluate else []
+        models = [model.folder for model in (self.base, self.teacher) if model]
+        return (*models, *(path for source in [*self.config.data, *evaluated] for path in self.files(source)))
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of everything that decides what is learned."""
         evaluated = self.config.evaluate.data.values() if self.config.evaluate else []
