@@ -115,11 +115,11 @@ def make_job(options: Options) -> Job:
     copied = _copies(options, wordings, num_copies(len(prompts), options.copy_share))
     template = read_grader_prompt(options.grader_prompt)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.candidates, options.seed)
-    engine = _engine(options.model, options.server, options.api_key_env, sampling, options)
+    engine = _engine(options.model, options.server, options.api_key_env, sampling, options, prompts)
     grading = None
     if options.grader is not None:
         server, key = options.grader_server, options.grader_api_key_env
-        grading = Grading(_engine(options.grader, server, key, Sampling(MAX_NEW_TOKENS), options), template)
+        grading = Grading(_engine(options.grader, server, key, Sampling(MAX_NEW_TOKENS), options, []), template)
     read = [Path(path) for path in (*options.prompts, *options.texts, *options.copies)]
     return Job(
         options.output,
@@ -149,8 +149,18 @@ def _copies(options: Options, wordings: Wordings, number: int) -> list[tuple[Mes
     return copies(options.draw(options.copies, number), wordings) if number else []
 
 
-def _engine(model: str, server: str | None, key_variable: str | None, sampling: Sampling, options: Options) -> Engine:
-    """Return the engine of a model. A server must be reachable. key_variable: environment variable with its key."""
+def _engine(
+    model: str,
+    server: str | None,
+    key_variable: str | None,
+    sampling: Sampling,
+    options: Options,
+    prompts: Sequence[Chat],
+) -> Engine:
+    """Return the engine of a model. A server must be reachable; a model on this machine must take the prompts.
+
+    key_variable: environment variable with the server's key.
+    """
     if server is not None:
         key = os.environ[key_variable] if key_variable else None
         engine = ServerEngine(base_url(server), model, sampling, options.concurrency, key)
@@ -163,6 +173,8 @@ def _engine(model: str, server: str | None, key_variable: str | None, sampling: 
     from lepmerge.generation.local import LocalEngine
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    return LocalEngine(
+    local = LocalEngine(
         load_model(model, device=choose_device(options.device), dtype=dtype), sampling, options.batch_size
     )
+    local.check(prompts)
+    return local

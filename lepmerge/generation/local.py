@@ -45,14 +45,28 @@ class LocalEngine:
     def release(self) -> None:
         self.model.release()
 
+    def check(self, prompts: Sequence[Chat]) -> None:
+        """Raise LepmergeError if the model has no chat template, refuses a prompt, or has no room for any of them."""
+        if not self.model.has_chat:
+            raise GenerationError(f"{self.model.name} ({self.model.folder}) has no chat template")
+        if prompts and all(left < 1 for left in self._room(self._encoded(prompts))):
+            raise GenerationError(f"none of the {len(prompts)} prompts fits into the context of the model")
+
+    def _encoded(self, prompts: Sequence[Chat]) -> list[list[int]]:
+        return self.model.encode([self.model.chat(prompt.messages, prompt.where) for prompt in prompts])
+
+    def _room(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        """Return how many tokens an answer to each prompt may have."""
+        return [min(self.sampling.max_new_tokens, self.model.context - len(row)) for row in ids]
+
     def answers(self, prompts: Sequence[Chat], finished: Container[int]) -> Iterator[dict[int, list[Answer]]]:
         """Yield the answers of one batch at a time.
 
         The batches depend on all prompts, not on which are finished. So a resumed run computes the same numbers as one
         that was not interrupted.
         """
-        ids = self.model.encode([self.model.chat(prompt.messages, prompt.where) for prompt in prompts])
-        room = [min(self.sampling.max_new_tokens, self.model.context - len(row)) for row in ids]
+        ids = self._encoded(prompts)
+        room = self._room(ids)
         too_long = {place: [] for place, left in enumerate(room) if left < 1 and place not in finished}
         if too_long:
             yield too_long
