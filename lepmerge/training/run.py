@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lepmerge.errors import CorpusError, OutputError
+from lepmerge.errors import CheckpointError, CorpusError, OutputError
 from lepmerge.output.run import Run
 from lepmerge.output.staging import Staging
 from lepmerge.training.blocks import Blocks, blocks_of
@@ -225,7 +225,7 @@ def _opened(run: Run, setting: Setting, group: Group, working: int) -> Iterator[
         group.wait()
         try:
             yield
-        except CorpusError:
+        except (CheckpointError, CorpusError):
             if group.rank == 0 and not _finished_parts(run.staging.folder):
                 run.staging.discard()
             raise
