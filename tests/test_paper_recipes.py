@@ -99,7 +99,7 @@ def test_the_numbers_are_the_papers(rows) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "rate", "epochs", "batch", "block", "decay", "tables"),
-    [("self_calibration", 4e-5, 2, 128, 2048, 0.1, "both"), ("tuning", 5e-5, 1, 128, 4096, 0.05, "output")],
+    [("self_calibration", 2.5e-5, 1, 64, 8096, 0.1, "both"), ("tuning", 5e-5, 1, 128, 4096, 0.05, "output")],
 )
 def test_training_on_chats_has_the_papers_values(folder, rate, epochs, batch, block, decay, tables) -> None:
     config = load_train_config(PAPER / folder / "train.yaml")
@@ -108,6 +108,9 @@ def test_training_on_chats_has_the_papers_values(folder, rate, epochs, batch, bl
     assert (config.weight_decay, config.warmup_steps, config.schedule, config.seed) == (decay, 16, "cosine", 1337)
     assert (config.train.tables, config.train.rows) == (tables, "all")
     assert config.resolve(config.model.path).resolve() == PAPER / "out/openchat-3.5-bpe-conversion"
+    assert config.lora is not None and config.lora.dropout == 0
+    expected = (8, 1, "first_last") if folder == "self_calibration" else (32, 16, "all")
+    assert (config.lora.rank, config.lora.alpha, config.lora.layers) == expected
 
 
 @pytest.mark.parametrize(("model", "vocabulary", "method"), RECIPES, ids=str)
@@ -227,6 +230,31 @@ def test_a_variable_set_for_one_run(small: Setting) -> None:
 @pytest.mark.parametrize(("model", "vocabulary", "method"), RECIPES, ids=str)
 def test_plan_of_the_true_shapes(full: Setting, model: str, vocabulary: str, method: str) -> None:
     planned(full, model, vocabulary, method)
+
+
+def test_training_on_chats_is_planned_with_its_adapter(small: Setting) -> None:
+    """The number of LoRA parameters in the true shapes: rank · (inputs + outputs) of each adapted matrix."""
+    model = small.folder / "out/openchat-3.5-bpe-conversion"
+    model.parent.mkdir(exist_ok=True)
+    model.symlink_to(small.folder / "hub/openchat/openchat-3.5-0106")
+    messages = [{"role": "user", "content": "Привет!"}, {"role": "assistant", "content": "Здравствуйте."}]
+    (small.folder / "self_calibration/answers").mkdir()
+    for file in ("answers/chats.jsonl", "prompts.jsonl"):
+        (small.folder / "self_calibration" / file).write_text(json.dumps({"messages": messages}) + "\n")
+    try:
+        for folder, rank, layers in (("self_calibration", 8, 2), ("tuning", 32, 32)):
+            result = pico.command("train", small.folder / folder / "train.yaml", "--dry-run", "--json")
+            assert result.exit_code == 0, result.stderr
+            of_a_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+            parameters = rank * of_a_layer * layers
+            found = json.loads(result.stdout)
+            assert found["lora"] == {"modules": 7 * layers, "parameters": parameters}
+            assert found["memory"]["lora"] > 16 * parameters
+            assert list(found["rows"]["trained"].split()) == {
+                "self_calibration": ["input", "0-1334,", "output", "0-1334"], "tuning": ["output", "0-1334"],
+            }[folder]  # fmt: skip
+    finally:
+        shutil.rmtree(model.parent)
 
 
 def test_where_nothing_is_trained_yet_the_plan_is_that_of_the_training(small: Setting, tmp_path: Path) -> None:
