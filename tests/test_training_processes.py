@@ -22,8 +22,9 @@ def launched(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path, english) -> None:
-    path = training.write_setting(tmp_path, english)
+@pytest.mark.parametrize("options", [{}, pytest.param({"lora": {"rank": 2}}, marks=pytest.mark.slow)])
+def test_two_processes_train_what_one_does(tmp_path: Path, english, options) -> None:
+    path = training.write_setting(tmp_path, english, **options)
     done = launched(path)
     assert done.returncode == 0, done.stderr[-3000:]
     alone = train(load_train_config(path, [f"output={tmp_path / 'alone'}"]))
@@ -38,6 +39,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path, english) -> None:
             assert ours.get(key, 0) == pytest.approx(theirs.get(key, 0), rel=1e-4)
         for name, bits in ours.get("bits_per_byte", {}).items():
             assert bits == pytest.approx(theirs["bits_per_byte"][name], rel=1e-5)
-    tables = [load_file(folder / "embeddings.safetensors") for folder in (tmp_path / "out", alone)]
-    for name, table in tables[0].items():
-        assert (table - tables[1][name]).abs().max() < 2e-3
+    name = "adapter_model.safetensors" if options else "embeddings.safetensors"
+    weights = [load_file(folder / name) for folder in (tmp_path / "out", alone)]
+    assert len(weights[0]) == (2 + 8 if options else 2)
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 2e-3
