@@ -195,13 +195,15 @@ def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *
         assert ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("setting", [slow_setting, pytest.param(slow_distillation, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "setting", [slow_setting, *(pytest.param(each, marks=pytest.mark.slow) for each in (slow_distillation, slow_lora))]
+)
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english, setting) -> None:
     check_kills(tmp_path, english, setting, kills=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [slow_setting, slow_distillation, slow_chats, slow_lora])
+@pytest.mark.parametrize("setting", [slow_setting, slow_distillation, slow_chats])
 def test_killed_twenty_times(tmp_path: Path, english, setting) -> None:
     check_kills(tmp_path, english, setting, kills=20)
 
