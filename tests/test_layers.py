@@ -113,6 +113,9 @@ training/config
 training/events
 training/tables
 training/templates
+training/quantized
+training/loader
+training/outline
 training/setting
 training/alignment
 training/tokens
@@ -121,7 +124,6 @@ training/lessons
 training/loss
 training/batch
 training/blocks
-training/loader
 training/transform
 training/lora
 training/body
@@ -130,6 +132,8 @@ training/distill
 training/learner
 training/held_out
 training/state
+training/memory
+training/fitting
 training/estimate
 training/loop
 training/output
@@ -172,6 +176,7 @@ __init__
 commands/console
 commands/options
 commands/training_progress
+commands/estimate
 commands/train
 commands/tokenizer
 commands/import_

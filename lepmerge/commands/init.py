@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import human_bytes
 from lepmerge.commands.options import json_option, quiet_option
+from lepmerge.progress import human_bytes
 
 
 @click.command()
