@@ -227,7 +227,7 @@ def sizes_of(setting: Setting) -> Sizes:
 
 def settings_of(changes: dict[str, str]) -> str:
     """Return changes as they are written: `--set KEY=VALUE` of `lepmerge train`, and the number of processes."""
-    names = {"precision": "precision.body", "rows": "train.rows"}
+    names = {"rows": "train.rows"}
     shown = {"True": "true", "False": "false"}
     pairs = (
         f"{value} processes and --shard" if key == "processes"
