@@ -55,7 +55,8 @@ def test_inspect_shows_rank_targets_and_norms(folders) -> None:
 
 
 def test_diff_compares_updates_and_saved_modules(folders) -> None:
-    found = {d["name"]: d for d in json.loads(command("diff", folders["first"], folders["second"], "--json").stdout)}
+    printed = json.loads(command("diff", folders["first"], folders["second"], "--json").stdout)
+    found = {d["name"]: d for d in printed["tensors"]}
     a, b = (updates(folders["base"], folders[name]) for name in ("first", "second"))
     q, v, down = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"))
     assert found[q]["state"] == "changed"
@@ -71,7 +72,7 @@ def test_diff_compares_updates_and_saved_modules(folders) -> None:
 
 def test_diff_of_a_base_and_the_base_with_its_adapter(folders) -> None:
     both = command("diff", folders["base"], f"{folders['base']}+{folders['first']}", "--json")
-    changed = {d["name"] for d in json.loads(both.stdout) if d["state"] == "changed"}
+    changed = {d["name"] for d in json.loads(both.stdout)["tensors"] if d["state"] == "changed"}
     norms = {f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1)}
     assert changed == {f"{module}.weight" for module in updates(folders["base"], folders["first"])} | norms
 

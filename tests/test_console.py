@@ -1,13 +1,16 @@
 """Progress and tables as they reach the terminal or a log."""
 
+import logging
 import time
 from pathlib import Path
 
+import click
 import pico
 import pytest
 from click.testing import CliRunner
 
 from lepmerge.commands.console import human_seconds, table
+from lepmerge.commands.logs import with_log_options
 from lepmerge.commands.main import main
 from lepmerge.commands.training_progress import training_progress
 from lepmerge.training.events import Note, StepDone, TextRead
@@ -93,3 +96,52 @@ def test_a_wide_table_continues_below_itself() -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0s"), (59.4, "59s"), (200, "3m20s"), (18_420, "5h07m")])
 def test_durations(seconds: float, shown: str) -> None:
     assert human_seconds(seconds) == shown
+
+
+def test_verbose_and_log_file(tmp_path: Path, setting) -> None:
+    log = tmp_path / "log.txt"
+    plain = pico.command("inspect", setting["base"])
+    told = pico.command("inspect", setting["base"], "-v", "--log-file", log)
+    assert plain.stdout == told.stdout and plain.stderr == ""
+    assert f"{setting['base']}: {setting['base']}" in told.stderr and "lepmerge " in told.stderr.splitlines()[0]
+    missing = tmp_path / "nowhere"
+    assert "Traceback" not in pico.command("inspect", missing, "-v", "--log-file", log).stderr
+    detailed = pico.command("inspect", missing, "-vv").stderr
+    assert "Traceback" in detailed and f"error: no such folder: {missing}" in detailed.splitlines()[-1]
+    lines = log.read_text().splitlines()
+    assert [line.split()[0][:2] for line in lines if line[0].isdigit()] == ["20"] * len(
+        [x for x in lines if x[0].isdigit()]
+    )
+    assert any(f"ERROR error: no such folder: {missing}" in line for line in lines)
+    kinds = {type(handler) for name in ("lepmerge", "lepmerge.shown") for handler in logging.getLogger(name).handlers}
+    assert not kinds & {logging.StreamHandler, logging.FileHandler}
+    refused = pico.command("inspect", setting["base"], "--log-file", tmp_path / "no" / "log.txt")
+    pico.assert_one_line_error(refused, 1, "--log-file", "cannot be written: No such file or directory")
+
+
+def test_the_log_of_a_training_has_its_lines_even_on_a_terminal(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+
+    @click.command()
+    def trained() -> None:
+        with training_progress(quiet=True) as on_event:
+            on_event(Note("resuming"))
+            on_event(step(1, 1.0, ru=2.0))
+
+    result = CliRunner().invoke(with_log_options(trained), ["--log-file", str(log)])
+    assert result.output == ""
+    assert [line.split(" ", 3)[3] for line in log.read_text().splitlines()[1:]] == [
+        "note: resuming",
+        "step 1/100: loss 5.250, ru 2.000 bits per byte, 500 tokens/s, 1m39s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("lepmerge to", ["tokenizer"]), ("lepmerge tokenizer ext", ["extend"]), ("lepmerge train --pro", ["--probe"])],
+)
+def test_shell_completion(typed: str, expected: list[str]) -> None:
+    words = typed.split()
+    environment = {"_LEPMERGE_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    result = CliRunner().invoke(main, [], prog_name="lepmerge", env=environment)
+    assert [line.split(",")[1] for line in result.stdout.splitlines()] == expected

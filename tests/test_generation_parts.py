@@ -241,7 +241,9 @@ def test_json_and_progress(tmp_path: Path) -> None:
     with generation.server(lambda body: generation.completion("good")) as (url, _):
         shown = pico.command("generate", "served", prompts, "--server", url, "-o", tmp_path / "shown")
         done = pico.command("generate", "served", prompts, "--server", url, "-o", tmp_path / "out", "--json")
-    assert done.stderr == "" and json.loads(done.stdout) == generation.report(tmp_path / "out")
+    printed = json.loads(done.stdout)
+    assert done.stderr == "" and (printed.pop("schema"), printed.pop("command")) == (1, "generate")
+    assert printed == generation.report(tmp_path / "out")
     assert shown.stderr.startswith("answers: 1 of 2, ") and " tokens/s, " in shown.stderr
     assert shown.stdout.splitlines() == ["2 prompts, 2 answers kept", str(tmp_path / "shown")]
 

@@ -113,9 +113,6 @@ training/config
 training/events
 training/tables
 training/templates
-training/quantized
-training/loader
-training/outline
 training/setting
 training/alignment
 training/tokens
@@ -124,6 +121,7 @@ training/lessons
 training/loss
 training/batch
 training/blocks
+training/loader
 training/transform
 training/lora
 training/body
@@ -132,8 +130,6 @@ training/distill
 training/learner
 training/held_out
 training/state
-training/memory
-training/fitting
 training/estimate
 training/loop
 training/output
@@ -173,10 +169,10 @@ projects/values
 projects/init
 projects/chain
 __init__
+commands/logs
 commands/console
 commands/options
 commands/training_progress
-commands/estimate
 commands/train
 commands/tokenizer
 commands/import_

@@ -93,7 +93,9 @@ def test_a_finished_training_says_so(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english)
     note = f"note: {tmp_path / 'out'} is complete already: nothing was done\n"
     first, again = (pico.command("train", path, "--device", "cpu") for _ in range(2))
-    assert note not in first.stderr and again.stderr == note and again.stdout == first.stdout
+    assert (
+        note not in first.stderr and again.stderr == f"train {path}: loading\n{note}" and again.stdout == first.stdout
+    )
     other = pico.command("train", path, "--device", "cpu", "--set", "seed=5")
     pico.assert_one_line_error(other, 1, "choose another output, or replace it with --overwrite")
 
@@ -285,7 +287,7 @@ def test_probe_ranks(tmp_path: Path, english) -> None:
     path = training.write_setting(tmp_path, english, learning_rate=[1e-2, 1e-6], sweep="20%")
     result = pico.command("train", path, "--probe", 3, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = json.loads(result.stdout)["trials"]
     bits = [entry["bits_per_byte"]["ru"] for entry in found]
     assert len(found) == 6 and bits == sorted(bits) and found[0]["learning_rate"] == 1e-2
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.lepmerge").exists()

@@ -1,6 +1,5 @@
 """lepmerge chain: run the commands of a project in order."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lepmerge.commands.console import human_seconds
+from lepmerge.commands.console import human_seconds, print_json
+from lepmerge.commands.logs import ONLY_PARSED, log_words
 from lepmerge.commands.options import json_option, quiet_option
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def chain(context: click.Context, project: Path, dry_run: bool, as_json: bool, q
     """
     from lepmerge.projects.chain import open_chain, run_chain
 
-    found = open_chain(project, lambda words, folder: _fault(context, words))
+    found = open_chain(project, lambda words: _fault(context, words))
     if dry_run:
         _show_steps(found, as_json)
         return
@@ -48,7 +48,9 @@ def chain(context: click.Context, project: Path, dry_run: bool, as_json: bool, q
             click.echo(f"[{number + 1}/{len(found.steps)}] {what}lepmerge {step.text}", err=True)
 
     try:
-        finished = run_chain(found, before=before, output=subprocess.DEVNULL if as_json or quiet else None)
+        finished = run_chain(
+            found, more=log_words(context), before=before, output=subprocess.DEVNULL if as_json or quiet else None
+        )
     except KeyboardInterrupt:
         click.echo(f"stopped: run `lepmerge chain {shlex.quote(str(project))}` again to continue", err=True)
         sys.exit(130)
@@ -56,7 +58,7 @@ def chain(context: click.Context, project: Path, dry_run: bool, as_json: bool, q
         steps = [
             {"command": each.step.text, "state": each.state, "seconds": round(each.seconds, 1)} for each in finished
         ]
-        click.echo(json.dumps({"folder": str(found.folder), "steps": steps}, indent=2, ensure_ascii=False))
+        print_json({"folder": str(found.folder), "steps": steps})
     elif not quiet:
         seconds = sum(each.seconds for each in finished)
         click.echo(f"all {len(finished)} steps are complete ({human_seconds(seconds)})", err=True)
@@ -66,7 +68,7 @@ def _show_steps(found: "Chain", as_json: bool) -> None:
     states = [_state(found, step) for step in found.steps]
     if as_json:
         steps = [{"command": step.text, "state": state} for step, state in zip(found.steps, states, strict=True)]
-        click.echo(json.dumps({"folder": str(found.folder), "steps": steps}, indent=2, ensure_ascii=False))
+        print_json({"folder": str(found.folder), "steps": steps})
         return
     click.echo(f"in {found.folder}:")
     for number, (step, state) in enumerate(zip(found.steps, states, strict=True), start=1):
@@ -93,9 +95,12 @@ def _fault(context: click.Context, words: Sequence[str]) -> str | None:
             return f"there is no command {name!r}; known are {', '.join(known)}"
     assert command is not None
     try:
+        context.meta[ONLY_PARSED] = True
         command.make_context(command.name, names, parent=parent)
     except click.BadParameter as error:
         return None if "does not exist" in error.message else error.format_message()
     except click.UsageError as error:
         return error.format_message()
+    finally:
+        context.meta[ONLY_PARSED] = False
     return None

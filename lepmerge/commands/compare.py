@@ -1,6 +1,5 @@
 """lepmerge compare: measure what an adaptation gained and what it cost."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import table
+from lepmerge.commands.console import print_json, table
 
 
 @click.command()
@@ -110,7 +109,7 @@ def compare(
         )
     _write(results, plot, html)
     if as_json:
-        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+        print_json(results)
     elif not quiet:
         show(results)
         for path in (plot, html):

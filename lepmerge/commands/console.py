@@ -1,18 +1,22 @@
 """Terminal output: one-line errors, progress bars, tables."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from lepmerge.commands.logs import LOGGER, failed, shown
 from lepmerge.errors import LepmergeError
 from lepmerge.progress import Progress
 
 TABLE_WIDTH = 100
+JSON_SCHEMA = 1
+"""Version of what --json prints. It grows if a key is removed or changes its meaning."""
 
 
 class CommandGroup(click.Group):
@@ -27,6 +31,7 @@ class CommandGroup(click.Group):
             click.echo("stopped by Ctrl-C: run the same command again to continue", err=True)
             sys.exit(130)
         except LepmergeError as error:
+            failed(error)
             for line in str(error).splitlines():
                 click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
             sys.exit(error.exit_code)
@@ -43,8 +48,13 @@ def progress_bar(total: int, *, quiet: bool) -> Iterator[Progress]:
     with tqdm(
         total=total, unit="B", unit_scale=True, disable=True if quiet else None, leave=False, file=sys.stderr
     ) as bar:
+        current = ""
 
         def advance(what: str, num_done: int, total: int | None = None, /) -> None:
+            nonlocal current
+            if what != current:
+                LOGGER.info(what)
+                current = what
             bar.set_description_str(what[:48], refresh=False)
             bar.update(num_done)
 
@@ -52,11 +62,15 @@ def progress_bar(total: int, *, quiet: bool) -> Iterator[Progress]:
 
 
 class LogClock:
-    """Limit log lines on a stderr that is not a terminal: the first is due at once, then one every 30 seconds."""
+    """Limit log lines: the first is due at once, then one every 30 seconds.
+
+    They go to the log file and, if `echo` is true, to stderr.
+    """
 
     SECONDS = 30
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo: bool = True) -> None:
+        self._echo = echo
         self._written: float | None = None
 
     def is_due(self) -> bool:
@@ -64,12 +78,35 @@ class LogClock:
 
     def write(self, line: str) -> None:
         self._written = time.monotonic()
-        click.echo(line, err=True)
+        shown(line)
+        if self._echo:
+            click.echo(line, err=True)
 
 
-def show_note(text: str) -> None:
-    """Write a note for the user to stderr."""
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print what a command found as JSON: its keys after `schema`, the version of all outputs, and `command`.
+
+    docs/json.md describes them.
+    """
+    command = click.get_current_context().command_path.split(" ", 1)[-1]
+    click.echo(json.dumps({"schema": JSON_SCHEMA, "command": command, **value}, indent=2, ensure_ascii=False))
+
+
+def show_note(text: str, *, quiet: bool = False) -> None:
+    """Write a note for the user to stderr, unless quiet, and to the log file."""
+    shown(f"note: {text}")
+    if quiet:
+        return
     click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
+
+
+def human_bytes(count: float) -> str:
+    """Format a number of bytes for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def human_seconds(seconds: float) -> str:

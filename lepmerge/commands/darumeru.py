@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import click
 
-from lepmerge.commands.console import show_note, table
+from lepmerge.commands.console import print_json, show_note, table
 
 
 @click.command()
@@ -52,7 +51,7 @@ def darumeru(
     records = as_records(rows, reference)
     if as_json:
         notes = [note for row in measured for note in row.notes]
-        click.echo(json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False))
+        print_json({"rows": records, "notes": notes})
         return
     if as_csv:
         text = io.StringIO()

@@ -1,11 +1,10 @@
 """lepmerge diff: compare two models tensor by tensor."""
 
-import json
 from pathlib import Path
 
 import click
 
-from lepmerge.commands.console import pairs, progress_bar, table
+from lepmerge.commands.console import pairs, print_json, progress_bar, table
 from lepmerge.commands.options import json_option
 
 
@@ -37,7 +36,7 @@ def diff(a: str, b: str, all_: bool, as_json: bool) -> None:
         with progress_bar(sum(tensor.num_bytes for tensor in second.tensors.values()), quiet=as_json) as progress:
             found = list(diff_models(first, second, progress=progress))
     if as_json:
-        click.echo(json.dumps([asdict(difference) for difference in found], indent=2, ensure_ascii=False))
+        print_json({"tensors": [asdict(difference) for difference in found]})
         return
     shown = [difference for difference in found if all_ or difference.state != "equal"]
     rows = [[d.name, d.state, *d.shapes, d.change, pairs(d.rows)] for d in shown]

@@ -1,6 +1,5 @@
 """lepmerge generate: let a model answer prompts, and save the chats as training data for `lepmerge train`."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lepmerge.commands.console import LogClock, human_seconds, show_note
+from lepmerge.commands.console import LogClock, human_seconds, print_json, show_note
 
 if TYPE_CHECKING:
     from lepmerge.generation.run import Progressed
@@ -107,7 +106,7 @@ def generate(output: Path, overwrite: bool, as_json: bool, quiet: bool, **option
     with _progress(quiet or as_json) as on_event:
         report = run(job, overwrite=overwrite, on_event=on_event)
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     elif not quiet:
         _show(report)
         click.echo(str(output))

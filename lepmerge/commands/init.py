@@ -1,6 +1,5 @@
 """lepmerge init: write a project folder for a model."""
 
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 import click
 
+from lepmerge.commands.console import human_bytes, print_json
 from lepmerge.commands.options import json_option, quiet_option
-from lepmerge.progress import human_bytes
 
 
 @click.command()
@@ -70,7 +69,7 @@ def init(
         choice = project.choice
         shown = {"output": str(folder), "commands": project.commands, "values": asdict(choice.values),
                  "base": choice.base and choice.base.reference.text, "memory": choice.needed}  # fmt: skip
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        print_json(shown)
     elif not quiet:
         _show(folder, project)
 

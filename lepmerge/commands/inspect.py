@@ -1,12 +1,11 @@
 """lepmerge inspect: show the tensors, vocabulary, ties and padding of a model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lepmerge.commands.console import pairs, table
+from lepmerge.commands.console import pairs, print_json, table
 from lepmerge.commands.options import json_option
 
 
@@ -34,7 +33,7 @@ def inspect(model: str, as_json: bool) -> None:
         return
     found = inspect_model(open_model(model))
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     tensors = found.pop("tensors")
     for key, value in found.items():
@@ -48,7 +47,7 @@ def inspect(model: str, as_json: bool) -> None:
 
 def _show_adapter(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     layers, modules = found.pop("layers"), found.pop("modules")
     for key, value in found.items():

@@ -13,6 +13,7 @@ from lepmerge.commands.generate import generate
 from lepmerge.commands.import_ import import_
 from lepmerge.commands.init import init
 from lepmerge.commands.inspect import inspect
+from lepmerge.commands.logs import with_log_options
 from lepmerge.commands.plan import plan_
 from lepmerge.commands.run import run
 from lepmerge.commands.tokenizer import tokenizer
@@ -50,4 +51,4 @@ for command in (
     extract,
     convert,
 ):
-    main.add_command(command)
+    main.add_command(with_log_options(command))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import pairs, progress_bar, show_note
+from lepmerge.commands.console import pairs, print_json, progress_bar, show_note
 from lepmerge.commands.options import json_option, quiet_option, recipe_arguments
 from lepmerge.commands.plan import show_plan
 from lepmerge.commands.train import run_training
@@ -87,7 +87,7 @@ def run(
         show_note(f"{folder} is complete already: nothing was done")
     report = json.loads(plan.report_path.read_text())
     if as_json:
-        click.echo(json.dumps({"output": str(folder), **report}, indent=2, ensure_ascii=False))
+        print_json({"output": str(folder), **report})
     elif not quiet:
         _show_report(folder, report)
 

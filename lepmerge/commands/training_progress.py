@@ -5,30 +5,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lepmerge.commands.console import LogClock, human_seconds, show_note
-from lepmerge.progress import human_bytes
+from lepmerge.commands.console import LogClock, human_bytes, human_seconds, show_note
 from lepmerge.training.events import Note, OnEvent, StepDone, TextRead, TrainingEvent
 
 
 @contextmanager
 def training_progress(quiet: bool) -> Iterator[OnEvent]:
-    """Yield the training's event callback. It shows notes, and steps as a bar on a terminal or as log lines."""
+    """Yield the training's event callback. It shows notes, and steps as a bar on a terminal or as log lines, which
+    the log file always gets."""
     from tqdm import tqdm
 
     is_terminal = sys.stderr.isatty()
     with tqdm(unit="tok", unit_scale=True, disable=quiet or not is_terminal, leave=False, file=sys.stderr) as bar:
-        show = _Bar(bar) if is_terminal else _Lines()
+        shows = [_Bar(bar), _Lines(echo=False)] if is_terminal else [_Lines(echo=not quiet)]
 
         def on_event(event: TrainingEvent) -> None:
-            if quiet:
-                return
             if isinstance(event, Note):
                 bar.clear()
-                show_note(event.text)
-            elif isinstance(event, TextRead):
-                show.text_read(event)
-            else:
-                show.step_done(event)
+                show_note(event.text, quiet=quiet)
+            for show in shows:
+                if isinstance(event, TextRead):
+                    show.text_read(event)
+                elif isinstance(event, StepDone):
+                    show.step_done(event)
 
         yield on_event
 
@@ -59,8 +58,8 @@ class _Bar:
 class _Lines:
     """Log lines: one for the first step, for every step that measures held-out text, and every 30 seconds."""
 
-    def __init__(self) -> None:
-        self._clock = LogClock()
+    def __init__(self, *, echo: bool) -> None:
+        self._clock = LogClock(echo=echo)
         self._num_bytes = 0
         self._last: StepDone | None = None
 

@@ -1,5 +1,6 @@
 """Resolve a model reference, `folder` or `hub/id[@revision]`, to a local folder."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from lepmerge.paths import HUB_ID, did_you_mean
 
 WEIGHTS = "*.safetensors"
 CARD = "README.md"
+_LOG = logging.getLogger(__name__)
 DOWNLOADED = [WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 NOT_DOWNLOADED = [
     "*/*",
@@ -62,6 +64,12 @@ def resolve(
     Raises:
         ReferenceNotFound: it is neither a folder nor a model on the Hub, or the Hub cannot be reached.
     """
+    found = _resolved(reference, revision, relative_to, gguf, weights)
+    _LOG.info("%s: %s%s", reference, found.file or found.folder, f", commit {found.commit}" if found.commit else "")
+    return found
+
+
+def _resolved(reference: str, revision: str | None, relative_to: Path | None, gguf: bool, weights: bool) -> Reference:
     path = Path(reference).expanduser()
     folder = path if path.is_absolute() else (relative_to or Path.cwd()) / path
     if folder.is_dir():

@@ -12,6 +12,7 @@ Every command that writes models, trainings, tokenizers or single files uses it 
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ import torch
 from lepmerge.output.checks import check_space, check_target
 from lepmerge.output.staging import Staging
 
+_LOG = logging.getLogger(__name__)
 RUN_FILE = "lepmerge_run.json"
 
 
@@ -74,6 +76,7 @@ class Run:
         self.staging.repair()
         if not self.is_complete():
             return False
+        _LOG.info("%s is complete already", self.target)
         self.staging.tidy(self.staged or self.fingerprint)
         return True
 
@@ -100,9 +103,11 @@ class Run:
         with self.staging.opened(self.staged or self.fingerprint), self.staging.translated():
             self._check_target()
             check_space(self.target, self.staging.remaining(sizes) + working)
+            _LOG.info("writing %s, staged in %s", self.target, self.staging.folder)
             yield self.staging
             self._write_record(seconds=time.time() - began)
             self.staging.publish(overwrite=self.overwrite)
+            _LOG.info("%s is complete after %.1f s", self.target, time.time() - began)
 
     def _check_target(self) -> None:
         check_target(

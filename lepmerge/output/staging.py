@@ -8,6 +8,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 from lepmerge.errors import OutputError
 from lepmerge.models.safetensors_io import write_all
 
+_LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 TEMPLATES = "additional_chat_templates"
 """The only subfolder of a model's folder that is written."""
@@ -105,6 +107,7 @@ class Staging:
             path = self.output / name
             path.parent.mkdir(exist_ok=True)  # needed for additional_chat_templates/
             self._partial.replace(path)
+            _LOG.debug("%s: %s bytes", name, f"{size:,}")
             _sync(path.parent)
             self._record("files", name, {"size": size, **details})
 

@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from lepmerge.config.schema import Schema, Strict
+from lepmerge.config.schema import Schema, Strict, Where
 from lepmerge.errors import ChainError, OutputError, RecipeError
 from lepmerge.output.run import digest, identities
 from lepmerge.output.staging import write_durably
@@ -98,10 +98,10 @@ class Chain:
             raise OutputError(f"{self.journal} cannot be written: {error.strerror}") from error
 
 
-def open_chain(project: Path, check: Callable[[Sequence[str], Path], str | None]) -> Chain:
+def open_chain(project: Path, check: Callable[[Sequence[str]], str | None]) -> Chain:
     """Return the chain of a project: a folder with project.yaml, or such a file.
 
-    check(words, folder): returns what is wrong with a command, if anything.
+    check(words): returns what is wrong with a command, if anything.
 
     Raises:
         RecipeError: the file is missing or invalid, or a command in it is.
@@ -109,19 +109,18 @@ def open_chain(project: Path, check: Callable[[Sequence[str], Path], str | None]
     path = project / PROJECT if project.is_dir() else project
     if not path.exists():
         raise RecipeError(f"{path} does not exist: a project is a folder that `lepmerge init MODEL FOLDER` writes")
-    loaded, where = _SCHEMA.load(path)
-    steps = []
-    for number, text in enumerate(loaded.commands):
-        at = f"{where(('commands', number))}: {text}"
-        try:
-            words = tuple(shlex.split(text))
-        except ValueError as error:
-            raise RecipeError(f"{at}: {error}") from error
-        fault = check(words, loaded.folder)
-        if fault is not None:
-            raise RecipeError(f"{at}: {fault}")
-        steps.append(Step(text, words))
-    return Chain(loaded.folder, steps)
+
+    def faults(loaded: ProjectFile, where: Where) -> Iterator[str]:
+        for number, text in enumerate(loaded.commands):
+            try:
+                fault = check(shlex.split(text))
+            except ValueError as error:
+                fault = str(error)
+            if fault is not None:
+                yield f"{where(('commands', number))}: {text}: {fault}"
+
+    loaded = replace(_SCHEMA, faults=faults).load(path)
+    return Chain(loaded.folder, [Step(text, tuple(shlex.split(text))) for text in loaded.commands])
 
 
 def run_chain(
