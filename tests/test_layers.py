@@ -90,6 +90,7 @@ operations/unite_vocabularies
 operations/merge
 operations/stack_layers
 merge/recipe
+merge/mergekit_reader
 merge/mergekit
 merge/gguf_shard
 merge/shards

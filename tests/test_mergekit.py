@@ -68,6 +68,34 @@ dtype: bfloat16
     assert reference.same_bits(got[LAYER.format(1)], b[LAYER.format(1)])
 
 
+def test_numbers_of_a_slice_are_spread_over_its_layers(folder: Path, monkeypatch) -> None:
+    """As in mergekit: tensors before the layers have the first slice's numbers, those after them the last slice's."""
+    text = """
+slices:
+  - {sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}], parameters: {t: 0}}
+  - {sources: [{model: a, layer_range: [1, 2]}, {model: c, layer_range: [1, 2]}], parameters: {t: [0, 1]}}
+merge_method: slerp
+base_model: a
+"""
+    got, a, c = run(folder, monkeypatch, text), reference.weights(folder / "a"), reference.weights(folder / "c")
+    differ = {name for name in got if not reference.same_bits(got[name], a[name])}
+    assert differ == {name for name in got if ".layers.1." in name}
+    assert all(reference.same_bits(got[name], c[name]) for name in differ)
+    imported = command(folder, monkeypatch, text, "import", "config.yaml")
+    first, second, stack = yaml.safe_load(imported.stdout)["steps"]
+    assert (first["layers"], first["tensors"]) == ([0, 1], ["before_layers", "layers"])
+    assert (second["layers"], second["tensors"]) == ([1, 2], ["layers", "after_layers"])
+    assert stack["slices"] == [{"layers": [0, 1]}, {"layers": [1, 2]}]
+
+
+def test_a_list_in_a_slice_that_ends_early_ends_there(folder: Path, monkeypatch) -> None:
+    sources = "{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]}"
+    text = f"slices: [{sources}]\nmerge_method: slerp\nbase_model: a\nparameters: {{t: [0, 1]}}\n"
+    got, b = run(folder, monkeypatch, text), reference.weights(folder / "b")
+    assert {name for name in got if reference.same_bits(got[name], b[name])} == {n for n in got if ".layers.0." in n}
+    assert not any(".layers.1." in name for name in got)
+
+
 def test_stacked_layers_are_numbered_anew(folder: Path, monkeypatch) -> None:
     text = """
 slices:
@@ -172,7 +200,18 @@ BEGIN = "merge_method: ties\nbase_model: base\nmodels:\n- model: a\n"
         (
             "merge_method: slerp\nparameters: {t: [0, 1]}\nslices:\n"
             + 2 * "- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]\n",
-            [":3: slices", "over all layers"],
+            [":3: slices", "the slices overlap"],
+        ),
+        (
+            "merge_method: linear\nparameters: {weight: [0.5, 1]}\ntokenizer_source: union\nslices:\n"
+            "- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]\n"
+            "- sources: [{model: a, layer_range: [1, 2]}, {model: b, layer_range: [1, 2]}]\n",
+            [":4: slices", "a union of vocabularies needs one merge"],
+        ),
+        (
+            "merge_method: linear\nparameters: {weight: 1}\nslices:\n"
+            "- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [1, 2]}]\n",
+            [":4: slices.0", "the same layers"],
         ),
         (
             "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 9]}]\n",

@@ -4,18 +4,17 @@ What lepmerge does not have is refused with file and line. Parameters that merge
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from lepmerge.config.yaml_tree import STANDARD_INPUT, Place, Tree, dotted, entries, find, hint, plain_values
+from lepmerge.config.yaml_tree import STANDARD_INPUT, Tree, dotted, entries, hint, plain_values
 from lepmerge.errors import RecipeError
+from lepmerge.merge.mergekit_reader import Reader
 from lepmerge.merge.recipe import Recipe, load_recipe
 from lepmerge.operations.merge_methods.registry import MergeMethod, merge_methods
 
@@ -27,7 +26,6 @@ PARAMETERS = (
     " nuslerp_flatten nuslerp_row_wise filter_wise"
 ).split()
 """Parameters of mergekit with a counterpart here, or that change no number (int8_mask)."""
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def is_mergekit(path: Path) -> bool:
@@ -64,7 +62,7 @@ def recipe_of_mergekit(path: Path, output: str) -> Recipe:
         RecipeError: with file and line, for what lepmerge does not have.
     """
     root = Tree.of_file(path, short_form={}).root
-    reader = _Reader(root, path.resolve().parent)
+    reader = _Configuration(root, path.resolve().parent)
     plain = reader.recipe(plain_values(root))
     if "dtype" in plain["output"] and plain["output"]["dtype"] is None:
         del plain["output"]["dtype"]
@@ -76,22 +74,8 @@ def recipe_of_mergekit(path: Path, output: str) -> Recipe:
         raise RecipeError(f"{path}: {dotted(fault['loc'])}: {fault['msg']}") from None
 
 
-@dataclass
-class _Reader:
-    """Reads one configuration; `names` collects its models, text → name in the recipe."""
-
-    root: yaml.MappingNode
-    folder: Path
-    names: dict[str, str] = field(default_factory=dict)
-
-    def refuse(self, place: Place, problem: str) -> NoReturn:
-        place = tuple(place)
-        raise RecipeError(f"{find(self.root, place)[0]}: {dotted(place)}: {problem}")
-
-    def known(self, keys: Iterable[str], valid: Sequence[str], place: tuple[int | str, ...]) -> None:
-        for key in keys:
-            if key not in valid:
-                self.refuse((*place, key), f"lepmerge has no such key; {hint(get_close_matches(key, valid, 1), valid)}")
+class _Configuration(Reader):
+    """Turns one configuration into a recipe."""
 
     def recipe(self, values: Mapping[str, Any]) -> dict[str, Any]:
         self.known(values, KEYS, ())
@@ -107,74 +91,15 @@ class _Reader:
             near = hint(get_close_matches(method, merge_methods(), 1), merge_methods())
             self.refuse(("merge_method",), f"lepmerge has no merge method {method!r}; {near}")
         start, padding, union = self.tokenizer(values, base or next(iter(self.names.values())))
-        steps = [{**step, **union} if step["op"] == "merge" else step for step in steps]
+        merges = [step for step in steps if step["op"] == "merge"]
+        if union and len(merges) > 1:
+            self.refuse(("slices",), "a union of vocabularies needs one merge: give all slices the same numbers")
+        steps = [{**step, **union} if step in merges else step for step in steps]
         template = self.chat_template(values)
         output = {"dtype": self.dtype(values), **({"pad_to_multiple_of": padding} if padding else {})}
         output |= {"chat_template": template} if template else {}
         models = {name: self.located(text) for text, name in self.names.items()}
         return {"models": models, "start": start, "steps": steps, "output": output}
-
-    def name(self, text: Any) -> str:
-        """Return the recipe's name of a model, made of the last part of its path."""
-        text = str(text)
-        if text not in self.names:
-            short = re.sub(r"\W+", "_", "+".join(part.rstrip("/").split("/")[-1] for part in text.split("+"))).strip(
-                "_"
-            )
-            name = f"model_{short}" if not short or short[0].isdigit() or short == "current" else short
-            taken = set(self.names.values())
-            self.names[text] = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 999))) if n not in taken)
-        return self.names[text]
-
-    def located(self, text: str) -> str:
-        """Return a model's text; mergekit takes relative paths from the current folder, recipes from their own."""
-        here, *adapters = text.split("+")
-        return str(Path(here).absolute()) + "".join(f"+{a}" for a in adapters) if Path(here).is_dir() else text
-
-    def dtype(self, values: Mapping[str, Any]) -> str | None:
-        key = "out_dtype" if values.get("out_dtype") else "dtype"
-        dtype = values.get(key)
-        if dtype is not None and dtype not in DTYPES:
-            self.refuse((key,), f"lepmerge writes {', '.join(DTYPES)}")
-        return dtype
-
-    def tokenizer(self, values: Mapping[str, Any], start: str) -> tuple[str, int | None, dict[str, Any]]:
-        """Return the start model, whose tokenizer the result has, the multiple to pad to, and keys of the merge."""
-        given, place, padding, tokens = values.get("tokenizer_source"), ("tokenizer_source",), None, {}
-        if isinstance(values.get("tokenizer"), dict):
-            self.known(values["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), ("tokenizer",))
-            given, place = values["tokenizer"].get("source"), ("tokenizer", "source")
-            padding, tokens = values["tokenizer"].get("pad_to_multiple_of"), values["tokenizer"].get("tokens") or {}
-        if given == "union":
-            if values["merge_method"] == "passthrough":
-                self.refuse(place, "passthrough has one vocabulary: name the model whose tokenizer the result has")
-            sources = {token: self.token_source(token, each) for token, each in tokens.items()}
-            return start, padding, {"tokenizer": "union", **({"tokens": sources} if sources else {})}
-        if tokens:
-            self.refuse(("tokenizer", "tokens"), "lepmerge has sources of tokens with `source: union` only")
-        return (start if given in (None, "base") else self.name(str(given).removeprefix("model:"))), padding, {}
-
-    def token_source(self, token: str, entry: Any) -> dict[str, Any]:
-        """Return the source of one token."""
-        place = ("tokenizer", "tokens", token)
-        if not isinstance(entry, dict) or "source" not in entry:
-            self.refuse(place, "expected `source`, and optionally `force`")
-        self.known(entry, ("source", "force"), place)
-        source = str(entry["source"])
-        if source not in self.names:
-            self.refuse((*place, "source"), f"expected one of the models: {', '.join(self.names)}")
-        return {**entry, "source": self.names[source]}
-
-    def chat_template(self, values: Mapping[str, Any]) -> str | None:
-        """Return the model or file of the chat template. None: the template of the tokenizer's model."""
-        given = values.get("chat_template")
-        if given in (None, "auto"):
-            return None
-        given = str(given)
-        if given not in self.names and not given.endswith(".jinja"):
-            remedy = "name one of the models, or a .jinja file with the template"
-            self.refuse(("chat_template",), f"lepmerge has no built-in chat templates: {remedy}")
-        return self.names.get(given) or str(Path(given).absolute())
 
     def passthrough(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "models" in values:
@@ -209,28 +134,40 @@ class _Reader:
         return found
 
     def merge(self, method: MergeMethod, values: Mapping[str, Any], base: str | None) -> list[dict[str, Any]]:
-        after: list[dict[str, Any]] = []
         if "slices" in values:
             per_slice = [self.sources(number, each) for number, each in enumerate(values["slices"])]
             ranges = [[source["layer_range"] for _, source in sources] for sources in per_slice]
-            for number, (sources, each) in enumerate(zip(per_slice, values["slices"], strict=True)):
-                same = [s["model"] for _, s in sources] == [s["model"] for _, s in per_slice[0]]
-                if not same or any(r != ranges[number][0] for r in ranges[number]):
-                    self.refuse(("slices", number), "lepmerge merges the same layers of the same models in every slice")
-                own = each.get("parameters") or any(source.get("parameters") for _, source in sources)
-                if len(per_slice) > 1 and own:
-                    self.refuse(("slices", number), "lepmerge has no parameters of single slices: use numbers by layer")
-            if len(ranges) > 1 or ranges[0][0][0] != 0:
-                general = [values.get("parameters"), *(p for _, p in per_slice[0])]
-                if any(isinstance(item, list) for part in general for item in _values(part)):
-                    self.refuse(("slices",), "lepmerge spreads lists of numbers over all layers, not over each slice")
-            after = [{"op": "stack_layers", "slices": [{"layers": found[0]} for found in ranges]}]
-            listed, slice_of = per_slice[0], values["slices"][0]
-        else:
-            listed, slice_of = [(("models", n), model) for n, model in enumerate(values["models"])], {}
-            for place, model in listed:
-                self.known(model, ("model", "parameters"), place)
-        return [self.step(method, values, slice_of, listed, base), *after]
+            for number, found in enumerate(ranges):
+                if any(each != found[0] for each in found):
+                    self.refuse(("slices", number), "lepmerge merges the same layers of every model")
+            steps = [
+                self.step(method, values, each, sources, base)
+                for each, sources in zip(values["slices"], per_slice, strict=True)
+            ]
+            bounds = [found[0] for found in ranges]
+            stack = {"op": "stack_layers", "slices": [{"layers": bound} for bound in bounds]}
+            return [*self.by_slice(steps, bounds), stack]
+        listed = [(("models", n), model) for n, model in enumerate(values["models"])]
+        for place, model in listed:
+            self.known(model, ("model", "parameters"), place)
+        return [self.step(method, values, {}, listed, base)]
+
+    def by_slice(self, steps: list[dict[str, Any]], bounds: list[list[int]]) -> list[dict[str, Any]]:
+        """Return a merge step for each slice, or one for all if they are equal and without lists of numbers."""
+        if all(step == steps[0] for step in steps) and not _has_lists(steps[0]):
+            return [steps[0]]
+        sorted_bounds = sorted(bounds)
+        if any(second[0] < first[1] for first, second in zip(sorted_bounds, sorted_bounds[1:], strict=False)):
+            self.refuse(
+                ("slices",), "the slices overlap, so layers would have several merges: give all slices the same numbers"
+            )
+        tensors = [["layers"] for _ in steps]
+        tensors[0].insert(0, "before_layers")
+        tensors[-1].append("after_layers")
+        return [
+            {**step, "layers": bound, "tensors": names}
+            for step, bound, names in zip(steps, bounds, tensors, strict=True)
+        ]
 
     def step(self, method: MergeMethod, values: Any, slice_of: Any, listed: Any, base: str | None) -> dict[str, Any]:
         settings = self.parameters(values, slice_of, {}, ("parameters",))
@@ -289,8 +226,8 @@ class _Reader:
         return [*rules, {"value": default}]
 
 
-def _values(part: Any) -> Iterable[Any]:
-    """Yield the numbers of parameters: those of rules, and those that stand alone."""
-    for value in ((part or {}).get("parameters", part) or {}).values():
-        rules = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else [value]
-        yield from (rule["value"] if isinstance(rule, dict) else rule for rule in rules)
+def _has_lists(value: Any) -> bool:
+    """Return whether a step has a list of numbers, which depends on the layer."""
+    if isinstance(value, dict):
+        return any(_has_lists(item) for item in value.values())
+    return isinstance(value, list) and any(not isinstance(item, dict) or _has_lists(item) for item in value)

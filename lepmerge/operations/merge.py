@@ -21,10 +21,10 @@ from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
 from lepmerge.operations.merge_methods.registry import Inputs, MergeMethod, merge_methods
 from lepmerge.operations.operands import (
-    LAYER,
     check_operand,
     check_same_tensors,
     conversion_to,
+    layer_of,
     num_layers,
     rows_that_stay,
     select,
@@ -67,8 +67,11 @@ class Merge(Step):
     base: ModelName | None = None
     """The base model, for methods with task vectors. A task vector is a model minus this base."""
     tensors: str | list[str] = "*"
-    """Tensors to merge: globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`;
-    default: all."""
+    """Tensors to merge: globs over tensor names, or `embeddings`, `input_embeddings`, `output_embeddings`, `body`,
+    `before_layers`, `layers`, `after_layers`; default: all."""
+    layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """Of the layers, merge only these, and spread lists of numbers over them: `[8, 24]` means the layers 8 to 23,
+    counted from 0. Tensors outside the layers are not affected."""
     tokenizer: Literal["union"] | None = None
     """`union`: add the tokens of the models that the current vocabulary lacks. A model without a token takes the row
     of the base, or of the first model that has the token. Default: convert the models to the current vocabulary."""
@@ -109,6 +112,7 @@ def merge(
     models: Mapping[str, tuple[Model, MergeParameters]],
     base: Model | None,
     tensors: str | Sequence[str],
+    layers: Sequence[int] | None = None,
     tokenizer: str | None = None,
     tokens: Mapping[str, TokenSource] | None = None,
     **settings: Any,
@@ -126,7 +130,8 @@ def merge(
     """
     chosen_method = chosen(merge_methods(), method, what="merge method")
     _check(chosen_method, models, base, settings)
-    selected = select(model, tensors)
+    first, stop = _range(layers, num_layers(model))
+    selected = {name for name in select(model, tensors) if (n := layer_of(name)) is None or first <= n < stop}
     operands = {**({BASE: base} if base else {}), **{name: other for name, (other, _) in models.items()}}
     for operand in operands.values():
         check_same_tensors(operand, model)
@@ -140,7 +145,6 @@ def merge(
     else:
         aligned = _converted(model, operands if tables & selected else {})
     model, stays_V = aligned.model, aligned.stays_V
-    count = num_layers(model)
     role_of = {name: role for role, name in model.tables.items()}
     computed: dict[str, LazyTensor] = {}
     for name in (name for name in model.tensors if name in selected):
@@ -150,7 +154,7 @@ def merge(
         }
         for key, operand in found.items():
             check_operand(operand, current, f"{role or f'tensor {name}'} of {operands[key].name}")
-        inputs = _inputs(chosen_method, name, _depth(name, count), found, models, settings)
+        inputs = _inputs(chosen_method, name, _depth(name, first, stop), found, models, settings)
         merged = replace(chosen_method.function(inputs), dtype=current.dtype)
         computed[name] = with_kept_rows(merged, current, stays_V) if role else merged
     rows = {"merged": int((~stays_V).sum()), "kept": int(stays_V.sum())}
@@ -199,10 +203,20 @@ def _united(joint: United, operands: Mapping[str, Model]) -> _Aligned:
     return _Aligned(joint.model, joint.rows_that_stay(), table, counts)
 
 
-def _depth(name: str, count: int) -> float:
-    """Return where a tensor stands: 0 in the first layer and outside the layers, 1 in the last one."""
-    found = LAYER.search(name)
-    return int(found[1]) / max(1, count - 1) if found else 0.0
+def _range(layers: Sequence[int] | None, count: int) -> tuple[int, int]:
+    """Return the first layer and the one after the last. RecipeError if the model does not have them."""
+    first, stop = layers or (0, count)
+    if layers is not None and not 0 <= first < stop <= count:
+        raise RecipeError(f"layers: {[first, stop]} is no range of the {count} layers")
+    return first, stop
+
+
+def _depth(name: str, first: int, stop: int) -> float:
+    """Return where a tensor stands: 0 in the first layer and outside the layers, 1 in the last one or only one."""
+    number = layer_of(name)
+    if number is None:
+        return 0.0
+    return (number - first) / (stop - 1 - first) if stop - first > 1 else 1.0
 
 
 def _inputs(

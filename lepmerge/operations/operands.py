@@ -16,10 +16,27 @@ from lepmerge.vocabulary.conversion import NONE, Conversion, build_conversion
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 """The part of a tensor's name that holds the number of its layer."""
 
+PLACES = ("before_layers", "layers", "after_layers")
+"""Names of groups of tensors, by their place in the model."""
+
 
 def num_layers(model: Model) -> int:
     """Return the number of layers of which the model has tensors."""
-    return 1 + max((int(found[1]) for name in model.tensors if (found := LAYER.search(name))), default=-1)
+    return 1 + max((number for name in model.tensors if (number := layer_of(name)) is not None), default=-1)
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a tensor belongs to, or None outside the layers."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def place_of(model: Model, name: str) -> str:
+    """Return where a tensor stands: before the layers (input and position embeddings), in one, or after them."""
+    if layer_of(name) is not None:
+        return "layers"
+    is_before = name == model.tables[INPUT] or any(part in name for part in ("embed", "wte", "wpe"))
+    return "before_layers" if is_before else "after_layers"
 
 
 def select(model: Model, tensors: str | Sequence[str]) -> set[str]:
@@ -37,6 +54,8 @@ def select(model: Model, tensors: str | Sequence[str]) -> set[str]:
             found = {model.tables[pattern]} if pattern in model.tables else set()
         elif pattern == "body":
             found = set(model.tensors) - tables
+        elif pattern in PLACES:
+            found = {name for name in model.tensors if place_of(model, name) == pattern}
         else:
             found = {name for name in model.tensors if fnmatchcase(name, pattern)}
         if not found:

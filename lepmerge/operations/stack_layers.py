@@ -13,8 +13,8 @@ from lepmerge.config.numbers import Numbers, number_for
 from lepmerge.config.schema import Strict
 from lepmerge.errors import RecipeError
 from lepmerge.models.configs import text_configs
-from lepmerge.models.model import INPUT, OUTPUT, Model
-from lepmerge.operations.operands import LAYER, check_operand, conversion_to, num_layers, tensor_of
+from lepmerge.models.model import OUTPUT, Model
+from lepmerge.operations.operands import LAYER, check_operand, conversion_to, num_layers, place_of, tensor_of
 from lepmerge.operations.registry import operation
 from lepmerge.tensors import Elementwise, LazyTensor
 
@@ -85,7 +85,7 @@ def _of_head(head: Model, model: Model, name: str) -> LazyTensor:
     Raises:
         RecipeError: the head has another vocabulary.
     """
-    if name == model.tables[INPUT] or "embed" in name or "wte" in name or "wpe" in name:
+    if place_of(model, name) == "before_layers":
         return model.tensors[name]
     if name == model.tables.get(OUTPUT):
         if conversion_to(head, model) is not None:
