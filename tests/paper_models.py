@@ -42,7 +42,7 @@ def save_hole(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
 
 def config(rows: int) -> dict[str, Any]:
     sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "vocab_size": rows}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **sizes, **heads, "torch_dtype": "bfloat16"}
 
 

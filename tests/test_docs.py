@@ -57,6 +57,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_page_of_commands_is_current() -> None:
+    fit = runpy.run_path(str(DOCS / "make_fit.py"))
+    assert (DOCS.parent / "README.md").read_text(encoding="utf-8") == fit["page"](), "run: python docs/make_fit.py"
     made = runpy.run_path(str(DOCS / "make_cli.py"))
     assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/make_cli.py"
 

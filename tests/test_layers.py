@@ -114,6 +114,9 @@ training/config
 training/events
 training/tables
 training/templates
+training/quantized
+training/loader
+training/outline
 training/setting
 training/alignment
 training/tokens
@@ -122,7 +125,6 @@ training/lessons
 training/loss
 training/batch
 training/blocks
-training/loader
 training/transform
 training/lora
 training/body
@@ -131,6 +133,8 @@ training/distill
 training/learner
 training/held_out
 training/state
+training/memory
+training/fitting
 training/estimate
 training/loop
 training/output
@@ -174,6 +178,7 @@ commands/logs
 commands/console
 commands/options
 commands/training_progress
+commands/estimate
 commands/train
 commands/tokenizer
 commands/import_

@@ -19,8 +19,9 @@ from lepmerge.models.table_report import TableReport
 from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, train_tokenizer
 from lepmerge.tokenization.gates import NUM_RANDOM_TEXTS, check_digits, check_reachable
 from lepmerge.tokenization.report import num_lost_in
-from lepmerge.training.estimate import PROCESS_BYTES, activation_elements, memory_parts
-from lepmerge.training.loss import SLAB_BYTES, chunk_length
+from lepmerge.training.fitting import Choice, Fitting, sizes_of
+from lepmerge.training.loss import chunk_length
+from lepmerge.training.memory import PROCESS_BYTES
 from lepmerge.vocabulary.token_names import generic_config
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -224,27 +225,34 @@ def test_warnings_of_untrained_and_broken_rows(pair: list[LanguageModel]) -> Non
 def test_the_memory_that_a_training_is_estimated_to_need(tmp_path: Path, english: Tokenizer) -> None:
     """Two layers of width 16 and 32: each keeps 10 · 16 + 3.5 · 32 values per token, and 4 · 16 lie outside them."""
     setting = training.setting_of(training.write_setting(tmp_path, english))
-    assert activation_elements(setting.start) == 2 * (10 * 16 + 3.5 * 32) + 4 * 16 == 608
+    device, sizes = torch.device("cpu"), sizes_of(setting)
     rows, old, tokens = setting.start.num_rows, setting.base.num_rows, 2 * 48
     layer = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
-    device = torch.device("cpu")
-    parts = memory_parts(setting, 2, device)
+    assert (sizes.body, sizes.layer, sizes.layers, sizes.largest) == (2 * layer + 16, layer, 2, 512)
+    fitting = Fitting(setting, sizes, device)
+    assert fitting.chosen == Choice(2, False, "fp32")
+    parts = fitting.parts(fitting.chosen)
     assert parts == {
-        "process": PROCESS_BYTES + setting.base.vocabulary.num_bytes + setting.start.vocabulary.num_bytes,
+        "process": PROCESS_BYTES["cpu"] + setting.base.vocabulary.num_bytes + setting.start.vocabulary.num_bytes,
         "body": 4 * (2 * layer + 16),
         "tables": 4 * 2 * rows * 16,
         "masters": 0,
         "gradients": 4 * 2 * rows * 16,
         "optimizer": 8 * 2 * rows * 16,
-        "activations": 4 * tokens * 608,
-        "logits": 4 * min(chunk_length(rows, device, 4), tokens) * rows + SLAB_BYTES["cpu"],
+        "activations": 4 * tokens * (2 * (10 * 16 + 3.5 * 32) + 4 * 16),
+        "dequantized": 0,
+        "logits": 2 * 4 * min(chunk_length(rows, device, 4), tokens) * rows,
+        "lora": 0,
         "loading": 0,
     }
     assert old < rows
     saving = training.setting_of(tmp_path / "config.yaml", "activation_checkpointing=true", "precision=bf16")
-    less = memory_parts(saving, 2, device)
-    assert less["activations"] == 2 * tokens * 608 // 4 and less["masters"] == 4 * 2 * rows * 16
+    less = Fitting(saving, sizes, device).parts(Choice(2, True, "bf16"))
+    assert less["activations"] == 2 * tokens * (2 * 16 + 10 * 16 + 3.5 * 32 + 4 * 16)
+    assert less["masters"] == 4 * 2 * rows * 16
     assert less["body"] == parts["body"] / 2 and less["tables"] == parts["tables"] / 2
+    quantized = Fitting(saving, sizes, device).parts(Choice(2, False, "nf4"))
+    assert quantized["body"] == int(2 * (layer - 2 * 16) * 0.516 + 2 * (5 * 16)) and quantized["dequantized"] == 2 * 512
 
 
 def test_settings_of_slow_tokenizers_are_left_out() -> None:

@@ -100,15 +100,6 @@ def show_note(text: str, *, quiet: bool = False) -> None:
     click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
 
 
-def human_bytes(count: float) -> str:
-    """Format a number of bytes for people: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def human_seconds(seconds: float) -> str:
     """Format a duration for people: 40s, 3m20s, 5h07m."""
     whole = round(seconds)

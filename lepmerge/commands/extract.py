@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from lepmerge.commands.console import human_bytes, progress_bar
+from lepmerge.commands.console import progress_bar
 from lepmerge.commands.options import quiet_option
+from lepmerge.progress import human_bytes
 
 
 @click.command()

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import human_bytes, print_json
+from lepmerge.commands.console import print_json
 from lepmerge.commands.options import json_option, quiet_option
+from lepmerge.progress import human_bytes
 
 
 @click.command()

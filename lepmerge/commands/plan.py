@@ -4,15 +4,18 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import human_bytes, pairs, print_json, table
+from lepmerge.commands.console import pairs, print_json, table
+from lepmerge.commands.estimate import Size, estimated, show_estimate, show_fit
 from lepmerge.commands.options import json_option, recipe_arguments
-from lepmerge.commands.train import estimated, show_estimate
+from lepmerge.progress import human_bytes
 
 
 @click.command("plan")
 @recipe_arguments
+@click.option("--memory", metavar="SIZE", type=Size(),
+              help="Say whether the run and its trainings fit a device with this much memory, e.g. 16GB.")  # fmt: skip
 @json_option
-def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
+def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, memory: int | None, as_json: bool) -> None:
     """Show what a recipe would read, compute and write.
 
     Nothing is computed or written.
@@ -23,10 +26,10 @@ def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, as_json: 
     """
     from lepmerge.merge.mergekit import load_recipe_or_mergekit
 
-    show_plan(load_recipe_or_mergekit(recipe, overrides, output), as_json)
+    show_plan(load_recipe_or_mergekit(recipe, overrides, output), as_json, memory)
 
 
-def show_plan(recipe: Any, as_json: bool) -> None:
+def show_plan(recipe: Any, as_json: bool, memory: int | None = None) -> None:
     """Print the plan of a recipe, and an estimate for each of its trainings that is not finished."""
     from lepmerge.merge.description import describe
     from lepmerge.merge.plan import make_plan
@@ -35,12 +38,12 @@ def show_plan(recipe: Any, as_json: bool) -> None:
     described = describe(make_plan(recipe, trained=trained_models(recipe), untrained=untrained_models(recipe)))
     trainings = unfinished_trainings(recipe)
     if as_json:
-        estimates = {name: estimated(config, "auto") for name, config in trainings.items()}
+        estimates = {name: estimated(config, "auto", memory) for name, config in trainings.items()}
         print_json({**described, "trainings": estimates})
         return
     for name, config in trainings.items():
         click.echo(f"training  {name} is not trained yet. `lepmerge run --train` trains it first:")
-        show_estimate(config, "auto", as_json=False)
+        show_estimate(config, "auto", as_json=False, limit=memory)
         click.echo(f"The recipe, with the tables of {name} before its training (the shapes are the same):")
     click.echo(f"output    {described['output']}")
     for name, model in described["models"].items():
@@ -61,5 +64,7 @@ def show_plan(recipe: Any, as_json: bool) -> None:
         f"copies {human_bytes(sizes['copied'])}, writes {human_bytes(sizes['written'])} "
         f"({human_bytes(described['free_disk'])} free), memory at most about {human_bytes(sizes['memory'])}"
     )
+    if memory is not None:
+        show_fit(sizes["memory"], memory)
     for note in described["notes"]:
         click.echo(f"note      {note}")

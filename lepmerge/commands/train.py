@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from lepmerge.commands.console import human_bytes, print_json, table
+from lepmerge.commands.console import print_json, table
+from lepmerge.commands.estimate import Size, show_estimate
 from lepmerge.commands.logs import show_started
 from lepmerge.commands.training_progress import training_progress
 
@@ -23,6 +24,9 @@ from lepmerge.commands.training_progress import training_progress
 @click.option("--probe", metavar="STEPS", type=click.IntRange(min=1),
               help="Train this many steps with each init and learning rate, print a ranking, and stop.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda, cuda:N or mps.")
+@click.option("--memory", metavar="SIZE", type=Size(),
+              help="Memory of the device, e.g. 16GB. With --dry-run, say what to change to fit it; `--device auto` is "
+              "then a GPU.  [default: the memory of the GPU]")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Compile the body with torch.compile.")
 @click.option(
     "--full",
@@ -42,6 +46,7 @@ def train(
     dry_run: bool,
     probe: int | None,
     device: str,
+    memory: int | None,
     compile: bool,
     full: str | None,
     overwrite: bool,
@@ -67,23 +72,23 @@ def train(
     from lepmerge.device import choose_device
     from lepmerge.training.processes import check_trackers
 
-    chosen = choose_device(device)
     check_trackers(trackers)
     if full is not None:
         _check_full(loaded, Path(full), overwrite)
     if dry_run:
-        show_estimate(loaded, device, as_json)
+        show_estimate(loaded, device, as_json, memory)
         return
+    chosen = choose_device(device)
     if probe is not None:
         from lepmerge.training.learner import Group
         from lepmerge.training.probe import probe as probe_steps
 
         with training_progress(quiet or as_json) as on_event:
-            found = probe_steps(loaded, steps=probe, group=Group(chosen), on_event=on_event)
+            found = probe_steps(loaded, steps=probe, group=Group(chosen), memory=memory, on_event=on_event)
         _show_probe(found, as_json)
         return
     report = run_training(
-        loaded, device=chosen, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
+        loaded, device=chosen, memory=memory, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
         quiet=quiet or as_json,
     )  # fmt: skip
     if report is None:  # not the main process, which prints the report
@@ -102,6 +107,7 @@ def run_training(
     *,
     device: Any,
     quiet: bool,
+    memory: int | None = None,
     compile: bool = False,
     overwrite: bool = False,
     restart: bool = False,
@@ -126,7 +132,13 @@ def run_training(
             processes.log(event)
 
         train_embeddings(
-            config, group=processes.group, compile=compile, overwrite=overwrite, restart=restart, on_event=on_event
+            config,
+            group=processes.group,
+            memory=memory,
+            compile=compile,
+            overwrite=overwrite,
+            restart=restart,
+            on_event=on_event,
         )
     processes.close()
     return finished_report(config.target) if is_main else None
@@ -174,41 +186,6 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
     plan = make_plan(recipe)
     with progress_bar(plan.sizes["written"], quiet=quiet) as progress:
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
-
-
-def estimated(config: Any, device: str) -> dict[str, Any]:
-    """Estimate the tokens, steps, memory and FLOP of a training."""
-    from lepmerge.device import choose_device
-    from lepmerge.training.estimate import estimate
-    from lepmerge.training.setting import prepare
-
-    return {"output": str(config.target), **estimate(prepare(config), choose_device(device))}
-
-
-def show_estimate(config: Any, device: str, as_json: bool) -> None:
-    """Print the estimated tokens, steps, memory and FLOP of a training."""
-    found = estimated(config, device)
-    if as_json:
-        print_json(found)
-        return
-    rows = found["rows"]
-    about = "" if found["tokens_are_exact"] else "about "
-    memory = {part: size for part, size in found["memory"].items() if size and part != "total"}
-    click.echo(f"output    {config.target}")
-    click.echo(f"model     {found['model']}: {rows['old']} → {rows['new']} rows, trained: {rows['trained'] or 'none'}")
-    if "lora" in found:
-        click.echo(f"lora      {found['lora']['modules']} modules, {found['lora']['parameters']:,} parameters")
-    if "teacher" in found:
-        click.echo(f"teacher   {found['teacher']['model']}: {about}{found['teacher']['tokens']:,} tokens")
-    for source in found["sources"]:
-        click.echo(f"data      {source['path']}: {about}{source['tokens']:,} tokens")
-    click.echo(
-        f"{found['objective']:8}  {about}{found['tokens']:,} tokens, {about}{found['steps']:,} steps of at most "
-        f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
-    )
-    click.echo(f"memory    about {human_bytes(found['memory']['total'])}: "
-               f"{', '.join(f'{part} {human_bytes(size)}' for part, size in memory.items())}")  # fmt: skip
-    click.echo(f"compute   {found['flop']:.2e} FLOP, {found['flop_per_token'] / 1e9:.3g} GFLOP a token")
 
 
 def _show_probe(found: list[dict[str, Any]], as_json: bool) -> None:

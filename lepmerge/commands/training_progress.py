@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lepmerge.commands.console import LogClock, human_bytes, human_seconds, show_note
+from lepmerge.commands.console import LogClock, human_seconds, show_note
+from lepmerge.progress import human_bytes
 from lepmerge.training.events import Note, OnEvent, StepDone, TextRead, TrainingEvent
 
 

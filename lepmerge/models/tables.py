@@ -41,7 +41,7 @@ class FoundTables:
     contradicted: bool = False
 
 
-def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> FoundTables:
+def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> FoundTables:
     """Return the tables, found by tensor names and config. If a tied model stores a head, its values are compared too.
 
     As in transformers, a stored head that differs from the input table is kept, even if the config ties the tables.

@@ -8,8 +8,8 @@ import torch
 from lepmerge.errors import OptionError
 from lepmerge.projects.look import Look
 from lepmerge.training.distill import divergence_chunk
-from lepmerge.training.estimate import AUTO_TOKENS, PROCESS_BYTES
-from lepmerge.training.loss import SLAB_BYTES, chunk_length
+from lepmerge.training.fitting import AUTO_TOKENS
+from lepmerge.training.memory import Demand, Sizes, memory_of
 from lepmerge.vocabulary.vocabulary import BYTES_PER_TOKEN
 
 BY_SIZE = (
@@ -113,26 +113,26 @@ def _smaller(values: Values) -> Iterator[Values]:
 
 
 def most_memory(look: Look, values: Values, device: torch.device) -> int:
-    """Return the bytes that the larger of the two trainings, the calibration, needs. See training/estimate.py."""
-    size = 4 if values.precision == "fp32" else 2
+    """Return the bytes that the larger of the two trainings, the calibration, needs. See training/memory.py."""
     rows = look.rows + values.new_tokens
-    trained = look.num_tables * values.new_tokens * look.width
-    micro = values.micro_batch or max(
-        1, min(values.batch_size, AUTO_TOKENS * (4 if device.type == "cuda" else 1) // values.block_size)
+    micro = values.micro_batch or max(1, min(values.batch_size, AUTO_TOKENS[device.type] // values.block_size))
+    sizes = Sizes(
+        linear=look.body, other=0, largest=0, layer=0, layers=look.layers, width=look.width, inner=look.inner
+    )  # fmt: skip
+    demand = Demand(
+        precision="fp32" if values.precision == "fp32" else "bf16",
+        num_rows=rows,
+        num_tables=look.num_tables,
+        trained=look.num_tables * values.new_tokens,
+        tokens=micro * values.block_size,
+        device=device.type,
+        checkpointing=values.activation_checkpointing,
     )
-    tokens = micro * values.block_size
-    kept = look.layers * (10 * look.width + 3.5 * look.inner) + 4 * look.width
-    old_tables, new_tables = (size * look.num_tables * number * look.width for number in (look.rows, rows))
-    parts = {
-        "body": size * look.body,
-        "tables": old_tables + new_tables,  # the teacher's, too
-        "masters, gradients and optimizer": (12 if size == 4 else 16) * trained,
-        "activations": int(tokens * size * kept * (0.25 if values.activation_checkpointing else 1)),
-        "logits": min(chunk_length(rows, device, size), tokens) * rows * size + SLAB_BYTES["cpu"],
-        "divergence": 16 * min(tokens, divergence_chunk(look.rows, device)) * look.rows,
-    }
+    old_tables = demand.itemsize * look.num_tables * look.rows * look.width
+    divergence = 16 * min(demand.tokens, divergence_chunk(look.rows, device)) * look.rows
+    parts = memory_of(sizes, demand)
+    training = sum(parts.values()) + old_tables + divergence  # the teacher's tables
     if device.type != "cpu":
-        return sum(parts.values())
-    process = PROCESS_BYTES + BYTES_PER_TOKEN * (look.rows + rows)
-    loading = process + 2 * parts["body"] + old_tables
-    return max(loading, process + sum(parts.values()))
+        return training
+    vocabularies = BYTES_PER_TOKEN * (look.rows + rows)
+    return vocabularies + max(parts["process"] + 2 * parts["body"] + old_tables, training)

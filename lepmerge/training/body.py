@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError
-from lepmerge.training.config import Lora
+from lepmerge.training.config import BodyPrecision, Lora
 from lepmerge.training.loader import load_network, skeleton, text_model, translated
 from lepmerge.training.lora import Adapter
 from lepmerge.training.loss import LogitTransform
@@ -81,6 +81,7 @@ def load_body(
     isolated: bool,
     num_rows: int,
     lora: Lora | None = None,
+    precision: BodyPrecision | None = None,
     activation_checkpointing: bool = False,
 ) -> Body:
     """Load the body of the model in a folder. num_rows: number of rows of the embedding tables to train.
@@ -90,7 +91,7 @@ def load_body(
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
     """
-    network = load_network(folder, name="model", dtype=dtype, device=device)
+    network = load_network(folder, name="model", dtype=dtype, device=device, precision=precision)
     body = Body(network, isolated=isolated, lora=lora)
     _check_bias(body.transform, num_rows)
     if activation_checkpointing:
@@ -101,8 +102,8 @@ def load_body(
     return body
 
 
-def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
-    """Check from the config alone, without weights, that a model can be trained.
+def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> Any:
+    """Check from the config alone that a model can be trained. Return its network on the meta device.
 
     Raises:
         CheckpointError: transformers cannot build it, or its forward pass does more than embedding, body and head.
@@ -112,6 +113,7 @@ def check_architecture(folder: Path, *, isolated: bool, num_rows: int) -> None:
     require_single_table(network, name="model")
     if isolated and not _takes_positions(network):
         raise CheckpointError(_not_isolated(type(network).__name__))
+    return network
 
 
 def _check_bias(transform: LogitTransform, num_rows: int) -> None:

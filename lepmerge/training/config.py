@@ -14,6 +14,7 @@ from lepmerge.paths import is_path
 
 Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+BodyPrecision = Literal["bf16", "fp32", "int8", "nf4"]
 
 
 def _share(value: Any) -> float:
@@ -98,6 +99,14 @@ class Trained(Strict):
     """`all` rows, or only the `new` ones: the contiguous ids that `tokenizer extend` or `optimize` added."""
 
 
+class Precision(Strict):
+    """Precision of the body. The tables and the computation are float32 with `fp32`, otherwise bfloat16."""
+
+    body: BodyPrecision = "bf16"
+    """`int8` and `nf4` take about a half and a quarter of the memory of `bf16`. They need bitsandbytes:
+    `pip install 'lepmerge[quant]'`."""
+
+
 class Evaluation(Strict):
     """Held-out text for measuring bits per byte. It is never trained on."""
 
@@ -163,10 +172,12 @@ class TrainConfig(Strict):
     """Number of passes over the data."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Stop after this many tokens (e.g. 300M) instead of after `epochs`; the data is repeated as needed."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the frozen body and of the computation. The trained rows are always kept in float32 too."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    precision: Precision = Precision()
+    """Precision of the frozen body. A string such as `bf16` is short for `body`. The trained rows are always kept in
+    float32 too."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: only if the training
+    would not fit the memory of its GPU otherwise."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of the blocks."""
     evaluate: Evaluation | None = None
@@ -186,6 +197,8 @@ class TrainConfig(Strict):
         for key in ("model", "teacher"):
             if isinstance(value.get(key), str):
                 value[key] = {"path": value[key]}
+        if isinstance(value.get("precision"), str):
+            value["precision"] = {"body": value["precision"]}
         if "data" in value:
             data = value["data"]
             value["data"] = _from_text(data if isinstance(data, list) else [data])
@@ -227,6 +240,11 @@ class TrainConfig(Strict):
         return self
 
     @property
+    def is_float32(self) -> bool:
+        """Whether the tables and the computation are float32. Otherwise they are bfloat16."""
+        return self.precision.body == "fp32"
+
+    @property
     def rates(self) -> list[float]:
         return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
 
@@ -245,7 +263,7 @@ class TrainConfig(Strict):
         `micro_batch` and `activation_checkpointing` are left out: at most they change rounding.
         """
         how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing"}
-        return self.model_dump(mode="json", exclude=how)
+        return {**self.model_dump(mode="json", exclude=how), "precision": self.precision.body}
 
 
 def _from_text(sources: Any) -> Any:
@@ -286,6 +304,7 @@ _SCHEMA = Schema(
         "data": TrainingSource,
         "train": Trained,
         "lora": Lora,
+        "precision": Precision,
         "evaluate": Evaluation,
     },
     choices={"InitPerTable": InitPerTable},

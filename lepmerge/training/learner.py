@@ -80,7 +80,7 @@ class Learner:
         self.config: TrainConfig = setting.config
         self.body, self.blocks, self.group, self.teacher = body, blocks, group, teacher
         self.rate, self.steps = rate, steps
-        dtype = torch.bfloat16 if setting.config.precision == "bf16" else torch.float32
+        dtype = torch.float32 if setting.config.is_float32 else torch.bfloat16
         self.tables = {
             role: TrainedTable.of(setting.start.table(role), rows, dtype=dtype, device=group.device)
             for role, rows in setting.rows.items()

@@ -11,14 +11,24 @@ import torch
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import text_configs
+from lepmerge.training.config import BodyPrecision
+from lepmerge.training.quantized import loading_options, make_differentiable
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
 """Exceptions of transformers and its libraries for a model that they cannot build, load or run."""
 
 
-def load_network(folder: Path, *, name: str, dtype: torch.dtype | None, device: torch.device) -> Any:
+def load_network(
+    folder: Path,
+    *,
+    name: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    precision: BodyPrecision | None = None,
+) -> Any:
     """Load the transformers model of a folder on a device, frozen. dtype None keeps the stored data type.
 
+    precision: `int8` or `nf4` quantizes its linear layers, except the head, which stays in `dtype`.
     Of a multimodal model, only the text model and the head are kept; images and sound are not supported.
 
     Raises:
@@ -27,15 +37,17 @@ def load_network(folder: Path, *, name: str, dtype: torch.dtype | None, device: 
     version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
     key = "dtype" if version >= (4, 56) else "torch_dtype"
     loader = _loader(folder)
+    options = loading_options(precision, device)
 
     def loaded() -> Any:
-        network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"})
+        network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"}, **options)
         _drop_other_towers(network)
         quantized = getattr(network, "quantization_method", None) is not None
         return network if quantized and network.device == device else network.to(device)
 
     network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
     network.requires_grad_(False).eval()
+    make_differentiable(network)
     translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
     return network
 

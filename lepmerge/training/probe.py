@@ -11,7 +11,7 @@ from lepmerge.training.events import Note, OnEvent
 from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.learner import Group
 from lepmerge.training.loop import StopSignal, Track
-from lepmerge.training.run import open_session
+from lepmerge.training.run import fitted, open_session
 from lepmerge.training.setting import prepare
 
 PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
@@ -19,7 +19,9 @@ PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 WARMUP_SHARE = 0.1
 
 
-def probe(config: TrainConfig, *, steps: int, group: Group, on_event: OnEvent) -> list[dict[str, Any]]:
+def probe(
+    config: TrainConfig, *, steps: int, group: Group, memory: int | None = None, on_event: OnEvent
+) -> list[dict[str, Any]]:
     """Return init, learning rate and held-out bits per byte after `steps` steps of each combination, best first.
 
     The learning rate rises during the first tenth of the steps, then stays constant. Nothing is written to the output.
@@ -36,7 +38,9 @@ def probe(config: TrainConfig, *, steps: int, group: Group, on_event: OnEvent) -
         for init in INITS if config.tokenizer else ["mean"]:
             changed = {"init": init, "warmup_steps": max(1, round(steps * WARMUP_SHARE)), "schedule": "constant"}
             setting = prepare(config.model_copy(update={**changed, "learning_rate": rates[0], "sweep": None}))
-            session = open_session(setting, folder, group, stop, on_event, held_out=held_out_texts(setting))
+            fitting = fitted(setting, group, memory)
+            held_out = held_out_texts(setting)
+            session = open_session(setting, folder, group, stop, on_event, held_out=held_out, fitting=fitting)
             for rate in rates:
                 on_event(Note(f"probes {init}, {rate:g}"))
                 track = Track(folder, f"{init}-{rate:g}")

@@ -16,13 +16,14 @@ from lepmerge.output.staging import Staging
 from lepmerge.training.blocks import Blocks, blocks_of
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig
-from lepmerge.training.estimate import first_micro_batch
 from lepmerge.training.events import Note, OnEvent, TextRead, ignore
+from lepmerge.training.fitting import Fitting, sizes_of
 from lepmerge.training.held_out import HeldOut, held_out_texts
 from lepmerge.training.learner import Group, Learner, num_steps
 from lepmerge.training.loop import StopSignal, Track, run_steps
 from lepmerge.training.lora import planned_adapter
 from lepmerge.training.output import write_output
+from lepmerge.training.quantized import check_installed
 from lepmerge.training.setting import Setting, prepare
 from lepmerge.training.state import position_of
 from lepmerge.training.teacher import Teacher, load_teacher
@@ -39,6 +40,7 @@ class Session:
     group: Group
     stop: StopSignal
     on_event: OnEvent
+    micro_batch: int
     teacher: Teacher | None = None
 
     @property
@@ -52,12 +54,11 @@ class Session:
 
     def run(self, learner: Learner, track: Track, *, until: int) -> None:
         """Train up to step `until`, starting from the track's checkpoint."""
-        micro = first_micro_batch(self.setting.config, self.group.device)
         run_steps(
             learner,
             track,
             until=until,
-            micro_batch=micro,
+            micro_batch=self.micro_batch,
             held_out=self.held_out,
             stop=self.stop,
             on_event=self.on_event,
@@ -68,6 +69,7 @@ def train(
     config: TrainConfig,
     *,
     group: Group | None = None,
+    memory: int | None = None,
     compile: bool = False,
     overwrite: bool = False,
     restart: bool = False,
@@ -76,7 +78,8 @@ def train(
     """Train the embeddings of a configuration and return the output folder.
 
     An interrupted training resumes; a finished one is not repeated. restart discards an unfinished training of another
-    configuration at the same output. on_event receives notes, text that was read, and finished steps.
+    configuration at the same output. memory: bytes of the device's memory (default: what the GPU says). on_event
+    receives notes, text that was read, and finished steps.
 
     Raises:
         LepmergeError: a fault of configuration, model or data, found before the training starts.
@@ -84,6 +87,7 @@ def train(
     """
     group = group or Group(torch.device("cpu"))
     setting = prepare(config)
+    fitting = fitted(setting, group, memory)
     run = Run(
         target=config.target,
         fingerprint=setting.fingerprint,
@@ -106,12 +110,28 @@ def train(
     with _opened(run, setting, group, working):
         with StopSignal().listening() as stop:
             folder = run.staging.folder
-            session = open_session(setting, folder, group, stop, on_event, held_out=held_out, compile=compile)
+            session = open_session(
+                setting, folder, group, stop, on_event, held_out=held_out, compile=compile, fitting=fitting
+            )
             learner, track, sweep = _trained(session, run.staging.folder)
         if group.rank == 0:
             write_output(setting, learner, run.staging, track, sweep)
     group.wait()
     return config.target
+
+
+def fitted(setting: Setting, group: Group, memory: int | None = None) -> Fitting:
+    """Return how a setting is fitted into the memory of the device. No weights are read.
+
+    Raises:
+        CheckpointError: the config shows that the model cannot be trained.
+        TrainingError: the training needs more memory than the device has.
+    """
+    check_installed(setting.config.precision.body)
+    adapter = planned_adapter(setting.base.folder, setting.config.lora)
+    found = Fitting(setting, sizes_of(setting), group.device, adapter=adapter, limit=memory)
+    found.check()
+    return found
 
 
 def open_session(
@@ -123,14 +143,16 @@ def open_session(
     *,
     held_out: dict[str, HeldOut],
     compile: bool = False,
+    fitting: Fitting | None = None,
 ) -> Session:
     """Load the body and the teacher, tokenize the data if needed.
 
     The body is loaded first, so that a model that cannot be trained is refused before hours of tokenizing.
     """
     config = setting.config
+    choice = (fitting or fitted(setting, group)).chosen
     tokens = folder / "tokens"
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = torch.float32 if config.is_float32 else torch.bfloat16
     body = load_body(
         setting.base.folder,
         dtype=dtype,
@@ -138,11 +160,14 @@ def open_session(
         isolated=config.packing == "documents",
         num_rows=setting.start.num_rows,
         lora=config.lora,
-        activation_checkpointing=config.activation_checkpointing,
+        precision=config.precision.body,
+        activation_checkpointing=choice.checkpointing,
     )
     teacher = None
     if setting.teacher is not None:
-        teacher = load_teacher(setting.teacher, setting.base, body, dtype=dtype, device=group.device)
+        teacher = load_teacher(
+            setting.teacher, setting.base, body, dtype=dtype, device=group.device, precision=config.precision.body
+        )
 
     def reading(what: str, num_bytes: int, total: int | None = None, /) -> None:
         on_event(TextRead(what, num_bytes))
@@ -162,7 +187,7 @@ def open_session(
         on_event(Note("neither config.json nor generation_config.json names an eos token: documents end without one"))
     if compile:
         body.compile()
-    session = Session(setting, body, blocks, held_out, group, stop, on_event, teacher)
+    session = Session(setting, body, blocks, held_out, group, stop, on_event, choice.micro_batch, teacher)
     if session.steps < 10:
         of = f"{config.batch_size} blocks ({blocks.num_blocks} an epoch)"
         on_event(Note(f"only {session.steps} steps of {of}: a smaller batch_size gives more"))

@@ -21,6 +21,7 @@ from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.training.config import Source, TrainConfig
+from lepmerge.training.outline import open_outline
 from lepmerge.training.tables import new_rows
 from lepmerge.training.templates import Template, chat_template_in
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -105,16 +106,19 @@ class Setting:
         return digest([self.config.objective, vocabularies, templates])
 
 
-def prepare(config: TrainConfig) -> Setting:
+def prepare(config: TrainConfig, *, weights: bool = True) -> Setting:
     """Open the models of a configuration and check that they fit together.
+
+    weights: if False, models may lack their weights. This is enough to estimate a training.
 
     Raises:
         LepmergeError: a model or tokenizer cannot be read or trained, or `train.rows: new` finds no contiguous range.
     """
     if config.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("lora: training a LoRA adapter needs a package: pip install 'lepmerge[lora]'")
-    reference = model_reference(config)
-    base = open_checkpoint(reference, name="model")
+    open_model = open_checkpoint if weights else open_outline
+    reference = model_reference(config, weights=weights)
+    base = open_model(reference, name="model")
     if is_embeddings_only(base):
         raise CheckpointError(f"model: {base.folder} holds only embeddings: name the whole base model")
     if "quantization_config" in base.config:
@@ -126,9 +130,9 @@ def prepare(config: TrainConfig) -> Setting:
     start = base if config.tokenizer is None else swap_vocabulary(base, tokenizer=vocabulary, init=init)
     check_tokenizer(base.vocabulary, start.vocabulary)
     of_teacher = config.teacher and resolve(
-        config.teacher.path or "", revision=config.teacher.revision, relative_to=config.folder
+        config.teacher.path or "", revision=config.teacher.revision, relative_to=config.folder, weights=weights
     )
-    teacher = _teacher(of_teacher, base) if of_teacher else None
+    teacher = _teacher(open_model(of_teacher, name="teacher"), base) if of_teacher else None
     rows = _trained_rows(config, teacher or base, base, start)
     setting = Setting(config, reference, base, start, rows, teacher, of_teacher)
     if any(source.is_chats for source in config.data):
@@ -136,12 +140,11 @@ def prepare(config: TrainConfig) -> Setting:
     return setting
 
 
-def model_reference(config: TrainConfig) -> Reference:
-    return resolve(config.model.path, revision=config.model.revision, relative_to=config.folder)
+def model_reference(config: TrainConfig, *, weights: bool = True) -> Reference:
+    return resolve(config.model.path, revision=config.model.revision, relative_to=config.folder, weights=weights)
 
 
-def _teacher(reference: Reference, student: Model) -> Model:
-    teacher = open_checkpoint(reference, name="teacher")
+def _teacher(teacher: Model, student: Model) -> Model:
     if is_embeddings_only(teacher):
         raise CheckpointError(f"teacher: {teacher.folder} holds only embeddings: name the whole model")
     if "quantization_config" in teacher.config:

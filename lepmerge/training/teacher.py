@@ -15,6 +15,7 @@ from lepmerge.models.configs import HOLDS_IDS
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.tensors import LazyTensor, blocks, workspace_for
 from lepmerge.training.body import Body, load_body
+from lepmerge.training.config import BodyPrecision
 
 OF_THE_FILE = {"architectures", "dtype", "torch_dtype", "transformers_version", "vocab_size", "tie_word_embeddings",
                "_name_or_path", "use_cache"}  # fmt: skip
@@ -36,7 +37,15 @@ class Teacher:
             return self.body(self.body.embed(self.input_VD, id_BL), position_BL)
 
 
-def load_teacher(model: Model, student: Model, body: Body, *, dtype: torch.dtype, device: torch.device) -> Teacher:
+def load_teacher(
+    model: Model,
+    student: Model,
+    body: Body,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: BodyPrecision | None = None,
+) -> Teacher:
     """Load the teacher. `body` is the student's body, which is reused if the teacher's is the same.
 
     Raises:
@@ -44,7 +53,9 @@ def load_teacher(model: Model, student: Model, body: Body, *, dtype: torch.dtype
     """
     own = body
     if not same_body(model, student):
-        own = load_body(model.folder, dtype=dtype, device=device, isolated=True, num_rows=model.num_rows)
+        own = load_body(
+            model.folder, dtype=dtype, device=device, isolated=True, num_rows=model.num_rows, precision=precision
+        )
     tables = {role: _read(model.table(role), dtype, device) for role in model.tables}
     return Teacher(own, tables[INPUT], tables.get(OUTPUT, tables[INPUT]))
 

@@ -1,0 +1,48 @@
+"""Quantize the linear layers of a frozen body while it is loaded, by bitsandbytes."""
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+
+from lepmerge.errors import CheckpointError
+from lepmerge.training.config import BodyPrecision
+
+QUANTIZED: tuple[BodyPrecision, ...] = ("int8", "nf4")
+
+
+def check_installed(precision: BodyPrecision) -> None:
+    """Raise CheckpointError if a precision needs bitsandbytes and it is not installed."""
+    if precision in QUANTIZED and importlib.util.find_spec("bitsandbytes") is None:
+        raise CheckpointError(
+            f"precision.body: {precision} needs bitsandbytes, which is not installed: pip install 'lepmerge[quant]'"
+        )
+
+
+def loading_options(precision: BodyPrecision | None, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that quantize a model as it is loaded. Tables and head are left out."""
+    if precision not in QUANTIZED:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product in bfloat16
+    keywords: dict[str, Any] = {"load_in_8bit": True}
+    if precision == "nf4":
+        keywords = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+    return {"quantization_config": BitsAndBytesConfig(**keywords), "device_map": {"": device}}
+
+
+def make_differentiable(network: Any) -> None:
+    """Set the quantized layers to training mode. The rest stays in evaluation mode.
+
+    In evaluation mode on a CPU, bitsandbytes repacks 4-bit weights into a form without gradients for the input.
+    """
+    for module in network.modules():
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.train()
