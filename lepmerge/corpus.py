@@ -8,7 +8,8 @@ same.
 
 import glob
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lepmerge.errors import CorpusError
@@ -17,6 +18,24 @@ from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import COMPRESSIONS, FORMATS, Counts, kind_of, texts_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sources of text, and what to read of them: the parameters of `texts`."""
+
+    sources: Sequence[str]
+    column: str = "text"
+    split: str | None = None
+    limit: int | None = None
+
+    def files(self) -> list[Path]:
+        return find_files(self.sources, split=self.split)
+
+    def texts(self, *, progress: Progress = no_progress, counts: Counts | None = None) -> Iterator[str]:
+        return texts(
+            self.sources, column=self.column, split=self.split, limit=self.limit, progress=progress, counts=counts
+        )
 
 
 def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> list[Path]:

@@ -48,6 +48,10 @@ class Counts:
             self.skipped[reason] += 1
         return reason is None
 
+    def plain(self) -> dict[str, Any]:
+        """Return the counts for a report."""
+        return {"documents": self.documents, "texts": self.texts, "skipped": dict(sorted(self.skipped.items()))}
+
     def skipped_summary(self) -> str:
         """Return a summary such as `skipped 3 of 80 texts: 2 null, 1 empty`, or an empty string if none was skipped."""
         if not self.skipped:

@@ -102,13 +102,12 @@ merge/convert
 extraction/low_rank
 extraction/extract
 tokenization/words
-tokenization/gates
+tokenization/checks
 tokenization/script
 tokenization/train
 tokenization/extend
 tokenization/optimize
 tokenization/report
-tokenization/save
 tokenization/build
 training/config
 training/events

@@ -1,4 +1,4 @@
-"""A run owns its output: a training and a single file survive a crash at any disk call, as a merge does."""
+"""A run owns its output: trainings, tokenizers and single files survive a crash at any disk call, as merges do."""
 
 import json
 import os
@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pico
 import pytest
 import training
 from test_resume import Crash, Killed
 from test_training_run import SPEED
 
+from lepmerge.corpus import Corpus
 from lepmerge.errors import OutputError
 from lepmerge.output.run import Run
+from lepmerge.tokenization.build import Extend, build_tokenizer
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
 
@@ -79,6 +82,28 @@ def test_some_crash_points_of_a_training_are_recovered_from(tmp_path: Path, engl
 def test_every_crash_point_of_a_training_is_recovered_from(tmp_path: Path, english, monkeypatch) -> None:
     job, target = training_job(tmp_path, english)
     assert crashes(job, target, monkeypatch, first=0, step=1) > 50
+
+
+def tokenizer_job(tmp_path: Path, english, monkeypatch) -> tuple[Callable[[], object], Path]:
+    """Return the building of a tokenizer. Its checks are real, but on few random strings: they write nothing."""
+    monkeypatch.setattr("lepmerge.tokenization.checks.NUM_RANDOM_TEXTS", 10)
+    base = pico.save_model(tmp_path / "base", english)
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "ru.txt").write_text("\n\n".join(pico.RUSSIAN), encoding="utf-8")
+    job = Extend(model=str(base), corpus=Corpus([str(tmp_path / "ru.txt")]), num_tokens=5)
+    (tmp_path / "out").mkdir()
+    return lambda: build_tokenizer(job, tmp_path / "out" / "new"), tmp_path / "out" / "new"
+
+
+def test_some_crash_points_of_a_tokenizer_are_recovered_from(tmp_path: Path, english, monkeypatch) -> None:
+    job, target = tokenizer_job(tmp_path, english, monkeypatch)
+    assert crashes(job, target, monkeypatch, first=3, step=9) > 4
+
+
+@pytest.mark.slow
+def test_every_crash_point_of_a_tokenizer_is_recovered_from(tmp_path: Path, english, monkeypatch) -> None:
+    job, target = tokenizer_job(tmp_path, english, monkeypatch)
+    assert crashes(job, target, monkeypatch, first=0, step=1) > 30
 
 
 def test_every_crash_point_of_a_single_file_is_recovered_from(tmp_path: Path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""tokenizer extend: continued BPE as a naive reference does it, merge by merge; gates; a folder that loads."""
+"""tokenizer extend: continued BPE as a naive reference does it, merge by merge; checks; a folder that loads."""
 
 import json
 from collections import Counter
@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import lepmerge
+from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
-from lepmerge.tokenization.build import extend_tokenizer
+from lepmerge.tokenization.build import Extend, build_tokenizer
+from lepmerge.tokenization.checks import check_ids, check_reachable, check_round_trip, random_texts
 from lepmerge.tokenization.extend import extended_spec, learn
-from lepmerge.tokenization.gates import check_ids, check_reachable, check_round_trip, random_texts
 from lepmerge.tokenization.script import allowed_tokens
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -96,6 +97,10 @@ def corpus(tmp_path_factory) -> Path:
     return path
 
 
+def extend(base: Path, corpus: Path, output: Path, **settings) -> dict:
+    return build_tokenizer(Extend(model=str(base), corpus=Corpus([str(corpus)]), **settings), output)
+
+
 def with_string_merges() -> Tokenizer:
     tokenizer = pico.byte_level(pico.ENGLISH, 330)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -114,8 +119,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder(tmp_path: Path, corpus: Path, family: str) -> None:
     base = pico.save_model(tmp_path / "base", FAMILIES[family](), chat=True, num_rows=512)
-    report = extend_tokenizer(str(base), [str(corpus)], tmp_path / "new", num_tokens=40, scripts=["Cyrillic"])
-    assert report["gates"]["new_tokens"] == 40 and report["gates"]["unreachable"] == 0
+    report = extend(base, corpus, tmp_path / "new", num_tokens=40, scripts=["Cyrillic"])
+    assert report["checks"]["new_tokens"] == 40 and report["checks"]["unreachable"] == 0
     assert report["symbols_per_token"]["new"] > 1.2 * report["symbols_per_token"]["old"]
     old, new = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "new")
     for text in [*pico.ENGLISH, "x = 1234; naïve café 你好 γειά"]:
@@ -133,21 +138,15 @@ def test_folder(tmp_path: Path, corpus: Path, family: str) -> None:
 def test_twice_the_same(tmp_path: Path, corpus: Path) -> None:
     base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
     for name in "ab":
-        extend_tokenizer(str(base), [str(corpus)], tmp_path / name, num_tokens=30)
+        extend(base, corpus, tmp_path / name, num_tokens=30)
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
 
 
 def test_only_from_another_tokenizer(tmp_path: Path, corpus: Path, russian) -> None:
     base = pico.save_model(tmp_path / "base", pico.byte_level(pico.ENGLISH, 330))
     pico.save_tokenizer(pico.byte_level(TEXT, 700), tmp_path / "other")
-    extend_tokenizer(
-        str(base),
-        [str(corpus)],
-        tmp_path / "new",
-        num_tokens=25,
-        scripts=["Cyrillic"],
-        only_from=str(tmp_path / "other"),
-    )
+    other = str(tmp_path / "other")
+    extend(base, corpus, tmp_path / "new", num_tokens=25, scripts=["Cyrillic"], only_from=other)
     old, new, other = (Vocabulary.in_folder(tmp_path / name) for name in ("base", "new", "other"))
     added = [new.bytes_of[id] for id in range(old.size, new.size)]
     assert len(added) == 25 and set(added) <= set(other.bytes_of.values())
@@ -170,7 +169,7 @@ def test_faults(tmp_path: Path, content: str, arguments: dict, part: str) -> Non
     (tmp_path / "text.txt").write_text(content, encoding="utf-8")
     before = pico.tree(tmp_path)
     with pytest.raises(lepmerge.LepmergeError) as caught:
-        extend_tokenizer(str(base), [str(tmp_path / "text.txt")], tmp_path / "new", **arguments)
+        extend(base, tmp_path / "text.txt", tmp_path / "new", **arguments)
     assert part in str(caught.value) and pico.tree(tmp_path) == before
 
 
@@ -182,21 +181,21 @@ def test_unigram_and_wordpiece_are_refused(tmp_path: Path, corpus: Path) -> None
         folder = tmp_path / name
         pico.save_tokenizer(tokenizer, folder)
         with pytest.raises(VocabularyError, match="only BPE vocabularies"):
-            extend_tokenizer(str(folder), [str(corpus)], tmp_path / "new", num_tokens=5)
+            extend(folder, corpus, tmp_path / "new", num_tokens=5)
 
 
-def test_gates_find_what_is_wrong(byte_level) -> None:
+def test_checks_find_what_is_wrong(byte_level) -> None:
     spec = json.loads(json.dumps(byte_level.spec))
     spec["model"]["vocab"]["zzzz"] = byte_level.size
-    with pytest.raises(VocabularyError, match="never reached, the first is b'zzzz'"):
+    with pytest.raises(VocabularyError, match="unreachable: .* b'zzzz'"):
         check_reachable(Vocabulary(spec), [byte_level.size])
     tokens = list(spec["model"]["vocab"])[-3:-1]
     vocab = spec["model"]["vocab"]
     vocab[tokens[0]], vocab[tokens[1]] = vocab[tokens[1]], vocab[tokens[0]]
-    with pytest.raises(VocabularyError, match="2 old tokens have moved"):
+    with pytest.raises(VocabularyError, match="2 old tokens have another id"):
         check_ids(byte_level, Vocabulary(spec))
     lossy = {**byte_level.spec, "normalizer": {"type": "Lowercase"}}
-    with pytest.raises(VocabularyError, match="do not come back"):
+    with pytest.raises(VocabularyError, match="does not decode 1 texts"):
         check_round_trip(Vocabulary(lossy), ["ABC"])
     assert len(set(random_texts(1000))) > 900 and random_texts(50) == random_texts(50)
 
@@ -206,7 +205,14 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
     command = ["tokenizer", "extend", base, corpus, "--add", 20, "-o", tmp_path / "new"]
     result = pico.command(*command)
     assert result.exit_code == 0 and "20 of them new" in result.stdout, result.output
-    pico.assert_one_line_error(pico.command(*command), 1, "is not empty")
+    before = pico.tree(tmp_path)
+    again = pico.command(*command)
+    assert (again.exit_code, again.stdout) == (0, result.stdout) and pico.tree(tmp_path) == before
+    command[5] = 21
+    pico.assert_one_line_error(pico.command(*command), 1, "is not empty", "--overwrite")
+    assert "21 of them new" in pico.command(*command, "--overwrite").stdout
+    assert Vocabulary.in_folder(tmp_path / "new").size == Vocabulary.in_folder(base).size + 21
+    pico.assert_one_line_error(pico.command(*command[:-1], base / "new", "--overwrite"), 1, "lies in the input")
     (tmp_path / "x.txt").write_bytes(b"\x00\x01")
     command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"
     pico.assert_one_line_error(pico.command(*command), 1, "x.txt", "NUL characters")
@@ -216,7 +222,7 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
 def test_layout_before_the_added_tokens(tmp_path: Path, corpus: Path, family: str) -> None:
     """New ids follow the ordinary ones; the chat tokens at the end move up, and the model's ids follow."""
     base = pico.save_model(tmp_path / "base", FAMILIES[family](), chat=True)
-    extend_tokenizer(str(base), [str(corpus)], tmp_path / "new", num_tokens=40, layout="before")
+    extend(base, corpus, tmp_path / "new", num_tokens=40, layout="before")
     old, new = Vocabulary.in_folder(base), Vocabulary.in_folder(tmp_path / "new")
     last = max(old.ordinary.values())
     assert {token: new.all_ids[token] for token in old.ordinary} == old.ordinary

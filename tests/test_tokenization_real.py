@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pico
@@ -13,7 +14,9 @@ import pytest
 from test_real_tokenizers import check, vocabulary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, report_on, train_tokenizer
+from lepmerge.corpus import Corpus
+from lepmerge.tokenization.build import Extend, Optimize, Train, build_tokenizer
+from lepmerge.tokenization.report import compare_tokenizers
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -83,11 +86,12 @@ def folder_of(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> Path
 )
 def test_extend(tmp_path: Path, request, text: Path, name: str, gain: float) -> None:
     folder = folder_of(name, tmp_path, request)
-    options = {"num_tokens": 8000, "scripts": ["Cyrillic"]}
-    report = extend_tokenizer(str(folder), [str(text / "ru.txt")], tmp_path / "new", **options)
-    assert report["gates"]["new_tokens"] == 8000 and report["gates"]["unreachable"] == 0
-    measured = report_on([str(folder), str(tmp_path / "new")], [str(text / "ru.txt")], limit=2_000_000)
-    before, after = (figures["symbols_per_token"] for figures in next(iter(measured.values())).values())
+    corpus = Corpus([str(text / "ru.txt")])
+    job = Extend(model=str(folder), corpus=corpus, num_tokens=8000, scripts=["Cyrillic"])
+    report = build_tokenizer(job, tmp_path / "new")
+    assert report["checks"]["new_tokens"] == 8000 and report["checks"]["unreachable"] == 0
+    measured = compare_tokenizers([str(folder), str(tmp_path / "new")], [str(text / "ru.txt")], limit=2_000_000)
+    before, after = (metrics["symbols_per_token"] for metrics in next(iter(measured.values())).values())
     print(f"{name}: symbols per token {before:.2f} → {after:.2f}, {after / before:.2f} times")
     assert after >= gain * before
     old, new = Vocabulary.in_folder(folder), Vocabulary.in_folder(tmp_path / "new")
@@ -99,15 +103,15 @@ def test_extend(tmp_path: Path, request, text: Path, name: str, gain: float) -> 
 
 @pytest.mark.parametrize("kind", ["extend", "optimize", "bpe", "unigram"])
 def test_each_kind_goes_into_the_model(tmp_path: Path, text: Path, smollm2: Path, kind: str) -> None:
-    arguments = (str(smollm2), [str(text / "ru.txt"), str(text / "en.txt")], tmp_path / "new")
-    if kind == "extend":
-        extend_tokenizer(*arguments, num_tokens=2000, limit=4_000_000)
-    elif kind == "optimize":
-        report = optimize_tokenizer(*arguments, keep=0.5, vocab_size=32000)
-        assert report["gates"]["unreachable_kept"] == 0
-    else:
-        model, corpus, output = arguments
-        train_tokenizer(kind, corpus, output, like=model, vocab_size=16000, limit=12_000_000)
+    model, corpus = str(smollm2), Corpus([str(text / "ru.txt"), str(text / "en.txt")])
+    job = {
+        "extend": Extend(model=model, corpus=replace(corpus, limit=4_000_000), num_tokens=2000),
+        "optimize": Optimize(model=model, corpus=corpus, keep=0.5, vocab_size=32000),
+        "bpe": Train(kind="bpe", model=model, corpus=replace(corpus, limit=12_000_000), vocab_size=16000),
+        "unigram": Train(kind="unigram", model=model, corpus=replace(corpus, limit=12_000_000), vocab_size=16000),
+    }[kind]
+    report = build_tokenizer(job, tmp_path / "new")
+    assert report["checks"].get("unreachable_kept", 0) == 0
     step = {"op": "swap_vocabulary", "tokenizer": str(tmp_path / "new"), "init": "mean"}
     folder = pico.run_recipe(tmp_path / "run", {"instruct": smollm2}, [step])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

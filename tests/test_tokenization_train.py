@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import lepmerge
-from lepmerge.tokenization.build import optimize_tokenizer, report_on, train_tokenizer
+from lepmerge.corpus import Corpus
+from lepmerge.tokenization.build import Optimize, Train, build_tokenizer
+from lepmerge.tokenization.report import compare_tokenizers
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 RUSSIAN = [
@@ -41,11 +43,19 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     return {name: pico.save_model(folder / name, make(), chat=True) for name, make in BASES.items()}
 
 
+def train(kind: str, corpus: Path, output: Path, *, like: Path) -> dict:
+    return build_tokenizer(Train(kind=kind, model=str(like), corpus=Corpus([str(corpus)]), vocab_size=600), output)
+
+
+def optimize(base: Path, corpus: Path, output: Path, **settings) -> dict:
+    return build_tokenizer(Optimize(model=str(base), corpus=Corpus([str(corpus)]), **settings), output)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("base", BASES)
 def test_train(tmp_path: Path, corpus: Path, bases, base: str, kind: str) -> None:
     for name in ("a", "b"):
-        train_tokenizer(kind, [str(corpus)], tmp_path / name, like=str(bases[base]), vocab_size=600)
+        train(kind, corpus, tmp_path / name, like=bases[base])
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
     old, new = Vocabulary.in_folder(bases[base]), Vocabulary.in_folder(tmp_path / "a")
     assert new.size == 600 == len(new.all_ids) and new.added.keys() == old.added.keys()
@@ -61,7 +71,7 @@ def test_train(tmp_path: Path, corpus: Path, bases, base: str, kind: str) -> Non
 @pytest.fixture(scope="module")
 def unigram(tmp_path_factory, corpus: Path, bases) -> Vocabulary:
     folder = tmp_path_factory.mktemp("unigram") / "new"
-    train_tokenizer("unigram", [str(corpus)], folder, like=str(bases["byte_level"]), vocab_size=600)
+    train("unigram", corpus, folder, like=bases["byte_level"])
     return Vocabulary.in_folder(folder)
 
 
@@ -75,10 +85,10 @@ def test_unigram_gives_every_text_back(unigram: Vocabulary, text: str) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_optimize(tmp_path: Path, corpus: Path, bases, base: str) -> None:
     old = Vocabulary.in_folder(bases[base])
-    report = optimize_tokenizer(str(bases[base]), [str(corpus)], tmp_path / "new", keep=0.9, vocab_size=old.size + 20)
+    report = optimize(bases[base], corpus, tmp_path / "new", keep=0.9, vocab_size=old.size + 20)
     new = Vocabulary.in_folder(tmp_path / "new")
     id_map = {int(k): v for k, v in json.loads((tmp_path / "new" / "id_map.json").read_text()).items()}
-    assert new.size == old.size + 20 and report["gates"]["unreachable"] == report["gates"]["unreachable_kept"] == 0
+    assert new.size == old.size + 20 and report["checks"]["unreachable"] == report["checks"]["unreachable_kept"] == 0
     tokens = {id: token for token, id in old.all_ids.items()}
     assert all(new.all_ids[tokens[old_id]] == new_id for old_id, new_id in id_map.items())
     assert len(id_map) < old.size and [id_map[id] for id in sorted(id_map)] == sorted(id_map.values())
@@ -92,8 +102,8 @@ def test_optimize_keeps_what_the_corpus_uses(tmp_path: Path, bases) -> None:
     (tmp_path / "en.txt").write_text("the the the fox fox\n" * 50)
     old = Vocabulary.in_folder(bases["byte_level"])
     num = len(old.ordinary)
-    optimize_tokenizer(str(bases["byte_level"]), [str(tmp_path / "en.txt")], tmp_path / "new", keep=(num - 20) / num,
-                       vocab_size=old.size - 20)  # fmt: skip
+    base, text = bases["byte_level"], tmp_path / "en.txt"
+    optimize(base, text, tmp_path / "new", keep=(num - 20) / num, vocab_size=old.size - 20)
     new = Vocabulary.in_folder(tmp_path / "new")
     for word in ("the", " the", " fox"):
         before, after = (v.tokenizer.encode(word, add_special_tokens=False).tokens for v in (old, new))
@@ -130,11 +140,11 @@ def test_faults(tmp_path: Path, corpus: Path, bases, command: list[str], exit_co
 
 
 def test_report(tmp_path: Path, corpus: Path, bases) -> None:
-    train_tokenizer("bpe", [str(corpus)], tmp_path / "new", like=str(bases["byte_level"]), vocab_size=600)
+    train("bpe", corpus, tmp_path / "new", like=bases["byte_level"])
     first, second = str(bases["byte_level"]), str(tmp_path / "new")
     text = tmp_path / "text.txt"
     text.write_text("Съешь же\n\nthe fox", encoding="utf-8")
-    found = report_on([first, second], [str(text)])[str(text)]
+    found = compare_tokenizers([first, second], [str(text)])[str(text)]
     for name, figures in found.items():
         tokenizer = Vocabulary.in_folder(Path(name)).tokenizer
         encoded = [tokenizer.encode(part, add_special_tokens=False) for part in ("Съешь же", "the fox")]
@@ -143,13 +153,13 @@ def test_report(tmp_path: Path, corpus: Path, bases) -> None:
         assert figures["tokens_per_word"] == count / 4 and figures["bytes_per_token"] == pytest.approx(22 / count)
         assert figures["exact_texts"] == 1.0
     assert found[second]["speed_up"] == found[first]["tokens"] / found[second]["tokens"]
-    assert found[second]["differing"]["texts"] >= 1 and 0 < found[second]["new_tokens_share"] < 1
+    assert found[second]["differing"]["texts"] >= 1 and 0 < found[second]["new_tokens_fraction"] < 1
     chart = tmp_path / "chart.png"
     result = pico.command("tokenizer", "report", first, second, "--text", text, "--plot", chart)
     assert result.exit_code == 0 and "symbols per token" in result.stdout, result.output
-    assert f"{found[second]['new_tokens_share']:.1%}" in result.stdout
+    assert f"{found[second]['new_tokens_fraction']:.1%}" in result.stdout
     differing = found[second]["differing"]
-    assert f"{differing['texts']} of {differing['of']} texts fall into other tokens" in result.stdout
+    assert f"tokenizes {differing['texts']} of {differing['of']} texts differently" in result.stdout
     assert chart.read_bytes().startswith(b"\x89PNG") and chart.stat().st_size > 5000
 
 

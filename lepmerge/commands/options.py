@@ -6,16 +6,18 @@ from typing import Any
 import click
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def options(*each: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds these options and arguments to a command, in this order."""
+
     def decorate(function: Any) -> Any:
-        for option in reversed(options):
+        for option in reversed(each):
             function = option(function)
         return function
 
     return decorate
 
 
-recipe_arguments = _options(
+recipe_arguments = options(
     click.argument("recipe", type=click.Path(exists=True, dir_okay=False, allow_dash=True)),
     click.option(
         "--set",

@@ -1,30 +1,72 @@
 """lepmerge tokenizer: build vocabularies that fit a language, and measure them."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lepmerge.commands.console import progress_bar, table
+from lepmerge.commands.options import options, quiet_option
 
-_corpus = click.argument("corpus", nargs=-1, required=True)
 _column = click.option(
     "--column",
     default="text",
     show_default=True,
     help="Field of .jsonl and .parquet rows that holds the text, e.g. text, or doc.text for a nested one.",
 )
-_split = click.option(
-    "--split",
-    help="In folders and Hub data sets, read only files whose name or folder begins with this split, "
-    "e.g. train.  [default: all files]",
-)
 _limit = click.option("--limit", metavar="SIZE", help="Read at most this much text, e.g. 1GB.  [default: all of it]")
-_output = click.option(
-    "--output", "-o", required=True, type=click.Path(file_okay=False), help="New folder for the tokenizer."
+_scripts = click.option(
+    "--script",
+    "scripts",
+    multiple=True,
+    help="Add only tokens of this Unicode script, e.g. Cyrillic. Repeatable.  [default: any script]",
 )
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
+_corpus_and_output = options(
+    click.argument("sources", metavar="CORPUS...", nargs=-1, required=True),
+    _column,
+    click.option(
+        "--split",
+        help="In folders and Hub data sets, read only files whose name or folder begins with this split, "
+        "e.g. train.  [default: all files]",
+    ),
+    _limit,
+    click.option("--output", "-o", required=True, type=click.Path(file_okay=False), help="Folder for the tokenizer."),
+    click.option("--overwrite", is_flag=True, help="Replace a tokenizer in the output folder."),
+    quiet_option,
+)
+
+
+def _builds(command: Callable[..., Any]) -> Any:
+    """Make a click command of a function that returns the job of its options: build it, and print its report."""
+
+    @_corpus_and_output
+    @functools.wraps(command)
+    def run(
+        sources: tuple[str, ...],
+        column: str,
+        split: str | None,
+        limit: str | None,
+        output: str,
+        overwrite: bool,
+        quiet: bool,
+        **settings: Any,
+    ) -> None:
+        from lepmerge.corpus import Corpus
+
+        corpus = Corpus(sources, column=column, split=split, limit=_bytes(limit))
+        size = sum(path.stat().st_size for path in corpus.files())  # a missing file is reported before slow imports
+        with progress_bar(size, quiet=quiet) as progress:
+            from lepmerge.tokenization.build import build_tokenizer
+
+            job = command(corpus=corpus, **settings)
+            report = build_tokenizer(job, Path(output), overwrite=overwrite, progress=progress)
+        if not quiet:
+            _show(output, report)
+
+    return run
 
 
 @click.group()
@@ -39,42 +81,19 @@ def tokenizer() -> None:
 
 @tokenizer.command()
 @click.argument("model")
-@_corpus
 @click.option("--add", "num_tokens", type=click.IntRange(min=1), help="Number of tokens to add.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Size of the new vocabulary, instead of --add.")
-@click.option(
-    "--script",
-    "scripts",
-    multiple=True,
-    help="Add only tokens of this Unicode script, e.g. Cyrillic. Repeatable.  [default: any script]",
-)
+@_scripts
 @click.option("--layout", type=click.Choice(["after", "before"]), default="after", show_default=True,
               help="Where the new ids go: after the last used id, or before the added tokens at the end.")  # fmt: skip
 @click.option(
     "--from",
-    "from_",
+    "only_from",
     metavar="TOKENIZER",
     help="Add only tokens that this tokenizer has too; the best of them are chosen.",
 )
-@_column
-@_split
-@_limit
-@_output
-@_quiet
-def extend(
-    model: str,
-    corpus: tuple[str, ...],
-    num_tokens: int | None,
-    vocab_size: int | None,
-    scripts: tuple[str, ...],
-    layout: str,
-    from_: str | None,
-    column: str,
-    split: str | None,
-    limit: str | None,
-    output: str,
-    quiet: bool,
-) -> None:
+@_builds
+def extend(**settings: Any) -> Any:
     """Add tokens to a model's vocabulary; old ids stay the same.
 
     The BPE training of MODEL's tokenizer is continued on CORPUS.
@@ -83,57 +102,20 @@ def extend(
     Example:
       lepmerge tokenizer extend models/base corpus/ --add 8000 --script Cyrillic -o tokenizers/ru
     """
-    if (num_tokens is None) == (vocab_size is None):
-        raise click.UsageError("give either --add or --vocab-size")
-    with _progress(corpus, split, quiet) as progress:
-        from lepmerge.tokenization.build import extend_tokenizer
+    from lepmerge.tokenization.build import Extend
 
-        report = extend_tokenizer(
-            model,
-            corpus,
-            Path(output),
-            num_tokens=num_tokens,
-            vocab_size=vocab_size,
-            scripts=scripts,
-            only_from=from_,
-            layout=layout,
-            column=column,
-            split=split,
-            limit=_bytes(limit),
-            progress=progress,
-        )
-    if not quiet:
-        _show(output, report)
+    if (settings["num_tokens"] is None) == (settings["vocab_size"] is None):
+        raise click.UsageError("give either --add or --vocab-size")
+    return Extend(**settings)
 
 
 @tokenizer.command()
 @click.argument("model")
-@_corpus
-@click.option("--keep", required=True, metavar="SHARE", help="Fraction of the old tokens to keep, e.g. 50%.")
+@click.option("--keep", required=True, metavar="FRACTION", help="Fraction of the old tokens to keep, e.g. 50%.")
 @click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Size of the new vocabulary.")
-@click.option(
-    "--script",
-    "scripts",
-    multiple=True,
-    help="Add only tokens of this Unicode script, e.g. Cyrillic. Repeatable.  [default: any script]",
-)
-@_column
-@_split
-@_limit
-@_output
-@_quiet
-def optimize(
-    model: str,
-    corpus: tuple[str, ...],
-    keep: str,
-    vocab_size: int,
-    scripts: tuple[str, ...],
-    column: str,
-    split: str | None,
-    limit: str | None,
-    output: str,
-    quiet: bool,
-) -> None:
+@_scripts
+@_builds
+def optimize(keep: str, **settings: Any) -> Any:
     """Drop the rarest tokens of a vocabulary, then add new ones.
 
     MODEL's tokenizer keeps the tokens that CORPUS uses most, and is then extended on CORPUS.
@@ -142,55 +124,32 @@ def optimize(
     Example:
       lepmerge tokenizer optimize models/base corpus/ --keep 50% --vocab-size 114504 -o tokenizers/ru
     """
-    with _progress(corpus, split, quiet) as progress:
-        from lepmerge.tokenization.build import optimize_tokenizer
+    from lepmerge.tokenization.build import Optimize
 
-        report = optimize_tokenizer(
-            model, corpus, Path(output), keep=_share(keep), vocab_size=vocab_size, scripts=scripts, column=column,
-            split=split, limit=_bytes(limit), progress=progress,
-        )  # fmt: skip
-    if not quiet:
-        _show(output, report)
+    return Optimize(keep=_fraction(keep), **settings)
 
 
 @tokenizer.command()
-@click.argument("corpus", nargs=-1, required=True)
 @click.option("--type", "kind", type=click.Choice(["bpe", "unigram"]), required=True, help="Algorithm.")
 @click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Size of the vocabulary.")
 @click.option(
-    "--like", required=True, metavar="MODEL", help="Model to take the special tokens and the chat template from."
+    "--like",
+    "model",
+    required=True,
+    metavar="MODEL",
+    help="Model to take the special tokens and the chat template from.",
 )
-@_column
-@_split
-@_limit
-@_output
-@_quiet
-def train(
-    corpus: tuple[str, ...],
-    kind: str,
-    vocab_size: int,
-    like: str,
-    column: str,
-    split: str | None,
-    limit: str | None,
-    output: str,
-    quiet: bool,
-) -> None:
+@_builds
+def train(**settings: Any) -> Any:
     """Train a new tokenizer on CORPUS.
 
     \b
     Example:
       lepmerge tokenizer train corpus/ --type bpe --vocab-size 32000 --like models/base -o tokenizers/ru-bpe
     """
-    with _progress(corpus, split, quiet) as progress:
-        from lepmerge.tokenization.build import train_tokenizer
+    from lepmerge.tokenization.build import Train
 
-        report = train_tokenizer(
-            kind, corpus, Path(output), like=like, vocab_size=vocab_size, column=column, split=split,
-            limit=_bytes(limit), progress=progress,
-        )  # fmt: skip
-    if not quiet:
-        _show(output, report)
+    return Train(**settings)
 
 
 @tokenizer.command()
@@ -224,14 +183,14 @@ def report(
     find_files(files)
     if plot is not None:
         check_writable(Path(plot))
-    from lepmerge.tokenization.build import report_on
+    from lepmerge.tokenization.report import compare_tokenizers
 
-    found = report_on(tokenizers, files, column=column, limit=_bytes(limit))
+    found = compare_tokenizers(tokenizers, files, column=column, limit=_bytes(limit))
     if plot is not None:
         from lepmerge.output.plots import bars
 
         values = {
-            text: {name: figures["symbols_per_token"] for name, figures in by_name.items()}
+            text: {name: metrics["symbols_per_token"] for name, metrics in by_name.items()}
             for text, by_name in found.items()
         }
         bars(Path(plot), values, label="symbols per token")
@@ -241,37 +200,29 @@ def report(
     for text, by_name in found.items():
         click.echo(f"{text}{_skipped(next(iter(by_name.values()))['corpus']['skipped'])}")
         other = ("corpus", "differing")
-        keys = list(dict.fromkeys(key for figures in by_name.values() for key in figures if key not in other))
-        rows = [[name, *(_shown(key, figures.get(key)) for key in keys)] for name, figures in by_name.items()]
+        keys = list(dict.fromkeys(key for metrics in by_name.values() for key in metrics if key not in other))
+        rows = [[name, *(_shown(key, metrics.get(key)) for key in keys)] for name, metrics in by_name.items()]
         click.echo(table(rows, header=["tokenizer", *(key.replace("_", " ") for key in keys)]))
-        for name, figures in by_name.items():
-            if "differing" in figures:
-                found = figures["differing"]
-                example = f", e.g. {found['examples'][0]!r}" if found["examples"] else ""
-                click.echo(f"{name}: {found['texts']} of {found['of']} texts fall into other tokens{example}")
+        for name, metrics in by_name.items():
+            if differing := metrics.get("differing"):
+                example = f", e.g. {differing['examples'][0]!r}" if differing["examples"] else ""
+                click.echo(f"{name}: tokenizes {differing['texts']} of {differing['of']} texts differently{example}")
 
 
-def _shown(figure: str, value: Any) -> Any:
-    from lepmerge.tokenization.report import SHARES
+def _shown(metric: str, value: Any) -> Any:
+    from lepmerge.tokenization.report import PERCENTAGES
 
-    return f"{value:.1%}" if figure in SHARES and value is not None else value
-
-
-def _progress(corpus: tuple[str, ...], split: str | None, quiet: bool) -> Any:
-    """Return the progress bar of a corpus. Look up the files first: a missing one is reported before slow imports."""
-    from lepmerge.corpus import find_files
-
-    return progress_bar(sum(path.stat().st_size for path in find_files(corpus, split=split)), quiet=quiet)
+    return f"{value:.1%}" if metric in PERCENTAGES and value is not None else value
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        raise click.BadParameter("expected a share such as 50% or 0.5", param_hint="--keep")
-    return share
+        fraction = -1.0
+    if not 0 < fraction <= 1:
+        raise click.BadParameter("expected a fraction such as 50% or 0.5", param_hint="--keep")
+    return fraction
 
 
 def _bytes(limit: str | None) -> int | None:
@@ -288,13 +239,13 @@ def _skipped(reasons: dict[str, int]) -> str:
 
 
 def _show(output: str, report: dict[str, Any]) -> None:
-    gates, symbols, corpus = report["gates"], report["symbols_per_token"], report["corpus"]
+    checks, symbols, corpus = report["checks"], report["symbols_per_token"], report["corpus"]
     click.echo(f"corpus: {corpus['documents']:,} documents, {corpus['texts']:,} texts{_skipped(corpus['skipped'])}")
-    click.echo(f"{report['old_size']} tokens → {report['size']}, {gates['new_tokens']} of them new")
+    click.echo(f"{report['old_size']} tokens → {report['size']}, {checks['new_tokens']} of them new")
     click.echo(f"symbols per token {symbols['old']:.2f} → {symbols['new']:.2f} on a sample of the corpus")
-    sampled, drawn = gates["round_trip"]["sampled"], gates["round_trip"]["random"]
+    sampled, drawn = checks["round_trip"]["sampled"], checks["round_trip"]["random"]
     click.echo(
-        f"come back exactly: {sampled['exact']} of {sampled['texts']} sampled texts, {drawn['exact']} of "
-        f"{drawn['texts']} random strings; new tokens that are never reached: {gates['unreachable']}"
+        f"decoded exactly: {sampled['exact']} of {sampled['texts']} sampled texts, {drawn['exact']} of "
+        f"{drawn['texts']} random strings; unreachable new tokens: {checks['unreachable']}"
     )
     click.echo(output)

@@ -97,8 +97,8 @@ def extract(
         config = _config(base, pairs, whole, base_name=base_name)
         staging.write_bytes(CONFIG, to_json(config))
         if tuned.vocabulary.all_ids != base.vocabulary.all_ids:
-            for path in tokenizer_files(tuned):
-                staging.write_bytes(path.name, path.read_bytes())
+            for name, path in tokenizer_files(tuned.vocabulary.folder or tuned.folder).items():
+                staging.write_bytes(name, path.read_bytes())
     return target
 
 

@@ -100,10 +100,13 @@ def _small_files(model: Model) -> Iterator[Path]:
     yield from of_tokenizer
 
 
-def tokenizer_files(model: Model) -> list[Path]:
-    """Return the files of a model's tokenizer and chat template."""
-    folder = model.vocabulary.folder or model.folder
-    return [path for path in _small_files_in(folder) if _is_of_tokenizer(path.name)]
+def tokenizer_files(folder: Path, *, only_templates: bool = False) -> dict[str, Path]:
+    """Return name → path of the files of a folder's tokenizer and chat templates, or of its chat templates only."""
+    return {
+        _name(path): path
+        for path in _small_files_in(folder)
+        if _is_template(path) or (_is_of_tokenizer(path.name) and not only_templates)
+    }
 
 
 def _small_files_in(folder: Path) -> Iterator[Path]:

@@ -1,18 +1,21 @@
-"""Make a new tokenizer folder from a corpus and an old tokenizer: the steps of each command, with their checks."""
+"""Make a new tokenizer folder from a corpus and an old tokenizer: extend it, shrink it, or train another one."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lepmerge.corpus import texts
+from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
+from lepmerge.models.checkpoint import read_json
 from lepmerge.models.references import resolve
-from lepmerge.output.carried_files import check_tokenizer
-from lepmerge.progress import Progress
+from lepmerge.output.carried_files import check_tokenizer, to_json, tokenizer_config, tokenizer_files
+from lepmerge.output.run import Run, digest, identities
+from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import Counts
-from lepmerge.tokenization.extend import extended_spec, learn
-from lepmerge.tokenization.gates import (
+from lepmerge.tokenization.checks import (
     check_added,
     check_digits,
     check_extension,
@@ -20,197 +23,192 @@ from lepmerge.tokenization.gates import (
     check_round_trips,
     num_lost,
 )
+from lepmerge.tokenization.extend import extended_spec, learn
 from lepmerge.tokenization.optimize import shrunk_spec, token_counts
-from lepmerge.tokenization.report import differing_texts, measure, num_lost_in
-from lepmerge.tokenization.save import check_free, save_tokenizer
+from lepmerge.tokenization.report import measure, num_lost_in
 from lepmerge.tokenization.script import allowed_tokens
 from lepmerge.tokenization.train import BYTE_TOKENS, train_bpe, train_unigram, unigram_spec
 from lepmerge.tokenization.words import count_words
+from lepmerge.version import __version__
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
+REPORT = "lepmerge_tokenizer.json"
 SAMPLE_TEXTS = 2000
 SAMPLE_EVERY = 97
 SMALLEST = [["<unk>", 0.0], *([token, -9.0] for token in BYTE_TOKENS), ["▁", -1.0]]
-"""The smallest Unigram that can spell every text. It is checked before the training, which may take long, to see
-whether transformers will load the result."""
+"""The smallest Unigram that can spell every text."""
 
 
-def extend_tokenizer(
-    model: str,
-    corpus: Sequence[str],
-    output: Path,
-    *,
-    num_tokens: int | None = None,
-    vocab_size: int | None = None,
-    scripts: Sequence[str] = (),
-    only_from: str | None = None,
-    layout: str = "after",
-    column: str = "text",
-    split: str | None = None,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the tokenizer of `model` with new tokens learned from the corpus.
+@dataclass
+class Reading:
+    """One pass over a corpus. While it yields the texts it counts them, and collects every 97th (at most 2000)."""
 
-    Exactly one of num_tokens and vocab_size is given. only_from: a tokenizer; only tokens that it contains are added
-    (the paper's Extension). layout: `after` puts new ids after the last used id, so that no old id moves; `before` puts
-    them before the added tokens at the end. Return the contents of lepmerge_tokenizer.json.
+    corpus: Corpus
+    progress: Progress
+    counts: Counts = field(default_factory=Counts)
+    sample: list[str] = field(default_factory=list)
 
-    Raises:
-        LepmergeError: the inputs are unusable or a check failed; nothing is written.
+    def __iter__(self) -> Iterator[str]:
+        for number, text in enumerate(self.corpus.texts(progress=self.progress, counts=self.counts)):
+            if number % SAMPLE_EVERY == 0 and len(self.sample) < SAMPLE_TEXTS:
+                self.sample.append(text)
+            yield text
+
+
+@dataclass(frozen=True)
+class Built:
+    """A new vocabulary, and the results of its checks. words: the words of the corpus, if they were counted."""
+
+    vocabulary: Vocabulary
+    checks: Mapping[str, Any]
+    words: Counter[str] | None = None
+    id_map: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """A tokenizer to build from that of `model` and a corpus."""
+
+    model: str
+    corpus: Corpus
+
+    @abstractmethod
+    def build(self, old: Vocabulary, reading: Reading) -> Built:
+        """Return the new vocabulary. Settings that cannot work are refused before the corpus is read."""
+
+    def example(self, old: Vocabulary) -> Vocabulary:
+        """Return a vocabulary like the result, to check before a long run that transformers loads it."""
+        return Vocabulary(old.spec)
+
+    def tokenizers(self) -> list[Path]:
+        """Return the folders of all tokenizers that the job reads."""
+        return [resolve(self.model).folder]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extend(Job):
+    """Add tokens that are learned from the corpus. Exactly one of num_tokens and vocab_size is given.
+
+    only_from: a tokenizer; only tokens that it contains are added (the paper's Extension). layout: `after` puts new ids
+    after the last used id, so that no old id moves; `before` puts them before the added tokens at the end.
     """
-    check_free(output)
-    folder = resolve(model).folder
-    old = Vocabulary.in_folder(folder)
-    check_tokenizer(old, Vocabulary(old.spec))
-    num_tokens = num_tokens if num_tokens is not None else (vocab_size or 0) - old.size
-    if num_tokens < 1:
-        raise VocabularyError(f"--vocab-size {vocab_size}: the tokenizer of {model} has {old.size} tokens already")
-    among = None
-    if only_from is not None:
-        among = frozenset(Vocabulary.in_folder(resolve(only_from).folder).bytes_of.values())
-    sample: list[str] = []
-    counts = Counts()
-    words = count_words(
-        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample), old
-    )
-    option = "--add" if vocab_size is None else "--vocab-size"
-    new = _extended(old, words, num_tokens, scripts, among, layout, option)
-    report = {
-        "operation": "extend",
-        "model": model,
-        "scripts": list(scripts),
-        "only_from": only_from,
-        "layout": layout,
-        **_described(old, new, words, sample, counts),
-        "gates": check_extension(old, new, sample, added_move=layout == "before"),
-    }
-    save_tokenizer(output, new, like=old, report=report)
-    return report
+
+    num_tokens: int | None = None
+    vocab_size: int | None = None
+    scripts: Sequence[str] = ()
+    only_from: str | None = None
+    layout: Literal["after", "before"] = "after"
+
+    def tokenizers(self) -> list[Path]:
+        return [*super().tokenizers(), *([resolve(self.only_from).folder] if self.only_from else [])]
+
+    def build(self, old: Vocabulary, reading: Reading) -> Built:
+        num_tokens = self.num_tokens if self.num_tokens is not None else (self.vocab_size or 0) - old.size
+        if num_tokens < 1:
+            raise VocabularyError(
+                f"--vocab-size {self.vocab_size}: the tokenizer of {self.model} has {old.size} tokens already"
+            )
+        among = None
+        if self.only_from is not None:
+            among = frozenset(Vocabulary.in_folder(self.tokenizers()[1]).bytes_of.values())
+        words = count_words(reading, old)
+        option = "--add" if self.vocab_size is None else "--vocab-size"
+        new = _extended(old, words, num_tokens, self.scripts, among, self.layout, option)
+        checks = check_extension(old, new, reading.sample, added_move=self.layout == "before")
+        return Built(new, checks, words)
 
 
-def optimize_tokenizer(
-    model: str,
-    corpus: Sequence[str],
-    output: Path,
-    *,
-    keep: float,
-    vocab_size: int,
-    scripts: Sequence[str] = (),
-    column: str = "text",
-    split: str | None = None,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Shrink the tokenizer of `model` to the tokens that the corpus uses most, then extend it to vocab_size.
+@dataclass(frozen=True, kw_only=True)
+class Optimize(Job):
+    """Keep the fraction `keep` of the old tokens, those that the corpus uses most, then extend to vocab_size.
 
-    keep: fraction of the old tokens that are kept. The file id_map.json in the output maps old id → new id. Return the
-    contents of lepmerge_tokenizer.json.
-
-    Raises:
-        LepmergeError: the inputs are unusable or a check failed; nothing is written.
+    The output has a file id_map.json: old id → new id.
     """
-    check_free(output)
-    folder = resolve(model).folder
-    old = Vocabulary.in_folder(folder)
-    check_tokenizer(old, Vocabulary(old.spec))
-    sample: list[str] = []
-    counts = Counts()
-    words = count_words(
-        _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample), old
-    )
-    num_kept = round(keep * len(old.ordinary))
-    spec, id_map = shrunk_spec(old, token_counts(words.items(), old), num_kept=num_kept)
-    small = Vocabulary(spec)
-    if vocab_size < small.size:
-        raise VocabularyError(f"--vocab-size {vocab_size} is less than the {small.size} tokens that --keep leaves")
-    new = small
-    if vocab_size > small.size:
-        new = _extended(small, words, vocab_size - small.size, scripts, option="--vocab-size")
-    check_added(old, new)
-    report = {
-        "operation": "optimize",
-        "model": model,
-        "scripts": list(scripts),
-        "kept": len(id_map),
-        **_described(old, new, words, sample, counts),
-        "gates": {
+
+    keep: float
+    vocab_size: int
+    scripts: Sequence[str] = ()
+
+    def build(self, old: Vocabulary, reading: Reading) -> Built:
+        words = count_words(reading, old)
+        num_kept = round(self.keep * len(old.ordinary))
+        spec, id_map = shrunk_spec(old, token_counts(words.items(), old), num_kept=num_kept)
+        new = small = Vocabulary(spec)
+        if self.vocab_size < small.size:
+            raise VocabularyError(
+                f"--vocab-size {self.vocab_size} is less than the {small.size} tokens that --keep leaves"
+            )
+        if self.vocab_size > small.size:
+            new = _extended(small, words, self.vocab_size - small.size, self.scripts, option="--vocab-size")
+        check_added(old, new)
+        checks = {
             "new_tokens": len(new.all_ids.keys() - old.all_ids.keys()),
             "unreachable": check_reachable(new, range(small.size, new.size)),
             "unreachable_kept": num_lost(old, new, id_map),
-            "round_trip": check_round_trips(new, sample, old=old),
+            "round_trip": check_round_trips(new, reading.sample, old=old),
             "digits": check_digits(old, new),
-        },
-    }
-    files = {"id_map.json": {str(old_id): new_id for old_id, new_id in sorted(id_map.items())}}
-    save_tokenizer(output, new, like=old, report=report, files=files)
-    return report
+        }
+        return Built(new, checks, words, id_map)
 
 
-def train_tokenizer(
-    kind: str,
-    corpus: Sequence[str],
-    output: Path,
-    *,
-    like: str,
-    vocab_size: int,
-    column: str = "text",
-    split: str | None = None,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Train a new tokenizer and write it with the special tokens and chat template of the model `like`.
+@dataclass(frozen=True, kw_only=True)
+class Train(Job):
+    """Train a new tokenizer that has the special tokens and the chat template of `model`."""
 
-    kind: bpe or unigram. Return the contents of lepmerge_tokenizer.json.
+    kind: Literal["bpe", "unigram"]
+    vocab_size: int
 
-    Raises:
-        LepmergeError: the inputs are unusable or a check failed; nothing is written.
-    """
-    check_free(output)
-    folder = resolve(like).folder
-    old = Vocabulary.in_folder(folder)
-    check_tokenizer(old, Vocabulary(old.spec if kind == "bpe" else unigram_spec(SMALLEST, like=old)))
-    sample: list[str] = []
-    counts = Counts()
-    stream = _sampled(texts(corpus, column=column, split=split, limit=limit, progress=progress, counts=counts), sample)
-    train = {"bpe": train_bpe, "unigram": train_unigram}[kind]
-    new = Vocabulary(train(stream, like=old, vocab_size=vocab_size))
-    check_added(old, new)
-    report = {
-        "operation": "train",
-        "kind": kind,
-        "like": like,
-        **_described(old, new, None, sample, counts),
-        "gates": {
+    def example(self, old: Vocabulary) -> Vocabulary:
+        return Vocabulary(old.spec if self.kind == "bpe" else unigram_spec(SMALLEST, like=old))
+
+    def build(self, old: Vocabulary, reading: Reading) -> Built:
+        train = {"bpe": train_bpe, "unigram": train_unigram}[self.kind]
+        new = Vocabulary(train(reading, like=old, vocab_size=self.vocab_size))
+        check_added(old, new)
+        checks = {
             "new_tokens": len(new.all_ids.keys() - old.all_ids.keys()),
             "unreachable": num_lost_in(new),
-            "round_trip": check_round_trips(new, sample, old=old if kind == "bpe" else None),
-        },
-    }
-    save_tokenizer(output, new, like=old, report=report)
+            "round_trip": check_round_trips(new, reading.sample, old=old if self.kind == "bpe" else None),
+        }
+        return Built(new, checks)
+
+
+def build_tokenizer(
+    job: Job, output: Path, *, overwrite: bool = False, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Write the tokenizer of a job to a folder, and return the contents of its lepmerge_tokenizer.json.
+
+    A complete output of the same job is not built again.
+
+    Raises:
+        LepmergeError: the inputs are unusable, a check failed, or the output is refused; nothing is written.
+    """
+    folders, corpus_files = job.tokenizers(), job.corpus.files()
+    files = [*(path for folder in folders for path in tokenizer_files(folder).values()), *corpus_files]
+    described = {"lepmerge": __version__, "job": [type(job).__name__, asdict(job)], "inputs": identities(files)}
+    run = Run(
+        target=output,
+        fingerprint=digest(described),
+        inputs=(*folders, *corpus_files),
+        key="--output",
+        overwrite=overwrite,
+        marker=REPORT,
+    )
+    if run.begin():
+        return read_json(output / REPORT)
+    run.check({})
+    old = Vocabulary.in_folder(folders[0])
+    check_tokenizer(old, job.example(old))
+    reading = Reading(job.corpus, progress)
+    built = job.build(old, reading)
+    check_tokenizer(old, built.vocabulary)
+    report = _report(job, old, built, reading)
+    contents = _files(old, built, report)
+    sizes = {name: len(content) for name, content in contents.items()}
+    with run.opened(sizes) as staging:
+        for name, content in contents.items():
+            staging.write_bytes(name, content)
     return report
-
-
-def report_on(
-    tokenizers: Sequence[str], files: Sequence[str], *, column: str = "text", limit: int | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return text file → tokenizer → metrics (report.FIGURES). Each tokenizer is compared with the first one."""
-    vocabularies = {name: Vocabulary.in_folder(resolve(name).folder) for name in tokenizers}
-    first = next(iter(vocabularies.values()))
-    found: dict[str, dict[str, Any]] = {}
-    for file in files:
-        counts = Counts()
-        stream = list(texts([file], column=column, limit=limit, counts=counts))
-        found[file] = {}
-        for name, vocabulary in vocabularies.items():
-            figures = measure(vocabulary, stream, first=None if vocabulary is first else first)
-            figures["corpus"] = _corpus(counts)
-            if vocabulary is not first:
-                places = differing_texts(first, vocabulary, stream)
-                examples = [stream[place][:80] for place in places[:3]]
-                figures["differing"] = {"texts": len(places), "of": len(stream), "examples": examples}
-            found[file][name] = figures
-    return found
 
 
 def _extended(
@@ -225,33 +223,40 @@ def _extended(
     allowed = allowed_tokens(scripts, among=among)
     extension = learn(words.items(), old, num_tokens=num_tokens, allowed=allowed)
     if len(extension.tokens) < num_tokens:
-        raise VocabularyError(_too_few(len(extension.tokens), num_tokens, words, scripts, option))
+        of = f" of the script{'s' if len(scripts) > 1 else ''} {', '.join(scripts)}" if scripts else ""
+        raise VocabularyError(
+            f"the corpus gives only {len(extension.tokens)} new tokens{of} ({len(words)} different words), "
+            f"{num_tokens} were asked for: give more text, or a smaller {option}"
+        )
     return Vocabulary(extended_spec(old, extension, layout=layout))
 
 
-def _described(
-    old: Vocabulary, new: Vocabulary, words: Counter[str] | None, sample: Sequence[str], counts: Counts
-) -> dict[str, Any]:
-    counted = {} if words is None else {"words": {"different": len(words), "in_all": words.total()}}
-    symbols = {name: measure(v, sample)["symbols_per_token"] for name, v in (("old", old), ("new", new))}
-    return {"corpus": _corpus(counts), "old_size": old.size, "size": new.size, **counted, "symbols_per_token": symbols}
+def _report(job: Job, old: Vocabulary, built: Built, reading: Reading) -> dict[str, Any]:
+    new, words = built.vocabulary, built.words
+    settings = {each.name: getattr(job, each.name) for each in fields(job) if each.name != "corpus"}
+    return {
+        "operation": type(job).__name__.lower(),
+        **settings,
+        **({} if built.id_map is None else {"kept": len(built.id_map)}),
+        "corpus": reading.counts.plain(),
+        "old_size": old.size,
+        "size": new.size,
+        **({} if words is None else {"words": {"different": len(words), "total": words.total()}}),
+        "symbols_per_token": {
+            name: measure(each, reading.sample)["symbols_per_token"] for name, each in (("old", old), ("new", new))
+        },
+        "checks": dict(built.checks),
+    }
 
 
-def _corpus(counts: Counts) -> dict[str, Any]:
-    return {"documents": counts.documents, "texts": counts.texts, "skipped": dict(sorted(counts.skipped.items()))}
-
-
-def _sampled(stream: Iterable[str], sample: list[str]) -> Iterator[str]:
-    """Yield the texts, and collect every 97th in `sample` (at most 2000) for the checks after the training."""
-    for number, text in enumerate(stream):
-        if number % SAMPLE_EVERY == 0 and len(sample) < SAMPLE_TEXTS:
-            sample.append(text)
-        yield text
-
-
-def _too_few(found: int, wanted: int, words: Counter[str], scripts: Sequence[str], option: str) -> str:
-    of = f" of the script{'s' if len(scripts) > 1 else ''} {', '.join(scripts)}" if scripts else ""
-    return (
-        f"the corpus gives only {found} new tokens{of} ({len(words)} different words), {wanted} were asked for: "
-        f"give more text, or a smaller {option}"
-    )
+def _files(old: Vocabulary, built: Built, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return file name → contents of the output folder. The chat templates are those of the old tokenizer."""
+    assert old.folder is not None
+    kept = tokenizer_files(old.folder, only_templates=True)
+    files = {name: path.read_bytes() for name, path in kept.items()}
+    files["tokenizer.json"] = to_json(built.vocabulary.spec)
+    files["tokenizer_config.json"] = to_json(tokenizer_config(old, built.vocabulary))
+    files[REPORT] = to_json(report)
+    if built.id_map is not None:
+        files["id_map.json"] = to_json({str(old_id): new_id for old_id, new_id in sorted(built.id_map.items())})
+    return files

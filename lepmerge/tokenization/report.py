@@ -4,31 +4,52 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lepmerge.tokenization.gates import check_round_trip
+from lepmerge.corpus import texts
+from lepmerge.models.references import resolve
+from lepmerge.text_files import Counts
+from lepmerge.tokenization.checks import check_round_trip
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
-FIGURES = {
-    "symbols_per_token": "characters by tokens (the paper's figure)",
-    "tokens_per_word": "tokens by words between white space",
-    "bytes_per_token": "bytes of UTF-8 by tokens",
-    "split_characters": "share of tokens that hold a part of a character",
-    "new_tokens_share": "share of the text's bytes in tokens that the first tokenizer lacks",
-    "unreachable": "tokens whose own bytes fall into others, so that text never has them",
-    "unused_tokens": "share of the vocabulary that the text does not use",
-    "exact_texts": "share of texts that come back exactly",
-    "speed_up": "tokens of the first tokenizer by tokens of this one: how much faster a text is written",
-}
-SHARES = {"split_characters", "new_tokens_share", "unused_tokens", "exact_texts"}
+PERCENTAGES = {"split_characters", "new_tokens_fraction", "unused_tokens", "exact_texts"}
 """Metrics that are fractions from 0 to 1. They are shown as percentages."""
 
 
+def compare_tokenizers(
+    tokenizers: Sequence[str], files: Sequence[str], *, column: str = "text", limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return text file → tokenizer → metrics. Each tokenizer is compared with the first one."""
+    vocabularies = {name: Vocabulary.in_folder(resolve(name).folder) for name in tokenizers}
+    first = next(iter(vocabularies.values()))
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        counts = Counts()
+        read = list(texts([file], column=column, limit=limit, counts=counts))
+        found[file] = {}
+        for name, vocabulary in vocabularies.items():
+            metrics = measure(vocabulary, read, first=None if vocabulary is first else first)
+            metrics["corpus"] = counts.plain()
+            if vocabulary is not first:
+                places = differing_texts(first, vocabulary, read)
+                examples = [read[place][:80] for place in places[:3]]
+                metrics["differing"] = {"texts": len(places), "of": len(read), "examples": examples}
+            found[file][name] = metrics
+    return found
+
+
 def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary | None = None) -> dict[str, Any]:
-    """Return the metrics of a tokenizer on some texts. first: the tokenizer that it is compared with."""
+    """Return the metrics of a tokenizer on some texts.
+
+    symbols_per_token: characters divided by tokens, as in the paper. split_characters: fraction of the tokens that are
+    parts of a character. unreachable: number of tokens whose own bytes are tokenized into others, so that no text
+    contains them. unused_tokens: fraction of the vocabulary that the texts do not use. exact_texts: fraction of the
+    texts that decode to themselves. With `first`, a tokenizer to compare with: new_tokens_fraction, the fraction of the
+    bytes in tokens that `first` lacks; speed_up, tokens of `first` divided by tokens of this tokenizer.
+    """
     used = _used(vocabulary, texts)
     num_tokens = max(1, used.total())
     bytes_of = {id: vocabulary.text_bytes_of.get(id, b"") for id in used}
     num_bytes = sum(len(text.encode()) for text in texts)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "vocabulary": vocabulary.size,
         "tokens": used.total(),
         "symbols_per_token": sum(map(len, texts)) / num_tokens,
@@ -42,9 +63,9 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
     if first is not None:
         new = {id for id in used if first.id_of_bytes(bytes_of[id]) is None}
         in_new = sum(len(bytes_of[id]) * used[id] for id in new)
-        figures["new_tokens_share"] = in_new / max(1, num_bytes)
-        figures["speed_up"] = _used(first, texts).total() / num_tokens
-    return figures
+        metrics["new_tokens_fraction"] = in_new / max(1, num_bytes)
+        metrics["speed_up"] = _used(first, texts).total() / num_tokens
+    return metrics
 
 
 def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str]) -> list[int]:

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from lepmerge.errors import LepmergeError
+from lepmerge.output.run import digest
 from lepmerge.progress import Progress, no_progress
 from lepmerge.training.batch import Batch, Reading, Totals
 from lepmerge.training.config import TrainingSource
 from lepmerge.training.lessons import Source, read_source
 from lepmerge.training.loss import IGNORED
-from lepmerge.training.setting import Setting, digest
+from lepmerge.training.setting import Setting
 from lepmerge.training.tokens import Tokens, in_memory, tokenized
 
 

@@ -1,14 +1,10 @@
 """A training configuration with its models opened: the new vocabulary in place, trained rows, fingerprint."""
 
-import hashlib
 import importlib.util
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -20,6 +16,7 @@ from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.output.carried_files import check_tokenizer
+from lepmerge.output.run import digest, identities
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.outline import open_outline
 from lepmerge.training.tables import new_rows
@@ -180,12 +177,3 @@ def _trained_rows(config: TrainConfig, old: Model, base: Model, start: Model) ->
     is_new = bool(tables) and config.train.rows == "new"
     rows = new_rows(old, start.vocabulary) if is_new else range(start.num_rows)
     return {role: rows if role in tables else range(0) for role in start.tables}
-
-
-def identities(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return path, inode, size and modification time of each file. They change when a file is rewritten."""
-    return [[str(path), s.st_ino, s.st_size, s.st_mtime_ns] for path in paths for s in [os.stat(path)]]
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -21,10 +21,11 @@ import numpy as np
 
 from lepmerge.corpus import no_text
 from lepmerge.errors import CorpusError
+from lepmerge.output.run import digest, identities
 from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import Counts, kind_of, texts_of
 from lepmerge.training.config import Source
-from lepmerge.training.setting import Setting, digest, identities
+from lepmerge.training.setting import Setting
 
 READING = 2
 """Version of the rules for reading text. Tokens that were stored under older rules are not reused."""

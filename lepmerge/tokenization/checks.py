@@ -40,7 +40,7 @@ def check_ids(old: Vocabulary, new: Vocabulary, *, added_move: bool = False) -> 
     ]
     if moved:
         token, id, now = moved[0]
-        raise VocabularyError(f"{len(moved)} old tokens have moved, the first is {token!r}: id {id}, now {now}")
+        raise VocabularyError(f"{len(moved)} old tokens have another id, e.g. {token!r}: {id} before, {now} now")
     check_added(old, new)
     if unfaithful := new.unfaithful_ids():
         content, (wanted, given) = next(iter(unfaithful.items()))
@@ -66,7 +66,9 @@ def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
     ]
     if lost:
         data = new.bytes_of[lost[0]]
-        raise VocabularyError(f"{len(lost)} new tokens are never reached, the first is {data!r} (id {lost[0]})")
+        raise VocabularyError(
+            f"{len(lost)} new tokens are unreachable: no text is tokenized into them, e.g. {data!r} (id {lost[0]})"
+        )
     return 0
 
 
@@ -99,14 +101,14 @@ def check_round_trips(
     old: None for a Unigram that lepmerge trained. Such a Unigram decodes every text exactly, except that U+2581, its
     sign for a space, becomes a space. Texts with this character are not checked.
     """
-    given = {"sampled": list(sample), "random": random_texts()}
+    given = {"sampled": list(sample), "random": random_texts(NUM_RANDOM_TEXTS)}
     if old is None:
         given = {name: [text for text in texts if "▁" not in text] for name, texts in given.items()}
     return {name: check_round_trip(new, texts, old=old) for name, texts in given.items()}
 
 
 def check_round_trip(new: Vocabulary, texts: Sequence[str], *, old: Vocabulary | None = None) -> dict[str, int]:
-    """Encode and decode the texts, and count those that come back exactly.
+    """Encode and decode the texts, and count those that are unchanged.
 
     Raise if a text changes. With `old`, raise only if the old tokenizer decodes that text exactly.
     """
@@ -118,8 +120,8 @@ def check_round_trip(new: Vocabulary, texts: Sequence[str], *, old: Vocabulary |
         before = _there_and_back(old, [texts[place] for place in failed])
         failed = [place for place, old_text in zip(failed, before, strict=True) if old_text == texts[place]]
     if failed:
-        text = texts[failed[0]]
-        raise VocabularyError(f"{len(failed)} texts do not come back from the new tokenizer, for example {text[:60]!r}")
+        example = texts[failed[0]][:60]
+        raise VocabularyError(f"the new tokenizer does not decode {len(failed)} texts to themselves, e.g. {example!r}")
     return {"texts": len(texts), "exact": sum(good)}
 
 
@@ -141,11 +143,11 @@ def check_digits(old: Vocabulary, new: Vocabulary) -> int:
     )
     for text, before, after in zip(texts, *split, strict=True):
         if before != after:
-            raise VocabularyError(f"digits are split differently now, for example {text!r}")
+            raise VocabularyError(f"the new tokenizer splits digits differently, e.g. {text!r}")
     return len(texts)
 
 
-def random_texts(count: int = NUM_RANDOM_TEXTS, *, seed: int = 0) -> list[str]:
+def random_texts(count: int, *, seed: int = 0) -> list[str]:
     """Return strings of random Unicode characters of planes 0 to 2, mixed with spaces and line ends."""
     generator = random.Random(seed)
     ranges = [(0x20, 0x7F), (0x80, 0x250), (0x370, 0x530), (0x530, 0x2000), (0x2000, 0xD800), (0xE000, 0x30000)]
