@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from lepmerge.computation.expression import FUNCTIONS
 from lepmerge.config.entries import AdaptedEntry
 from lepmerge.merge.recipe import load_recipe
-from lepmerge.operations.expression import FUNCTIONS
 from lepmerge.operations.propagate_embeddings import PropagateEmbeddings
 from lepmerge.vocabulary.conversion import build_conversion
 from lepmerge.vocabulary.vocabulary import Vocabulary

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lepmerge.computation.expression import MAX_DEPTH, MAX_OPERATORS, Node, parse
 from lepmerge.errors import RecipeError
-from lepmerge.operations.expression import MAX_DEPTH, MAX_OPERATORS, Node, parse
 
 VALUES = {"base": 3.0, "instruct": -0.5, "adapted": 7.25}
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}

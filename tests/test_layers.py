@@ -61,31 +61,37 @@ output/checks
 output/run
 output/carried_files
 output/chat_templates
+computation/choices
+computation/operands
+computation/inits
+computation/expression
+computation/arithmetic
+computation/pad_vocabulary
+computation/propagate_embeddings
+computation/merge_methods/__init__
+computation/merge_methods/registry
+computation/merge_methods/reductions
+computation/merge_methods/random_masks
+computation/merge_methods/task_vectors
+computation/merge_methods/task_arithmetic
+computation/merge_methods/ties
+computation/merge_methods/dare
+computation/merge_methods/della
+computation/merge_methods/breadcrumbs
+computation/merge_methods/linear
+computation/merge_methods/slerp
+computation/merge_methods/model_stock
+computation/merge_methods/karcher
+computation/merge_methods/sce
+computation/merge_methods/arcee_fusion
+computation/unite_vocabularies
+computation/merge
+computation/stack_layers
 operations/__init__
 operations/registry
-operations/operands
-operations/inits
-operations/expression
 operations/arithmetic
-operations/pad_vocabulary
 operations/propagate_embeddings
 operations/swap_vocabulary
-operations/merge_methods/__init__
-operations/merge_methods/registry
-operations/merge_methods/reductions
-operations/merge_methods/random_masks
-operations/merge_methods/task_vectors
-operations/merge_methods/task_arithmetic
-operations/merge_methods/ties
-operations/merge_methods/dare
-operations/merge_methods/della
-operations/merge_methods/breadcrumbs
-operations/merge_methods/linear
-operations/merge_methods/slerp
-operations/merge_methods/model_stock
-operations/merge_methods/karcher
-operations/merge_methods/sce
-operations/merge_methods/arcee_fusion
 operations/unite_vocabularies
 operations/merge
 operations/stack_layers
@@ -246,6 +252,23 @@ def test_the_order_names_every_module_once_and_no_other() -> None:
     assert len(ORDER) == len(set(ORDER)) and set(ORDER) <= MODULES.keys()
 
 
+def test_files_functions_and_parameter_lists_stay_short() -> None:
+    """No file has more than 300 lines, no function more than 60. Commands receive all their options from click."""
+    too_long = []
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "eval").rglob("*.py")]:
+        text = path.read_text()
+        if text.count("\n") > 300:
+            too_long.append(f"{path}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= 60:
+                    too_long.append(f"{path}:{node.lineno}: {node.name} has more than 60 lines")
+                if len(node.args.args) > 7 and path.parent.name != "commands":
+                    too_long.append(f"{path}:{node.lineno}: {node.name} has more than 7 positional parameters")
+    assert not too_long, "\n".join(too_long)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["tokenizer", "extend", "--help"], ["--version"]])
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     program = (
@@ -269,7 +292,37 @@ def test_a_missing_text_file_is_refused_before_any_heavy_import(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "module", ["lepmerge.corpus", "lepmerge.chats", "lepmerge.config.entries", "lepmerge.training.config"]
+    ("fault", "problem"),
+    [
+        ("{op: swap_vocabulary, tokenizr: x}", "did you mean tokenizer?"),
+        ("{op: swap_vocabulari, tokenizer: x}", "did you mean swap_vocabulary?"),
+        ("{op: propagate_embeddings, base: bas, adapted: a, method: swap}", "there is no model 'bas'"),
+        ("{op: swap_vocabulary, tokenizer: x", "expected"),
+    ],
+    ids=["key", "operation", "model", "syntax"],
+)
+def test_a_fault_in_a_recipe_is_reported_without_heavy_imports(tmp_path: Path, fault: str, problem: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"models: {{base: b, a: a}}\nstart: base\nsteps:\n  - {fault}\noutput: {{path: out}}\n")
+    program = (
+        "import sys\nfrom lepmerge.commands.main import main\n"
+        f"try:\n    main(['run', {str(recipe)!r}])\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print(sorted({'torch', 'transformers', 'tokenizers', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["2", "[]"] and problem in done.stderr and "recipe.yaml:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lepmerge.corpus",
+        "lepmerge.chats",
+        "lepmerge.config.entries",
+        "lepmerge.training.config",
+        "lepmerge.merge.recipe",
+        "lepmerge.merge.mergekit",
+    ],
 )
 def test_readers_and_schemas_import_neither_torch_nor_transformers(module: str) -> None:
     program = f"import sys, {module}\nprint(sorted({{'torch', 'transformers', 'tokenizers'}} & sys.modules.keys()))"

@@ -138,7 +138,7 @@ def test_a_killed_run_continues_and_computes_no_threshold_twice(tmp_path: Path, 
         patch.setattr(execute, "_write_shard", killed)
         with pytest.raises(Killed):
             pico.run_file(recipe, device="cpu")
-    monkeypatch.setattr("lepmerge.operations.merge_methods.reductions.RankThresholds.compute", killed)
+    monkeypatch.setattr("lepmerge.computation.merge_methods.reductions.RankThresholds.compute", killed)
     run(recipe)
     assert pico.contents(tmp_path / "b" / "out") == undisturbed
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepmerge.tensors
+from lepmerge.computation.merge_methods.random_masks import key_of, uniform
+from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
+from lepmerge.computation.merge_methods.registry import Inputs, merge_methods
 from lepmerge.errors import RecipeError
-from lepmerge.operations.merge_methods.random_masks import key_of, uniform
-from lepmerge.operations.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.operations.merge_methods.registry import Inputs, merge_methods
 from lepmerge.tensors import LazyTensor, blocks, workspace_for
 
 RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}

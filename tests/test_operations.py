@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pico
 import pytest
@@ -12,8 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 import lepmerge
+from lepmerge.computation.propagate_embeddings import METHODS
 from lepmerge.errors import LepmergeError, RecipeError
-from lepmerge.operations.propagate_embeddings import propagate_embeddings
+from lepmerge.operations.propagate_embeddings import MethodName, propagate_embeddings
 from lepmerge.operations.registry import operation, operations
 from lepmerge.operations.swap_vocabulary import SwapVocabulary, swap_vocabulary
 
@@ -99,6 +101,7 @@ def test_a_name_in_a_list_is_checked_where_it_stands(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_and_inits_are_errors_in_python_too(setting: dict[str, Path]) -> None:
+    assert set(get_args(MethodName)) == METHODS.keys()
     base, instruct, adapted = (lepmerge.open_model(setting[name]) for name in ("base", "instruct", "adapted"))
     for method in ("dleta", {"input_embeddings": "swap", "output_embeddings": "dleta"}):
         with pytest.raises(RecipeError, match="there is no method 'dleta'; did you mean delta?"):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lepmerge
+from lepmerge.computation.inits import FEWEST_ROWS
 from lepmerge.merge.plan import Plan
-from lepmerge.operations.inits import FEWEST_ROWS
 from lepmerge.tensors import BLOCK_BYTES, INTERPRETER_BYTES
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")

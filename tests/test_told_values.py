@@ -9,6 +9,7 @@ import pico
 import pytest
 import torch
 import training
+from lepmerge.tokenization.gates import NUM_RANDOM_TEXTS, check_digits, check_reachable
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from lepmerge.comparison.broken_tokens import check_tokens
@@ -17,7 +18,6 @@ from lepmerge.comparison.texts import Predicted, text_of
 from lepmerge.errors import VocabularyError
 from lepmerge.models.table_report import TableReport
 from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, train_tokenizer
-from lepmerge.tokenization.gates import NUM_RANDOM_TEXTS, check_digits, check_reachable
 from lepmerge.tokenization.report import num_lost_in
 from lepmerge.training.fitting import Choice, Fitting, sizes_of
 from lepmerge.training.loss import chunk_length

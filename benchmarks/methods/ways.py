@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from lepmerge import open_model
-from lepmerge.operations.propagate_embeddings import METHODS, propagate_embeddings
+from lepmerge.computation.propagate_embeddings import METHODS
+from lepmerge.operations.propagate_embeddings import propagate_embeddings
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.vocabulary.conversion import DECOMPOSED, EXACT, build_conversion, converted
 

@@ -55,14 +55,11 @@ def compare(
     device: str,
     dtype: str | None,
     max_bytes: str,
-    column: str,
-    copies: int,
-    max_new_tokens: int,
-    batch_size: int,
     as_json: bool,
     plot: Path | None,
     html: Path | None,
     quiet: bool,
+    **settings: Any,
 ) -> None:
     """Measure what an adaptation gained and what it cost.
 
@@ -83,29 +80,18 @@ def compare(
     for path in (plot, html):
         if path is not None:
             check_writable(path)
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
     from lepmerge.comparison.compare import Settings
     from lepmerge.comparison.compare import compare as compare_models
-    from lepmerge.comparison.loading import load_model
-    from lepmerge.device import choose_device
 
-    disable_progress_bar()
-    chosen = choose_device(device)
-    weights = getattr(torch, dtype) if dtype else None
-    named = [_named(model, Path(model.rstrip("/")).name) for model in models]
-    loaded = [load_model(folder, name=name, device=chosen, dtype=weights) for name, folder in named]
+    loaded = _loaded(models, device, dtype)
     files: dict[str, list[str]] = {}
     for text in texts:
         name, path = _named(text, Path(text).name.split(".")[0])
         files.setdefault(name, []).append(path)
-    settings = Settings(
-        column=column, max_bytes=size, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
+    chosen = Settings(max_bytes=size, **settings)
     with _progress(quiet) as progress:
         results = compare_models(
-            loaded, files, chat=chat, task=task, reference=reference, settings=settings, progress=progress
+            loaded, files, chat=chat, task=task, reference=reference, settings=chosen, progress=progress
         )
     _write(results, plot, html)
     if as_json:
@@ -115,6 +101,20 @@ def compare(
         for path in (plot, html):
             if path is not None:
                 click.echo(str(path))
+
+
+def _loaded(models: tuple[str, ...], device: str, dtype: str | None) -> list[Any]:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from lepmerge.comparison.loading import load_model
+    from lepmerge.device import choose_device
+
+    disable_progress_bar()
+    chosen = choose_device(device)
+    weights = getattr(torch, dtype) if dtype else None
+    named = [_named(model, Path(model.rstrip("/")).name) for model in models]
+    return [load_model(folder, name=name, device=chosen, dtype=weights) for name, folder in named]
 
 
 def show(results: dict[str, Any]) -> None:
@@ -182,6 +182,6 @@ def _progress(quiet: bool) -> Iterator[Any]:
             model = what.partition(":")[0]
             if not quiet and not sys.stderr.isatty() and model not in begun:
                 begun.add(model)
-                click.echo(f"measures {model}", err=True)
+                click.echo(f"measuring {model}", err=True)
 
         yield progress

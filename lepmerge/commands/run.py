@@ -56,15 +56,15 @@ def run(
       lepmerge run mergekit.yaml --output out/merged
     """
     from lepmerge.merge.mergekit import load_recipe_or_mergekit
-    from lepmerge.merge.plan import make_plan
-    from lepmerge.training.trained import trained_models, unfinished_trainings
 
-    loaded = load_recipe_or_mergekit(recipe, overrides, output)
+    loaded = load_recipe_or_mergekit(recipe, overrides, output)  # a fault is reported before slow imports
     if dry_run:
         show_plan(loaded, as_json)
         return
     from lepmerge.device import choose_device
     from lepmerge.merge.execute import run_plan
+    from lepmerge.merge.plan import make_plan
+    from lepmerge.training.trained import trained_models, unfinished_trainings
 
     if train_:
         for config in unfinished_trainings(loaded).values():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -16,7 +16,9 @@ from lepmerge.config.yaml_tree import STANDARD_INPUT, Tree, dotted, entries, hin
 from lepmerge.errors import RecipeError
 from lepmerge.merge.mergekit_reader import Reader
 from lepmerge.merge.recipe import Recipe, load_recipe
-from lepmerge.operations.merge_methods.registry import MergeMethod, merge_methods
+
+if TYPE_CHECKING:
+    from lepmerge.computation.merge_methods.registry import MergeMethod
 
 KEYS = (
     "merge_method models slices base_model parameters dtype out_dtype tokenizer_source tokenizer chat_template name"
@@ -29,7 +31,7 @@ PARAMETERS = (
 
 
 def is_mergekit(path: Path) -> bool:
-    """Tell whether a YAML file is a configuration of mergekit."""
+    """Return whether a YAML file is a configuration of mergekit."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError):
@@ -78,6 +80,8 @@ class _Configuration(Reader):
     """Turns one configuration into a recipe."""
 
     def recipe(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        from lepmerge.computation.merge_methods.registry import merge_methods
+
         self.known(values, KEYS, ())
         if ("models" in values) == ("slices" in values):
             self.refuse((), "expected either `models` or `slices`")
@@ -133,7 +137,7 @@ class _Configuration(Reader):
             self.refuse(("slices", number), "expected `sources`")
         return found
 
-    def merge(self, method: MergeMethod, values: Mapping[str, Any], base: str | None) -> list[dict[str, Any]]:
+    def merge(self, method: "MergeMethod", values: Mapping[str, Any], base: str | None) -> list[dict[str, Any]]:
         if "slices" in values:
             per_slice = [self.sources(number, each) for number, each in enumerate(values["slices"])]
             ranges = [[source["layer_range"] for _, source in sources] for sources in per_slice]
@@ -169,7 +173,7 @@ class _Configuration(Reader):
             for step, bound, names in zip(steps, bounds, tensors, strict=True)
         ]
 
-    def step(self, method: MergeMethod, values: Any, slice_of: Any, listed: Any, base: str | None) -> dict[str, Any]:
+    def step(self, method: "MergeMethod", values: Any, slice_of: Any, listed: Any, base: str | None) -> dict[str, Any]:
         settings = self.parameters(values, slice_of, {}, ("parameters",))
         models = {}
         for place, model in listed:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lepmerge.computation.pad_vocabulary import pad_vocabulary
 from lepmerge.config.entries import PerTable, Step, TrainedEntry
 from lepmerge.config.kinds import marked_texts
 from lepmerge.errors import LepmergeError, RecipeError, ReferenceNotFound
@@ -18,7 +19,6 @@ from lepmerge.models.adapters import open_reference
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
-from lepmerge.operations.pad_vocabulary import pad_vocabulary
 from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
 from lepmerge.output.chat_templates import check_template, chosen_templates, with_templates
 from lepmerge.output.checks import check_place

@@ -5,9 +5,10 @@ class ScaleEmbeddings(Step):
     factor: float
 
 @operation(ScaleEmbeddings)
-def scale_embeddings(model: Model, *, factor: float) -> Model: ...
+def scale_embeddings(model: "Model", *, factor: float) -> "Model": ...
 
-The function receives the fields of the entry as keyword arguments, converted by their type:
+The file imports torch only inside the function, so that recipes can be read without it. The function receives the
+fields of the entry as keyword arguments, converted by their type:
     ModelName            a Model
     list[ModelName]      a list of models
     dict[ModelName, X]   name → (Model, X)
@@ -18,24 +19,23 @@ If the function has a keyword `models` that is not a field of its entry, it rece
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lepmerge import operations as package
 from lepmerge.config.entries import Step
-from lepmerge.config.yaml_tree import hint
-from lepmerge.errors import LepmergeError, RecipeError
-from lepmerge.models.model import Model
+from lepmerge.errors import LepmergeError
+
+if TYPE_CHECKING:
+    from lepmerge.models.model import Model
 
 ENTRY_POINTS = "lepmerge.operations"
 """Other packages list their modules with operations in this group of entry points."""
-Function = TypeVar("Function", bound=Callable[..., Model])
-Value = TypeVar("Value")
+Function = TypeVar("Function", bound="Callable[..., Model]")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Operation:
     """A recipe entry and the function that implements it."""
 
     entry: type[Step]
-    function: Callable[..., Model]
+    function: "Callable[..., Model]"
     takes_all_models: bool
 
 
@@ -92,25 +92,3 @@ def operations() -> Mapping[str, Operation]:
                 f"uninstall that package"
             ) from error
     return dict(sorted(_registered.items()))
-
-
-def chosen(known: Mapping[str, Value], name: str, *, what: str) -> Value:
-    """Return the value with this name.
-
-    Raises:
-        RecipeError: the name is unknown.
-    """
-    if name not in known:
-        raise RecipeError(f"there is no {what} {name!r}; {hint(get_close_matches(name, known, 1), known)}")
-    return known[name]
-
-
-def for_each_table(value: Value | Mapping[str, Value], tables: Iterable[str], *, what: str) -> dict[str, Value]:
-    """Return table role → value. value: one value for all tables, or a mapping with one per table.
-
-    Raises:
-        RecipeError: the mapping lacks a table.
-    """
-    if isinstance(value, Mapping):
-        return {table: chosen(value, table, what=f"{what} for the table") for table in tables}
-    return dict.fromkeys(tables, value)

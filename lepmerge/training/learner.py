@@ -51,7 +51,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class StepFigures:
+class StepResult:
     """Metrics of a step: the loss in nats per token, the gradient's norm before clipping, tokens, terms of the loss."""
 
     loss: float
@@ -116,7 +116,7 @@ class Learner:
             return self.rate * 0.5 * (1 + math.cos(math.pi * progress))
         return self.rate * (1 - progress if self.config.schedule == "linear" else 1)
 
-    def step(self, number: int, *, micro_batch: int, between: Callable[[], None]) -> StepFigures:
+    def step(self, number: int, *, micro_batch: int, between: Callable[[], None]) -> StepResult:
         """Run step `number`, counted from 0. `between` is called between micro batches and may raise.
 
         If it raises, or if memory runs out, parameters and optimizer remain as they were after the previous step.
@@ -141,7 +141,7 @@ class Learner:
         cross_entropy, divergence = (sums / sums.new_tensor(totals.divisors)).tolist()
         terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
         loss = cross_entropy + self.config.distill.weight * divergence
-        figures = StepFigures(loss, float(norm), totals.num_labels, terms)
+        figures = StepResult(loss, float(norm), totals.num_labels, terms)
         # An update with NaN would ruin the parameters. Without it they stay good, and the caller reports the step.
         if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
             for options in self.optimizer.param_groups:

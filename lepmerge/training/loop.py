@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from lepmerge.errors import Stopped, TrainingError
 from lepmerge.training.events import Note, OnEvent, StepDone
 from lepmerge.training.held_out import HeldOut, bits_per_byte
-from lepmerge.training.learner import Group, Learner, StepFigures
+from lepmerge.training.learner import Group, Learner, StepResult
 from lepmerge.training.state import Position, load_checkpoint, save_checkpoint
 
 WINDOW = 10
@@ -65,7 +65,7 @@ class StopSignal:
 
     def check(self) -> None:
         if self.received is not None:
-            raise self.error("stopped before the first step; the same command begins again")
+            raise self.error("stopped before the first step; run the same command again")
 
     def check_together(self, group: Group) -> None:
         """Stop all processes at the same step if any of them received a signal."""
@@ -100,6 +100,39 @@ class Track:
         return [json.loads(line) for line in data.splitlines()]
 
 
+@dataclass
+class History:
+    """The losses and the number of tokens of all steps so far, including those before a resumption."""
+
+    learner: Learner
+    until: int
+    losses: list[float]
+    num_tokens: int
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: StepResult) -> None:
+        self.losses.append(result.loss)
+        self.num_tokens += result.num_tokens
+
+    def done(self, result: StepResult, step: int, bits: dict[str, float], micro_batch: int) -> StepDone:
+        """Return the event of the newest step."""
+        return StepDone(
+            step=step,
+            until=self.until,
+            loss=_rounded(result.loss),
+            learning_rate=self.learner.learning_rate(step - 1),
+            grad_norm=_rounded(result.grad_norm),
+            tokens=self.num_tokens,
+            step_tokens=result.num_tokens,
+            bits_per_byte=bits,
+            terms=_rounded(result.terms),
+            seconds=time.perf_counter() - self.began,
+            micro_batch=micro_batch,
+            memory=process_memory(),
+            gpu_memory=gpu_memory(self.learner.group.device),
+        )
+
+
 def run_steps(
     learner: Learner,
     track: Track,
@@ -120,65 +153,35 @@ def run_steps(
     position = _resumed(learner, track, micro_batch, on_event)
     before = track.lines(position.metrics_bytes)
     losses = [line["loss"] for line in before if "loss" in line]
-    num_tokens = before[-1].get("tokens", 0) if before else 0
+    history = History(learner, until, losses, before[-1].get("tokens", 0) if before else 0)
     learner.group.wait()
     if is_main and track.metrics.exists():
         os.truncate(track.metrics, position.metrics_bytes)  # drop metrics of steps that the checkpoint lacks
     if position.step == 0 and held_out:
         _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
-    began = time.perf_counter()
     # A micro batch that was halved when memory ran out stays halved.
     step, micro_batch = position.step, min(micro_batch, position.micro_batch)
     saved = position.step
     while step < until:
         try:
             stop.check_together(learner.group)
-            figures, micro_batch = _step(learner, step, micro_batch, stop, on_event)
+            result, micro_batch = _step(learner, step, micro_batch, stop, on_event)
         except Stopped:
             if is_main:
                 save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
-            raise stop.error(f"stopped after step {step} of {until}; the same command goes on from there") from None
-        num_tokens += figures.num_tokens
-        losses.append(figures.loss)
-        _check_health(figures, losses, step + 1, saved, track)
+            raise stop.error(f"stopped after step {step} of {until}; the same command continues from there") from None
         step += 1
+        history.add(result)
+        _check_health(result, losses, step, saved, track)
         is_measured = held_out and config.evaluate and (step % config.evaluate.every == 0 or step == until)
         bits = _rounded(bits_per_byte(learner, held_out)) if is_measured else {}
-        seconds = time.perf_counter() - began
-        done = _done(learner, figures, step, until, num_tokens, bits, seconds, micro_batch)
+        done = history.done(result, step, bits, micro_batch)
         _append(track.metrics, done.metrics(), is_main)
         _append(track.speed, done.speed(), is_main)
         on_event(done)
         if is_main and (step % config.checkpoint_every == 0 or step == until):
             save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             saved = step
-
-
-def _done(
-    learner: Learner,
-    figures: StepFigures,
-    step: int,
-    until: int,
-    num_tokens: int,
-    bits: dict[str, float],
-    seconds: float,
-    micro_batch: int,
-) -> StepDone:
-    return StepDone(
-        step=step,
-        until=until,
-        loss=_rounded(figures.loss),
-        learning_rate=learner.learning_rate(step - 1),
-        grad_norm=_rounded(figures.grad_norm),
-        tokens=num_tokens,
-        step_tokens=figures.num_tokens,
-        bits_per_byte=bits,
-        terms=_rounded(figures.terms),
-        seconds=seconds,
-        micro_batch=micro_batch,
-        memory=process_memory(),
-        gpu_memory=gpu_memory(learner.group.device),
-    )
 
 
 def _resumed(learner: Learner, track: Track, micro_batch: int, on_event: OnEvent) -> Position:
@@ -193,13 +196,11 @@ def _resumed(learner: Learner, track: Track, micro_batch: int, on_event: OnEvent
     return position
 
 
-def _step(
-    learner: Learner, step: int, micro_batch: int, stop: StopSignal, on_event: OnEvent
-) -> tuple[StepFigures, int]:
+def _step(learner: Learner, step: int, micro_batch: int, stop: StopSignal, on_event: OnEvent) -> tuple[StepResult, int]:
     """Run a step. While memory runs out, retry with smaller micro batches."""
     while True:
         try:
-            between = stop.check if learner.group.size == 1 else _go_on
+            between = stop.check if learner.group.size == 1 else _do_nothing
             return learner.step(step, micro_batch=micro_batch, between=between), micro_batch
         except OutOfMemory as error:
             problem = str(error).splitlines()[0]
@@ -215,12 +216,12 @@ def _step(
         on_event(Note(f"out of memory: micro_batch is now {micro_batch}"))
 
 
-def _check_health(figures: StepFigures, losses: list[float], step: int, saved: int, track: Track) -> None:
+def _check_health(result: StepResult, losses: list[float], step: int, saved: int, track: Track) -> None:
     """Raise TrainingError if the loss or the gradient is not finite, or if the loss grows."""
     kept = (
         f"the last good checkpoint is of step {saved} ({track.checkpoint})" if saved else "there is no checkpoint yet"
     )
-    for what, value in (("loss", figures.loss), ("norm of the gradient", figures.grad_norm)):
+    for what, value in (("loss", result.loss), ("norm of the gradient", result.grad_norm)):
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the {what} is {value}; {kept}; lower learning_rate and start again")
     # The beginning is the first loss or the mean of the first steps, whichever is lower: losses that shoot up at once
@@ -228,7 +229,7 @@ def _check_health(figures: StepFigures, losses: list[float], step: int, saved: i
     before, now = min(losses[0], sum(losses[:WINDOW]) / WINDOW), sum(losses[-WINDOW:]) / WINDOW
     if len(losses) >= 2 * WINDOW and now > before + max(1.0, 0.5 * before):
         raise TrainingError(
-            f"step {step}: the loss diverges, from {before:.2f} to {now:.2f} nats a token; {kept}; lower "
+            f"step {step}: the loss diverges, from {before:.2f} to {now:.2f} nats per token; {kept}; lower "
             f"learning_rate and start again"
         )
 
@@ -265,7 +266,7 @@ def _size(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def _go_on() -> None:
+def _do_nothing() -> None:
     """Do nothing between micro batches.
 
     With several processes, stopping here would leave the others waiting for this one's gradients forever. They stop

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lepmerge.computation.inits import INITS
 from lepmerge.errors import RecipeError
-from lepmerge.operations.inits import INITS
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import Note, OnEvent
 from lepmerge.training.held_out import held_out_texts

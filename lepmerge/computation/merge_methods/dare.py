@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lepmerge.operations.merge_methods.random_masks import key_of, uniform
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.computation.merge_methods.random_masks import key_of, uniform
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
 PER_MODEL = {"weight": 1.0, "density": 1.0}

@@ -5,8 +5,8 @@ from math import prod
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import Gram, RankThresholds, within_rank
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.reductions import Gram, RankThresholds, within_rank
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 
 import torch
 
-from lepmerge.operations import merge_methods as package
+from lepmerge.computation import merge_methods as package
 from lepmerge.tensors import LazyTensor, Reduction, Rows, Workspace, as_index
 
 Number = float | bool

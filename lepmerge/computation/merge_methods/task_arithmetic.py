@@ -1,7 +1,7 @@
 """task_arithmetic: base + λ Σ w (model − base) (arXiv 2212.04089)."""
 
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method
-from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method
+from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
 

@@ -5,9 +5,9 @@ from math import prod
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import COMMON, combined
+from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
 PER_MODEL = {"weight": 1.0, "density": 1.0, "gamma": 0.01}

@@ -9,8 +9,8 @@ from math import prod
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import RankThresholds
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.reductions import RankThresholds
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
 

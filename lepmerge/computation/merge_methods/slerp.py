@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import Gram
-from lepmerge.operations.merge_methods.registry import REQUIRED, Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import total_weight
+from lepmerge.computation.merge_methods.reductions import Gram
+from lepmerge.computation.merge_methods.registry import REQUIRED, Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
 NEARLY_PARALLEL = 0.9995

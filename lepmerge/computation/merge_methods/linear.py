@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import total_weight
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
 

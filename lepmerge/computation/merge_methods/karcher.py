@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lepmerge.computation.merge_methods.reductions import Gram
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.errors import RecipeError
-from lepmerge.operations.merge_methods.reductions import Gram
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged
-from lepmerge.operations.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
 SMALLEST_SINE = 1e-7

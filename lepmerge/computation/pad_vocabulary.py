@@ -1,4 +1,4 @@
-"""pad_vocabulary: pad the tables to a multiple that suits the hardware, or trim them to one row per token."""
+"""Pad the tables to a multiple that suits the hardware, or trim them to one row per token."""
 
 import torch
 

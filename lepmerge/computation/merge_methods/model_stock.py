@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lepmerge.operations.merge_methods.reductions import Gram
-from lepmerge.operations.merge_methods.registry import Inputs, merge_method, merged, pairs
+from lepmerge.computation.merge_methods.reductions import Gram
+from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged, pairs
 from lepmerge.tensors import LazyTensor
 
 

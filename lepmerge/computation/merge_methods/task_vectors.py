@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lepmerge.computation.merge_methods.registry import Inputs, merged
 from lepmerge.errors import RecipeError
-from lepmerge.operations.merge_methods.registry import Inputs, merged
 from lepmerge.tensors import LazyTensor
 
 TOO_SMALL = 1e-8
