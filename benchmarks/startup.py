@@ -33,8 +33,8 @@ def main() -> None:
         table([[n, mid[n]["cpu_s"], mid[n]["wall_s"], mid[n]["peak_mib"]] for n in mid], ["", "CPU s", "wall s", "MiB"])
     )
     aims = [
-        aim("lepmerge --help, CPU seconds", mid["lepmerge --help"]["cpu_s"], 0.2),
-        aim("lepmerge plan, CPU seconds", mid["lepmerge plan (quickstart)"]["cpu_s"], 3.0),
+        aim("lepmerge --help, CPU seconds", mid["lepmerge --help"]["cpu_s"], 0.1),
+        aim("lepmerge plan, CPU seconds", mid["lepmerge plan (quickstart)"]["cpu_s"], 2.2),
     ]
     show_aims(aims)
     report.write({"medians": mid, "runs": raw, "aims": aims})

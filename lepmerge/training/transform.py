@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lepmerge.errors import CheckpointError
 from lepmerge.training.loader import text_model, translated
@@ -162,9 +161,10 @@ def _rounded(value: float) -> float:
 def _stubs(network: Any, head: Any, hidden_D: torch.Tensor, product_V: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Make the body return hidden_D and the head return product_V. Yield the list that collects the head's inputs."""
     seen: list[torch.Tensor] = []
+    output = _output_class()
 
     def body(*args: Any, **kwargs: Any) -> Any:
-        return _Output(last_hidden_state=hidden_D[None, None])
+        return output(last_hidden_state=hidden_D[None, None])
 
     def head_forward(hidden: torch.Tensor) -> torch.Tensor:
         seen.append(hidden)
@@ -181,11 +181,15 @@ def _stubs(network: Any, head: Any, hidden_D: torch.Tensor, product_V: torch.Ten
             del module.forward
 
 
-class _Output(BaseModelOutputWithPast):
-    """A model output in which every optional part is None, whatever its name."""
+def _output_class() -> Any:
+    """Return a class of model outputs in which every optional part is None, whatever its name."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast  # slow to import, and `plan` does not need it
 
-    def __getattr__(self, name: str) -> None:
-        return None
+    class Output(BaseModelOutputWithPast):
+        def __getattr__(self, name: str) -> None:
+            return None
+
+    return Output
 
 
 @torch.no_grad()
