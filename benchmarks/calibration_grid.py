@@ -20,7 +20,7 @@ import yaml
 import lepmerge
 from lepmerge.comparison.loading import load_model
 from lepmerge.comparison.prompts import read_prompts
-from lepmerge.comparison.task import measure_task, task_figures
+from lepmerge.comparison.task import measure_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
@@ -57,7 +57,7 @@ def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any]
         text_of("en", english, piece_bytes=500),
     ]
     bits = {name: round(found.bits_per_byte, 4) for name, found in measure_texts(model, read).items()}
-    return {**task_figures(right, reference), "bits_per_byte": bits}, right
+    return {**task_metrics(right, reference), "bits_per_byte": bits}, right
 
 
 def calibrated(overrides: list[str], work: Path) -> tuple[Path, float]:

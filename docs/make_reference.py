@@ -69,7 +69,7 @@ def fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 
 
 def parts(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield what stands between a key and the parts of its value, and these parts."""
+    """Yield the parts of a key's value, each with the text between the key and the part."""
     suffix = {list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
@@ -92,7 +92,7 @@ def value_of(field: FieldInfo) -> str:
 
 
 def in_words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
-    """Return what may stand for a value: `a` | `b`, text, list of …"""
+    """Return the allowed values: `a` | `b`, text, list of …"""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in arguments[1:]]

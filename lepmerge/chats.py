@@ -44,7 +44,7 @@ def read_chats(path: Path) -> Iterator[Chat]:
         where = f"{path}:{number}"
         yield Chat(_messages(row, where), where)
     if is_empty:
-        raise CorpusError(f"{path} holds no chat")
+        raise CorpusError(f"{path} contains no chats")
 
 
 def _messages(row: Any, where: str) -> tuple[Message, ...]:

@@ -142,9 +142,7 @@ def _downloaded(dataset: str) -> Path:
         return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CorpusError(
-            f"{dataset}: no such file or folder, and no data set that the Hub gives ({reason})"
-        ) from error
+        raise CorpusError(f"{dataset}: no such file or folder, and the Hub has no such data set ({reason})") from error
 
 
 def _is_of_split(file: Path, split: str) -> bool:

@@ -31,8 +31,8 @@ def split_adapters(reference: str, folder: Path) -> tuple[str, list[str]]:
 def did_you_mean(path: Path) -> str:
     """Return "(did you mean X?)" if the folder of a missing path contains a similar name X, else an empty string."""
     try:
-        beside = os.listdir(path.parent)
+        names = os.listdir(path.parent)
     except OSError:
         return ""
-    near = get_close_matches(path.name, [name for name in beside if not name.startswith(".")], 1)
+    near = get_close_matches(path.name, [name for name in names if not name.startswith(".")], 1)
     return f" (did you mean {near[0]}?)" if near else ""

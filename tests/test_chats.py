@@ -57,7 +57,7 @@ def test_a_file_that_is_missing_empty_or_of_another_kind(tmp_path: Path) -> None
     (tmp_path / "chats.txt").write_text("a")
     for name, fault in (
         ("chat.jsonl", "no such file (did you mean chats.jsonl?)"),
-        ("chats.jsonl", "holds no chat"),
+        ("chats.jsonl", "contains no chats"),
         ("chats.txt", "is not a file of chats"),
     ):
         with pytest.raises(CorpusError) as error:

@@ -22,7 +22,7 @@ from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, p
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.prompts import read_prompts
-from lepmerge.comparison.task import mcnemar, measure_task, task_figures
+from lepmerge.comparison.task import mcnemar, measure_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
 
@@ -86,7 +86,7 @@ def test_bits_per_byte_equal_a_plain_loop(instruct: LanguageModel) -> None:
         num_bytes += len(piece.encode())
         num_tokens += len(ids) - 1
     assert found.bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
-    figures = found.figures()
+    figures = found.metrics()
     assert figures["tokens"] == num_tokens
     assert figures["symbols_per_token"] == pytest.approx(sum(map(len, text.pieces)) / num_tokens)
     assert figures["tokens_per_word"] == pytest.approx(num_tokens / len(" ".join(text.pieces).split()))
@@ -218,10 +218,10 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 def test_the_task_counts_what_only_one_model_gets_right() -> None:
     right, reference = [True, True, True, False, False], [False, True, False, False, True]
-    assert task_figures(right, None) == {"examples": 5, "accuracy": 0.6}
-    found = task_figures(right, reference)
+    assert task_metrics(right, None) == {"examples": 5, "accuracy": 0.6}
+    found = task_metrics(right, reference)
     assert found == {"examples": 5, "accuracy": 0.6, "only_this": 2, "only_reference": 1, "p": 1.0}
-    assert task_figures([True] * 6, [False] * 6)["p"] == 2 / 2**6
+    assert task_metrics([True] * 6, [False] * 6)["p"] == 2 / 2**6
 
 
 def test_suspects_are_beyond_the_median_and_their_error_worst_first() -> None:

@@ -142,7 +142,7 @@ def write(path: Path, rows: list[dict]) -> None:
 @pytest.mark.parametrize(
     ("name", "split", "change", "parts"),
     [
-        ("rcb", "test", {"outputs": "4"}, ["the answer '4' is none of the choices 1, 2, 3"]),
+        ("rcb", "test", {"outputs": "4"}, ["the answer '4' is not one of the choices 1, 2, 3"]),
         ("rcb", "test", {"outputs": "12"}, ["the answer '12'"]),
         ("rcb", "prompt", {"outputs": ""}, ["the answer ''"]),
         ("rwsd", "test", {"outputs": "Данные"}, ["none of the choices Да, Нет"]),
@@ -159,16 +159,16 @@ def write(path: Path, rows: list[dict]) -> None:
         ("multiq", "test", {"outputs": []}, ["the text `segment`, at least one"]),
         ("multiq", "test", {"outputs": [{"segment": 5}]}, ["the text `segment`"]),
         ("multiq", "test", {"outputs": [{"text": "x"}]}, ["'segment' is missing"]),
-        ("mmlu_ru", "test", {"subject": "alchemy"}, ["subject 'alchemy' is none of the 57"]),
+        ("mmlu_ru", "test", {"subject": "alchemy"}, ["subject 'alchemy' is not one of MMLU's 57"]),
         ("mmlu_en", "dev", {"answer": 4}, ["the answer 4, not 4 and 0 to 3"]),
         ("mmlu_en", "test", {"answer": -1}, ["the answer -1"]),
         ("mmlu_en", "test", {"choices_en": ["a", "b", "c"]}, ["3 choices_en"]),
-        ("mmlu_en", "test", {"choices_en": "abcd"}, ["choices_en is no list of texts"]),
+        ("mmlu_en", "test", {"choices_en": "abcd"}, ["choices_en is not a list of texts"]),
         ("rucola", "validation", {"label": "2"}, ["none of the choices 0, 1"]),
         ("sum_extractive", "test", {"extractive_summary": [0, 99]}, ["[0, 99] must be a list of indices of the"]),
         ("sum_extractive", "test", {"src_sents": []}, ["of the 0 src_sents"]),
         ("sum_extractive", "test", {"extractive_summary": [-1]}, ["[-1] must be a list of indices"]),
-        ("sum_abstractive", "prompt", {"summary_sents": "one text"}, ["summary_sents is no list of texts"]),
+        ("sum_abstractive", "prompt", {"summary_sents": "one text"}, ["summary_sents is not a list of texts"]),
         ("cp_sent_ru", "test", {"inputs": {"text": ["x"]}}, ["the answer is a list"]),
     ],
 )

@@ -173,7 +173,7 @@ def test_notes_say_what_is_not_the_benchmark(tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "no JSON file": "{",
+    "not a JSON file": "{",
     "has no `results`": "[]",
     "expected the results_*.json": '{"results": 1}',
     "has no Darumeru task: run lm_eval --tasks darumeru": '{"results": {"mmlu": {"acc,none": 1}}}',

@@ -172,7 +172,7 @@ def test_output_that_is_an_input(tmp_path: Path, models, target: str) -> None:
     }[target]
     (tmp_path / "link").symlink_to(models["base"])
     options = ["--set", f"output.path={path}", "--overwrite"]
-    refused(recipe, f"is, holds or lies in the input {models['base'].parent}", options=options)
+    refused(recipe, f"is, contains or is inside the input {models['base'].parent}", options=options)
 
 
 def test_full_disk_known_before_the_start(tmp_path: Path, models, monkeypatch) -> None:

@@ -110,7 +110,7 @@ def test_an_unfinished_run_of_another_command_is_kept(tmp_path: Path, prompts: P
 
 def test_an_output_in_the_model_is_refused(tmp_path: Path, setting, prompts: Path) -> None:
     done = run(setting["instruct"], prompts, setting["instruct"] / "answers", code=1)
-    pico.assert_one_line_error(done, 1, "is, holds or lies in the input", "--output")
+    pico.assert_one_line_error(done, 1, "is, contains or is inside the input", "--output")
 
 
 def test_candidates(tmp_path: Path, setting, prompts: Path) -> None:

@@ -161,7 +161,7 @@ def test_copies_follow_the_answers(tmp_path: Path, texts: Path) -> None:
 
     with generation.server(answer) as (url, _):
         done = pico.command("generate", "served", prompts, "--server", url, "-o", tmp_path / "out",
-                            "--copies", texts, "--copy-share", 0.5)  # fmt: skip
+                            "--copies", texts, "--copy-fraction", 0.5)  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[:3] == [
         "4 prompts, 3 answers kept (dropped: empty 1)", "3 copies added, 6 records in all", str(tmp_path / "out"),
@@ -178,7 +178,7 @@ def test_too_little_text_to_copy(tmp_path: Path) -> None:
     (tmp_path / "ru.txt").write_text(RUSSIAN)
     with generation.server(lambda body: generation.completion("good")) as (url, _):
         done = pico.command("generate", "served", prompts, "--server", url, "-o", tmp_path / "out",
-                            "--copies", tmp_path / "ru.txt", "--copy-share", 0.5)  # fmt: skip
+                            "--copies", tmp_path / "ru.txt", "--copy-fraction", 0.5)  # fmt: skip
     assert "note: the text of --copies has passages for 1 of 4 copies: give more text" in done.stderr
     assert generation.report(tmp_path / "out")["copies"] == 1
 

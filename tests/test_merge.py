@@ -179,7 +179,7 @@ def without_a_tensor(folder: Path, model: Path) -> Path:
         ({"models": {"first": {}, "second": {}}, "method": "slerp"}, 2, ["t: slerp needs this parameter"]),
         ({**TIES, "models": {"first": {}, "base": {}}}, 2, ["models.base", "remove it from `models`"]),
         ({**TIES, "lambda": [{"filter": "mlp", "value": 1}]}, 2, ["lambda", "last rule should have no filter"]),
-        ({**TIES, "layers": [1, 3]}, 2, ["layers: [1, 3] is no range of the 2 layers"]),
+        ({**TIES, "layers": [1, 3]}, 2, ["layers: [1, 3] is not a range of the 2 layers"]),
         ({**TIES, "models": {"first": {}, "third": {}}}, 2, ["there is no model 'third'"]),
         ({"models": {"first": {"weight": 1}, "second": {"weight": -1}}, "method": "linear"}, 2, ["add up to 0"]),
     ],

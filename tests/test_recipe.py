@@ -68,7 +68,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("  path: out", "  pth: out", 14, ["output.pth", "did you mean path?"]),
         ("1.5GB", "1.5 elephants", 15, ["output.shard_size", "5GB"]),
         ("shard_size: 1.5GB", "dtype: float12", 15, ["output.dtype", "bfloat16"]),
-        ("shard_size: 1.5GB", "path: other", 15, ["'path' stands twice"]),
+        ("shard_size: 1.5GB", "path: other", 15, ["'path' occurs twice"]),
         ("output:\n", "start: nobody\noutput:\n", 13, ["start", "no model 'nobody'"]),
         ("  base: some/base", "  current: some/base", 2, ["current"]),
         ("  base: some/base", "  my-base: some/base", 2, ["'my-base' cannot be the name of a model"]),

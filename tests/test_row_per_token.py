@@ -61,7 +61,7 @@ def test_copies_beyond_the_layers_are_converted_with_the_tables(tmp_path: Path, 
         assert torch.equal(got[MTP_HEAD][new_id], trained[old_id])
     notes = json.loads((out / "lepmerge_report.json").read_text())["notes"]
     assert f"{MTP_TABLE} is a copy of {TABLE} and is converted with it" in notes
-    assert f"{MTP_HEAD} lies beyond num_hidden_layers; its new rows are means of its old rows" in notes
+    assert f"{MTP_HEAD} is beyond num_hidden_layers; its new rows are means of its old rows" in notes
     transformers.AutoModelForCausalLM.from_pretrained(out)
 
 

@@ -158,7 +158,7 @@ def test_only_from_another_tokenizer(tmp_path: Path, corpus: Path, russian) -> N
         ("", {"num_tokens": 5}, "empty"),
         ("\n\n  \n", {"num_tokens": 5}, "empty"),
         ("hello " * 50, {"num_tokens": 5, "scripts": ["Cyrillic"]}, "only 0 new tokens of the script Cyrillic"),
-        ("привет " * 50, {"num_tokens": 5000}, "5000 were asked for"),
+        ("привет " * 50, {"num_tokens": 5000}, "5000 were requested"),
         ("привет " * 50, {"vocab_size": 5}, "tokens already"),
         ("привет " * 50, {"num_tokens": 5, "scripts": ["Klingon"]}, "no script 'Klingon'"),
     ],
@@ -212,7 +212,7 @@ def test_command(tmp_path: Path, corpus: Path) -> None:
     pico.assert_one_line_error(pico.command(*command), 1, "is not empty", "--overwrite")
     assert "21 of them new" in pico.command(*command, "--overwrite").stdout
     assert Vocabulary.in_folder(tmp_path / "new").size == Vocabulary.in_folder(base).size + 21
-    pico.assert_one_line_error(pico.command(*command[:-1], base / "new", "--overwrite"), 1, "lies in the input")
+    pico.assert_one_line_error(pico.command(*command[:-1], base / "new", "--overwrite"), 1, "is inside the input")
     (tmp_path / "x.txt").write_bytes(b"\x00\x01")
     command[3], command[-1] = tmp_path / "x.txt", tmp_path / "other"
     pico.assert_one_line_error(pico.command(*command), 1, "x.txt", "NUL characters")

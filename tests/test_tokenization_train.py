@@ -124,7 +124,7 @@ def test_optimize_keeps_what_the_corpus_uses(tmp_path: Path, bases) -> None:
         (
             ["train", "{corpus}", "--type", "bpe", "--vocab-size", "99999", "--like", "{base}"],
             1,
-            "99999 were asked for",
+            "99999 were requested",
         ),
         (["train", "{corpus}", "--type", "unigram", "--vocab-size", "99999", "--like", "{base}"], 1, "99999 tokens"),
         (["train", "nowhere", "--type", "bpe", "--vocab-size", "600", "--like", "{base}"], 1, "nowhere"),

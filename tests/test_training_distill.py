@@ -171,7 +171,7 @@ def test_report_card_and_plan_name_the_teacher(tmp_path: Path, english) -> None:
 @pytest.mark.parametrize(
     ("change", "exit_code", "parts"),
     [
-        (["teacher=null"], 2, ["`objective: distill` and `teacher` need one another"]),
+        (["teacher=null"], 2, ["`objective: distill` and `teacher` need each other"]),
         (["objective=text"], 2, ["objective"]),
         (["teacher=narrow"], 1, ["hidden states of width 8", "of width 16"]),
         (["teacher=nowhere"], 1, ["nowhere"]),

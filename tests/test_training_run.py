@@ -382,7 +382,7 @@ def _always_out(self, batch, totals):
         (["tokenizer=nowhere"], 1, ["nowhere"]),
         (["evaluate={data: {ru: empty.txt}}"], 1, ["evaluate.data.ru", "no text"]),
         (["output=corpus.jsonl"], 1, ["corpus.jsonl"]),
-        (["output=base/out"], 1, ["lies in the input"]),
+        (["output=base/out"], 1, ["is inside the input"]),
         (["learning_rate=2"], 2, ["learning_rate", "less than 1"]),
         (["sweep=20%"], 2, ["sweep"]),
         (["learing_rate=1e-3"], 2, ["learing_rate", "did you mean learning_rate"]),

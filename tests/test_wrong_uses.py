@@ -50,7 +50,7 @@ USES: list[tuple[list[str], int, str]] = [
     # YAML
     (["run", "list.yaml"], 2, "keys with values"),
     (["run", "broken.yaml"], 2, "broken.yaml:2: not YAML"),
-    (["run", "twice.yaml"], 2, "'start' stands twice"),
+    (["run", "twice.yaml"], 2, "'start' occurs twice"),
     (["run", "nomodels.yaml"], 2, "models: this key is missing"),
     (["run", "unknown.yaml"], 2, "did you mean instruct?"),
     (["run", "config.yaml"], 2, "lepmerge train config.yaml"),

@@ -52,7 +52,7 @@ def documents(rows: list[Row], kind: str, *, shots: bool, choices: list[str] | N
             begun = [choice for choice in choices if re.match(rf"{choice}\b", document["target"])]
             if not begun:
                 answers = ", ".join(choices)
-                raise DarumeruError(f"{place}: the answer {document['target']!r} is none of the choices {answers}")
+                raise DarumeruError(f"{place}: the answer {document['target']!r} is not one of the choices {answers}")
             document["target"] = begun[0]
         made.append(document)
     return made
@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
 
 def _texts(row: dict[str, Any], key: str) -> list[str]:
     if not isinstance(row[key], list) or not all(isinstance(text, str) for text in row[key]):
-        raise TypeError(f"{key} is no list of texts")
+        raise TypeError(f"{key} is not a list of texts")
     return row[key]
 
 
@@ -112,14 +112,14 @@ def _copy(row: dict[str, Any], shots: bool) -> Document:
 
 def _rucola(row: dict[str, Any], shots: bool) -> Document:
     if not isinstance(row["sentence"], str):
-        raise TypeError("sentence is no text")
+        raise TypeError("sentence is not a text")
     return _question(ACCEPTABILITY.format(sentence=row["sentence"]), "Ответ:", _text(row["label"]), shots)
 
 
 def _mmlu(language: str) -> Callable[[dict[str, Any], bool], Document]:
     def document(row: dict[str, Any], shots: bool) -> Document:
         if row["subject"] not in SUBJECTS:
-            raise ValueError(f"subject {row['subject']!r} is none of the 57 of MMLU")
+            raise ValueError(f"subject {row['subject']!r} is not one of MMLU's 57")
         options = _texts(row, f"choices_{language}")
         if len(options) != 4 or row["answer"] not in range(4):
             raise ValueError(f"{len(options)} choices_{language} and the answer {row['answer']!r}, not 4 and 0 to 3")

@@ -59,7 +59,7 @@ def _read_file(path: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DarumeruError(f"{path}:{number}: no JSON: {error.msg} at column {error.colno}") from error
+            raise DarumeruError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(row, dict):
             raise DarumeruError(f"{path}:{number}: a row is a JSON object, this is a {type(row).__name__}")
         rows.append((f"{path}:{number}", row))

@@ -80,7 +80,7 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--min-score", default=4.0, show_default=True, type=click.FloatRange(min=1, max=5),
               help="Drop answers that the grader scores lower.")  # fmt: skip
 @click.option("--copies", multiple=True, help="Also add requests to repeat passages of this text exactly. Repeatable.")
-@click.option("--copy-share", default=0.4, show_default=True,
+@click.option("--copy-fraction", default=0.4, show_default=True,
               type=click.FloatRange(min=0, min_open=True, max=1, max_open=True),
               help="Fraction of all records that --copies makes up.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace finished chats in the output folder.")
@@ -162,7 +162,7 @@ def _show(report: dict[str, Any]) -> None:
     click.echo(f"{report['prompts']} prompts, {report['kept']} answers kept{dropped}")
     if report["settings"]["copies"]:
         click.echo(f"{report['copies']} copies added, {report['records']} records in all")
-        wanted = num_copies(report["kept"], report["settings"]["copy_share"])
+        wanted = num_copies(report["kept"], report["settings"]["copy_fraction"])
         if report["copies"] < wanted:
             found = report["copies"]
             show_note(f"the text of --copies has passages for {found} of {wanted} copies: give more text")

@@ -144,13 +144,13 @@ def check_tokens(
     return found
 
 
-def _warnings(name: str, reference: str, side: str, figures: Mapping[str, Any]) -> list[str]:
-    suspects = figures["suspects"]
+def _warnings(name: str, reference: str, side: str, metrics: Mapping[str, Any]) -> list[str]:
+    suspects = metrics["suspects"]
     table = {"written": "output", "read": "input"}[side]
     what = {"written": "are", "read": "make what follows them"}[side]
-    if figures["judged_new"] >= LEAST_JUDGED and figures["median_excess_bits_new"] > UNTRAINED_BITS:
+    if metrics["judged_new"] >= LEAST_JUDGED and metrics["median_excess_bits_new"] > UNTRAINED_BITS:
         return [
-            f"{name}: the new tokens {what} {figures['median_excess_bits_new']:.1f} bits less probable than under "
+            f"{name}: the new tokens {what} {metrics['median_excess_bits_new']:.1f} bits less probable than under "
             f"{reference} (median): their {table} rows are not trained, or not for this model"
         ]
     if len(suspects) < LEAST_SUSPECTS:
@@ -158,7 +158,7 @@ def _warnings(name: str, reference: str, side: str, figures: Mapping[str, Any]) 
     num_new = sum(suspect["new"] for suspect in suspects)
     named = ", ".join(f"{suspect['text']!r} (+{suspect['excess_bits']:.0f})" for suspect in suspects[:NAMED])
     return [
-        f"{name}: {len(suspects)} tokens ({num_new} of them new) of {figures['judged']} look broken in the {table} "
+        f"{name}: {len(suspects)} tokens ({num_new} of them new) of {metrics['judged']} look broken in the {table} "
         f"table: they {what} over {EXCESS_BITS:.0f} bits less probable than under {reference}: {named}"
         + (", …" if len(suspects) > NAMED else "")
     ]

@@ -16,7 +16,7 @@ from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.prompts import Prompt, read_prompts
-from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, task_figures
+from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, task_metrics
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
 from lepmerge.output.provenance import versions
@@ -91,7 +91,7 @@ class _Measurement:
         return {**results, "seconds": perf_counter() - start, "warnings": warnings}
 
     def _text(self, model: LanguageModel, text: Text, predicted: Predicted, warnings: list[str]) -> dict[str, Any]:
-        found = {**predicted.figures(), **_difference(predicted, self.predicted[text.name])}
+        found = {**predicted.metrics(), **_difference(predicted, self.predicted[text.name])}
         if not isfinite(found["bits_per_byte"]):
             warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
         if self.settings.speed:
@@ -119,7 +119,7 @@ class _Measurement:
         right = measure_task(model, self.prompts["task"], batch_size=self.settings.batch_size, progress=self.progress)
         if model is self.reference:
             self.right = right
-        return {**task_figures(right, None if model is self.reference else self.right), "right": right}
+        return {**task_metrics(right, None if model is self.reference else self.right), "right": right}
 
 
 def compare(
@@ -174,7 +174,7 @@ def compare(
             "chat": str(chat) if chat is not None else None,
             "task": str(task) if task is not None else None,
         },
-        "texts": {text.name: _text_facts(text, texts[text.name]) for text in read},
+        "texts": {text.name: _text_entry(text, texts[text.name]) for text in read},
         "models": {model.name: measured[model.name] for model in models},
         "warnings": [
             *(f"--text {text.name}: {text.skipped}" for text in read if text.skipped),
@@ -216,7 +216,7 @@ def _check_context(model: LanguageModel, option: str, prompts: Sequence[Prompt])
             )
 
 
-def _text_facts(text: Text, files: Sequence[str]) -> dict[str, Any]:
+def _text_entry(text: Text, files: Sequence[str]) -> dict[str, Any]:
     return {
         "files": list(map(str, files)),
         "bytes": text.num_bytes,

@@ -106,7 +106,7 @@ def _read(path: Path) -> _Run:
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ResultError(f"{path} is no JSON file: {error}") from error
+        raise ResultError(f"{path} is not a JSON file: {error}") from error
     results = found.get("results") if isinstance(found, dict) else None
     if not isinstance(results, dict):
         raise ResultError(f"{path} has no `results`: expected the results_*.json of lm_eval --output_path")
@@ -126,7 +126,7 @@ def _read(path: Path) -> _Run:
     if len(shots) > 1:
         row.notes.append(f"{path}: the tasks have different numbers of shots, {sorted(shots)}")
     if config.get("limit"):
-        row.notes.append(f"{path}: only --limit {config['limit']} documents of each task, no figure to compare")
+        row.notes.append(f"{path}: only --limit {config['limit']} documents of each task: scores are not comparable")
     if generation := config.get("gen_kwargs"):
         given = generation if isinstance(generation, str) else json.dumps(generation, ensure_ascii=False)
         row.notes.append(

@@ -32,7 +32,7 @@ def read_prompts(path: str | Path, *, with_answer: bool) -> list[Prompt]:
         raise ComparisonError(f"{path} is not UTF-8") from error
     found = [_prompt(f"{path}:{number}", line, with_answer) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ComparisonError(f"{path} holds no prompt")
+        raise ComparisonError(f"{path} contains no prompts")
     return found
 
 
@@ -52,7 +52,7 @@ def _prompt(where: str, line: str, with_answer: bool) -> Prompt:
         for message in messages
     )  # fmt: skip
     if not is_chat:
-        raise ComparisonError(f"{where}: `messages` is no list of objects with role and content")
+        raise ComparisonError(f"{where}: `messages` is not a list of objects with role and content")
     if with_answer and not (isinstance(answer, str) and answer.strip()):
-        raise ComparisonError(f"{where}: `answer` is no text")
+        raise ComparisonError(f"{where}: `answer` is not a text")
     return Prompt(tuple(messages), answer if isinstance(answer, str) else "", where)

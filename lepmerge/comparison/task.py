@@ -57,16 +57,16 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
-def task_figures(right: Sequence[bool], reference: Sequence[bool] | None) -> dict[str, Any]:
+def task_metrics(right: Sequence[bool], reference: Sequence[bool] | None) -> dict[str, Any]:
     """Return the accuracy and the number of examples.
 
     With a reference, also return how many examples only one of the two models gets right, and McNemar's p-value.
     """
-    figures: dict[str, Any] = {"examples": len(right), "accuracy": sum(right) / len(right)}
+    metrics: dict[str, Any] = {"examples": len(right), "accuracy": sum(right) / len(right)}
     if reference is not None:
-        figures |= {
+        metrics |= {
             "only_this": sum(x and not y for x, y in zip(right, reference, strict=True)),
             "only_reference": sum(y and not x for x, y in zip(right, reference, strict=True)),
             "p": mcnemar(right, reference),
         }
-    return figures
+    return metrics

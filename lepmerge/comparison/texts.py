@@ -69,7 +69,7 @@ class Predicted:
     def bits_per_byte(self) -> float:
         return float(sum(bits.sum() for bits in self.bits)) / self.text.num_bytes
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Return characters per token, tokens per word (between whitespace), bits per UTF-8 byte, number of tokens."""
         return {
             "tokens": self.num_tokens,

@@ -145,7 +145,7 @@ def propagated(
         counts = {**to_new.counts, "kept_from_instruct": int((kept >= 0).sum())}
         reports.append(TableReport("propagate_embeddings", role, counts, method=name, reductions=(reduction,)))
     changed = model.with_tables(tables, vocabulary, tuple(reports))
-    return replace(changed, notes=(*changed.notes, *_doubts(model, base, adapted, to_new)))
+    return replace(changed, notes=(*changed.notes, *_warnings(model, base, adapted, to_new)))
 
 
 def _through_fit(operands: Operands, row_N: torch.Tensor) -> tuple[LazyTensor, Reduction]:
@@ -210,14 +210,14 @@ def _with_kept_rows(table: LazyTensor, instruct: LazyTensor, kept_V: torch.Tenso
     return _rows_of((table, instruct), is_kept, row_V, instruct.dtype)
 
 
-def _doubts(model: Model, base: Model, adapted: Model, to_new: Conversion) -> list[str]:
+def _warnings(model: Model, base: Model, adapted: Model, to_new: Conversion) -> list[str]:
     """Return warnings about models that look swapped: there is nothing to propagate, or base and instruct are equal."""
-    doubts = []
+    warnings = []
     if not len(to_new.rows_of(DECOMPOSED, INEXACT)):
-        doubts.append(f"{adapted.name} has no token that {model.name} lacks: is {adapted.folder} the adapted model?")
+        warnings.append(f"{adapted.name} has no token that {model.name} lacks: is {adapted.folder} the adapted model?")
     if os.path.realpath(base.folder) == os.path.realpath(model.folder):
-        doubts.append(f"{base.name} and {model.name} are the same folder, so no fine-tuning is carried over")
-    return doubts
+        warnings.append(f"{base.name} and {model.name} are the same folder, so no fine-tuning is carried over")
+    return warnings
 
 
 def _check(model: Model, base: Model, adapted: Model) -> None:

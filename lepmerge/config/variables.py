@@ -54,7 +54,9 @@ def _variables_of(tree: Tree) -> dict[str, tuple[yaml.Node, yaml.Node]]:
     variables = entries(defined)
     for name, (key, _) in variables.items():
         if not re.fullmatch(NAME, name):
-            raise RecipeError(f"{where(key.start_mark)}: {VARIABLES}: {name!r} is no name: use letters, digits and _")
+            raise RecipeError(
+                f"{where(key.start_mark)}: {VARIABLES}: {name!r} is not a valid name: use letters, digits and _"
+            )
     return variables
 
 
@@ -86,7 +88,7 @@ class _Filling:
             value = self._value(use["name"], node, place)
             if not isinstance(value, yaml.ScalarNode):
                 raise RecipeError(
-                    f"{_at(node, place)}: ${{{use['name']}}} is no text or number (see {where(value.start_mark)}), "
+                    f"{_at(node, place)}: ${{{use['name']}}} is neither text nor number (see {where(value.start_mark)}), "
                     f"so it cannot be a part of a text"
                 )
             parts.append(value.value)

@@ -66,7 +66,7 @@ class Tree:
         if not parent.is_file():
             raise RecipeError(f"{at}: there is no file {parent}")
         if parent in (*chain, real):
-            raise RecipeError(f"{at}: {named[1].value} extends this file in its turn")
+            raise RecipeError(f"{at}: {named[1].value} extends this file again")
         above = cls._extended(parent, short_form, (*chain, real))
         own = mapping([pair for pair in root.value if pair[0].value != EXTENDS], root)
         return cls(tree._merged(above.root, own, ()), tree.used | above.used, short_form)
@@ -230,7 +230,7 @@ def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
     """Return the tree with YAML merges (`<<`) applied and duplicate keys refused. Aliases still share one node."""
     if id(node) in done:
         if done[id(node)] is None:
-            raise ConstructorError(None, None, "an alias stands within what it names", node.start_mark)
+            raise ConstructorError(None, None, "an alias refers to a list or mapping that contains it", node.start_mark)
         return done[id(node)]
     done[id(node)] = None
     checked = node
@@ -240,7 +240,7 @@ def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
             if not isinstance(key, yaml.ScalarNode):
                 raise ConstructorError(None, None, "a key should be a word", key.start_mark)
             if key.value in seen:
-                raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
         SafeConstructor().flatten_mapping(node)
         checked = mapping([(key, _checked(value, done)) for key, value in entries(node).values()], node)

@@ -196,7 +196,7 @@ def _differs(first: LazyTensor, second: LazyTensor, workspace: Workspace) -> boo
 
 
 def _whole_modules(base: Model, tuned: Model, changed: Mapping[str, Any], workspace: Workspace) -> dict[str, list[str]]:
-    """Return module → its tensors, for modules with a change that is no matrix, and for tables that differ."""
+    """Return module → its tensors, for modules whose change is not a matrix, and for tables that differ."""
     modules = {_module(name) for name in changed if not _is_matrix(name, base.tensors[name])}
     other_vocabulary = base.vocabulary.all_ids != tuned.vocabulary.all_ids
     for name in base.tables.values():

@@ -51,7 +51,7 @@ class Options:
     grader_prompt: Path | None = None
     min_score: float = 4.0
     copies: Sequence[str] = ()
-    copy_share: float = 0.4
+    copy_fraction: float = 0.4
 
     def check(self) -> None:
         """Raise OptionError when options contradict one another."""
@@ -112,7 +112,7 @@ def make_job(options: Options) -> Job:
         letters_of(script, "")
     wordings = read_wordings(options.wordings)
     prompts = _prompts(options, wordings)
-    copied = _copies(options, wordings, num_copies(len(prompts), options.copy_share))
+    copied = _copies(options, wordings, num_copies(len(prompts), options.copy_fraction))
     template = read_grader_prompt(options.grader_prompt)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.candidates, options.seed)
     engine = _engine(options.model, options.server, options.api_key_env, sampling, options, prompts)
@@ -128,7 +128,7 @@ def make_job(options: Options) -> Job:
         filters=Filters(options.scripts, [OPTIONAL[name] for name in options.kept], options.min_score),
         grading=grading,
         copies=copied,
-        copy_fraction=options.copy_share,
+        copy_fraction=options.copy_fraction,
         inputs=[*read, *engine.folders, *(grading.engine.folders if grading else ())],
         described=options.described(),
     )

@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 REFUSED = {
     "layer_replication": "it repeats layers of the base",
-    "lora_bias": "it trains a bias beside B",
+    "lora_bias": "it also trains a bias of B",
     "alora_invocation_tokens": "it acts only after these tokens",
     "use_qalora": "its A works on groups of inputs",
     "use_bdlora": "its matrices are block-diagonal",

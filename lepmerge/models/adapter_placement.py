@@ -63,7 +63,7 @@ class Placement:
         """Return name → tensor of a module that is not a table."""
         made: dict[str, LazyTensor] = {}
         if change.token_rows is not None or change.original is not None:
-            raise CheckpointError(f"{self.at(module)} has rows of a table, but is no table of {self.base.folder}")
+            raise CheckpointError(f"{self.at(module)} has rows of a table, but is not a table of {self.base.folder}")
         if change.pair != (None, None):
             name = self.existing(f"{module}.weight")
             made[name] = self.with_low_rank(module, self.model.tensors[name], self.base.tensors[name], change)

@@ -39,7 +39,7 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         for tensor_name in sorted(file.entries, key=lambda name: file.entries[name].start):
             if tensor_name in tensors:
                 raise CheckpointError(
-                    f"tensor {tensor_name} stands in two files of one model, {tensors[tensor_name].file.path} and "
+                    f"tensor {tensor_name} is in two files of one model, {tensors[tensor_name].file.path} and "
                     f"{file.path}, and loaders may take either: remove the stale one"
                 )
             tensors[tensor_name] = StoredTensor.of(tensor_name, file)

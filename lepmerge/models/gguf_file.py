@@ -183,7 +183,7 @@ def _aligned(offset: int, alignment: int) -> int:
 def _alignment(path: Path, fields: Mapping[str, Field]) -> int:
     alignment = fields[ALIGNMENT].value if ALIGNMENT in fields else 32
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: {ALIGNMENT} {alignment!r} is no power of two from 8 on")
+        raise CheckpointError(f"{path}: {ALIGNMENT} {alignment!r} is not a power of two of at least 8")
     return alignment
 
 

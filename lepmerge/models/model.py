@@ -109,7 +109,7 @@ class Model:
                     self.vocabulary, vocabulary, num_old_rows=self.num_rows, num_rows=num_rows
                 )
                 found[name] = converted(tensor, conversion)
-                notes.append(f"{name} lies beyond num_hidden_layers; its new rows are means of its old rows")
+                notes.append(f"{name} is beyond num_hidden_layers; its new rows are means of its old rows")
             else:
                 raise CheckpointError(
                     f"{self.name} ({self.folder}): tensor {name} {list(tensor.shape)} also has one row per token (an "

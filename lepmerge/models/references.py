@@ -117,7 +117,7 @@ def _download(reference: str, hub_id: str, revision: str | None, folder: Path, w
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReferenceNotFound(
-            f"{reference}: there is no folder {folder}{did_you_mean(folder)}, and it cannot be had from the Hub "
+            f"{reference}: there is no folder {folder}{did_you_mean(folder)}, and it cannot be downloaded from the Hub "
             f"({reason}). "
             f"Check the name, or download the model first and name its folder"
         ) from error

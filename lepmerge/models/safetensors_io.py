@@ -259,7 +259,7 @@ def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[
             raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {entry.dtype}")
         if min(entry.shape, default=0) < 0 or entry.start != position:
             raise CheckpointError(
-                f"{path}: tensor {name} lies at bytes {entry.start}-{entry.stop}, expected to begin at {position}: "
+                f"{path}: tensor {name} is at bytes {entry.start}-{entry.stop}, expected to begin at {position}: "
                 f"the header is damaged; download the file again"
             )
         expected = prod(entry.shape) * TORCH_DTYPES[entry.dtype].itemsize
@@ -278,5 +278,5 @@ def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return result

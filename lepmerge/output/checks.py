@@ -54,7 +54,7 @@ def check_place(target: Path, *, inputs: Iterable[Path], key: str = "output.path
     for path in inputs:
         other = Path(os.path.realpath(path))
         if real == other or real in other.parents or other in real.parents:
-            raise OutputError(f"the output {target} is, holds or lies in the input {path}: choose another {key}")
+            raise OutputError(f"the output {target} is, contains or is inside the input {path}: choose another {key}")
     if real.exists() and real.is_dir() == is_file:
         raise OutputError(f"the output {target} is a {'folder' if is_file else 'file'}: choose another {key}")
 

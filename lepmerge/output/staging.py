@@ -220,7 +220,7 @@ class Staging:
             if error.errno in NO_SPACE:
                 raise OutputError(
                     f"the disk of {self.target.parent} is full; what was finished is kept in {self.folder}: free some "
-                    f"space and run the same command again, it goes on from there"
+                    f"space and run the same command again, it continues from there"
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise OutputError(f"{self.target.parent} cannot be written to: {error.strerror}") from error

@@ -226,7 +226,7 @@ def _extended(
         of = f" of the script{'s' if len(scripts) > 1 else ''} {', '.join(scripts)}" if scripts else ""
         raise VocabularyError(
             f"the corpus gives only {len(extension.tokens)} new tokens{of} ({len(words)} different words), "
-            f"{num_tokens} were asked for: give more text, or a smaller {option}"
+            f"{num_tokens} were requested: give more text, or a smaller {option}"
         )
     return Vocabulary(extended_spec(old, extension, layout=layout))
 

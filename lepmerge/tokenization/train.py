@@ -34,7 +34,7 @@ def train_bpe(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) -> dic
         splitters.append(pre_tokenizers.Split(Regex(SENTENCEPIECE_WORDS), "isolated"))
     if not splitters:
         raise VocabularyError(
-            f"{like.folder}: the tokenizer splits text into no words, so no BPE can be trained like it"
+            f"{like.folder}: the tokenizer does not split text into words, so no BPE can be trained like it"
         )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splitters)
     first = [token.content for token in like.added.values()] + (BYTE_TOKENS if byte_fallback else [])
@@ -50,7 +50,7 @@ def train_bpe(texts: Iterable[str], *, like: Vocabulary, vocab_size: int) -> dic
     trained = tokenizer.get_vocab()
     tokens = [*first, *sorted(trained.keys() - set(first), key=trained.__getitem__)]
     if len(tokens) < vocab_size:
-        raise CorpusError(f"the corpus gives only {len(tokens)} tokens, {vocab_size} were asked for: give more text")
+        raise CorpusError(f"the corpus gives only {len(tokens)} tokens, {vocab_size} were requested: give more text")
     model = {
         **like.spec["model"],
         "type": "BPE",

@@ -27,7 +27,9 @@ def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
     if vocabulary.family == "sentencepiece":
         splitters.append(pre_tokenizers.Split(Regex(SENTENCEPIECE_WORDS), "isolated"))
     if not splitters:
-        raise VocabularyError(f"{vocabulary.folder}: the tokenizer splits text into no words, so none can be counted")
+        raise VocabularyError(
+            f"{vocabulary.folder}: the tokenizer does not split text into words, so words cannot be counted"
+        )
     splitter = pre_tokenizers.Sequence(splitters)
     found: Counter[str] = Counter()
     for text in texts:

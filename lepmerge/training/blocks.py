@@ -124,7 +124,7 @@ def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_pro
     """Return the blocks of a setting's data. Tokens are stored in `folder`, or in memory if it is None."""
     config = setting.config
     if len(setting.prefix_ids) + 2 > config.block_size:
-        raise LepmergeError(f"block_size: {config.block_size} has no room beside the tokenizer's prefix")
+        raise LepmergeError(f"block_size: {config.block_size} has no room for text after the tokenizer's prefix")
     return blocks_from(setting, [_source(setting, source, folder, progress) for source in config.data])
 
 

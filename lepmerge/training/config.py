@@ -22,7 +22,7 @@ def _share(value: Any) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
     number = float(match[1]) / 100 if match else float(value) if isinstance(value, int | float) else 0.0
     if not 0 < number < 1:
-        raise ValueError("should be a share such as 20%")
+        raise ValueError("should be a fraction such as 20%")
     return number
 
 
@@ -137,7 +137,7 @@ class TrainConfig(Strict):
     init: InitName | InitPerTable = "mean"
     """How the rows of new tokens are initialized, as in `swap_vocabulary`."""
     data: list[TrainingSource] = Field(min_length=1)
-    """The training data. A single source may stand without a list, and a string is short for `path`."""
+    """The training data. A single source needs no list, and a string is short for `path`."""
     distill: Distill = Distill()
     """Settings of `objective: distill`."""
     train: Trained = Trained()
@@ -228,7 +228,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _objective_fits(self) -> "TrainConfig":
         if (self.objective == "distill") != (self.teacher is not None):
-            raise ValueError("`objective: distill` and `teacher` need one another")
+            raise ValueError("`objective: distill` and `teacher` need each other")
         if self.objective == "text" and any(source.is_chats or source.cut for source in self.data):
             raise ValueError("`kind: chat`, `prompt` and `cut` need another objective than text")
         if self.objective == "chat" and any(source.kind != "chat" for source in self.data):

@@ -141,16 +141,16 @@ class Learner:
         cross_entropy, divergence = (sums / sums.new_tensor(totals.divisors)).tolist()
         terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
         loss = cross_entropy + self.config.distill.weight * divergence
-        figures = StepResult(loss, float(norm), totals.num_labels, terms)
+        result = StepResult(loss, float(norm), totals.num_labels, terms)
         # An update with NaN would ruin the parameters. Without it they stay good, and the caller reports the step.
-        if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             for options in self.optimizer.param_groups:
                 options["lr"] = self.learning_rate(number)
             self.optimizer.step()
             for table in self.tables.values():
                 table.update()
         self.forget_gradients()
-        return figures
+        return result
 
     def _dropping(self, step: int, micro_batch: int) -> AbstractContextManager[None]:
         """Return a context with the dropout of the adapter. What is dropped depends only on the seed and the place."""

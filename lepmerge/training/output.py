@@ -138,7 +138,7 @@ def card_of(report: Mapping[str, Any]) -> str:
         *_what(report),
         f"{report['steps']} steps, {report['tokens']:,} tokens, highest rate {report['learning_rate']:g}. "
         f"{_trained(report)}. "
-        f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats a token (means of the first and the "
+        f"Loss {report['loss']['first']:.4f} → {report['loss']['last']:.4f} nats per token (means of the first and the "
         f"last tenth of the steps).{_terms(report)}",
     ]
     if report["bits_per_byte"]:

@@ -269,8 +269,8 @@ def _refuse_another(staging: Staging, setting: Setting) -> None:
     step = max((position.step for path in tracks if (position := position_of(path))), default=0)
     raise OutputError(
         f"{staging.folder} holds {step} step{'s' * (step != 1)} of a training that differs "
-        f"({_difference(staging.folder, setting)}): go on with that one, choose another output, or throw its steps "
-        f"away with --restart"
+        f"({_difference(staging.folder, setting)}): continue that training, choose another output, or discard its "
+        f"steps with --restart"
     )
 
 

@@ -140,8 +140,8 @@ def _fitted(product_V: torch.Tensor, got_V: torch.Tensor) -> tuple[float, float 
     if math.isclose(first, last, rel_tol=1e-5):
         return _rounded(last), None
     cap = _rounded(abs(float(got_V[-1])))
-    share = float(got_V[0]) / cap
-    return (_rounded(cap * math.atanh(share) / float(product_V[0])) if abs(share) < 1 else math.nan), cap
+    ratio = float(got_V[0]) / cap
+    return (_rounded(cap * math.atanh(ratio) / float(product_V[0])) if abs(ratio) < 1 else math.nan), cap
 
 
 def _ratio(got_D: torch.Tensor, given_D: torch.Tensor) -> float | None:

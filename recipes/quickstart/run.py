@@ -18,7 +18,7 @@ def run(*arguments: str | Path) -> None:
     """Run a lepmerge command."""
     done = subprocess.run([sys.executable, "-m", "lepmerge", *arguments])
     if done.returncode:
-        raise SystemExit(f"lepmerge {arguments[0]} ended with {done.returncode}: run this again to go on from there")
+        raise SystemExit(f"lepmerge {arguments[0]} ended with {done.returncode}: run it again to continue")
 
 
 def result_of(recipe: Path, overrides: Sequence[str] = ()) -> Path:

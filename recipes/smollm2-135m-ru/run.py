@@ -64,7 +64,7 @@ def run(*command: object) -> None:
     print(f"\n$ {shlex.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", *words] if words[0] == "lepmerge" else [sys.executable, *words])
     if done.returncode:
-        raise SystemExit(f"{words[0]} ended with {done.returncode}: run the same command again to go on from here")
+        raise SystemExit(f"{words[0]} ended with {done.returncode}: run the same command again to continue")
 
 
 def once(target: Path, make: Callable[[Path], object]) -> None:
@@ -110,7 +110,7 @@ def adapt(size: Size, work: Path, device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="laptop")
-    parser.add_argument("--work", type=Path, help="where everything is made (default: work/SIZE beside this file)")
+    parser.add_argument("--work", type=Path, help="where everything is made (default: work/SIZE next to this file)")
     parser.add_argument("--device", help="default: that of the size")
     arguments = parser.parse_args()
     size = SIZES[arguments.size]

@@ -58,8 +58,8 @@ def _pruned(delta: LazyTensor, density: float, epsilon: float, key: int, rescale
         index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
     ) -> torch.Tensor:
         rank = rows[0].abs().argsort(dim=1, stable=True).argsort(dim=1)
-        share = rank / (delta.row_width - 1) if delta.row_width > 1 else torch.full_like(rows[0], 0.5)
-        probability = (density - epsilon) + share * 2 * epsilon
+        position = rank / (delta.row_width - 1) if delta.row_width > 1 else torch.full_like(rows[0], 0.5)
+        probability = (density - epsilon) + position * 2 * epsilon
         stays = uniform(index_N, delta.row_width, key) < probability
         return torch.where(stays, rows[0] / probability if rescale else rows[0], 0.0)
 

@@ -1,4 +1,4 @@
-"""What users are told in warnings, tokenizer reports and estimates, value by value: a changed number fails a test."""
+"""Warnings, tokenizer reports and estimates are checked value by value: a changed number fails a test."""
 
 import json
 from collections.abc import Sequence
@@ -9,15 +9,16 @@ import pico
 import pytest
 import torch
 import training
-from lepmerge.tokenization.gates import NUM_RANDOM_TEXTS, check_digits, check_reachable
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from lepmerge.comparison.broken_tokens import check_tokens
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.texts import Predicted, text_of
+from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
 from lepmerge.models.table_report import TableReport
-from lepmerge.tokenization.build import extend_tokenizer, optimize_tokenizer, train_tokenizer
+from lepmerge.tokenization.build import Extend, Optimize, Train, build_tokenizer
+from lepmerge.tokenization.checks import NUM_RANDOM_TEXTS, check_digits, check_reachable
 from lepmerge.tokenization.report import num_lost_in
 from lepmerge.training.fitting import Choice, Fitting, sizes_of
 from lepmerge.training.loss import chunk_length
@@ -33,12 +34,12 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 def test_digits_that_split_differently_are_refused() -> None:
     plain, joined = (vocabulary(pico.byte_level([text], 265)) for text in ("a b", "12 12 12 1212"))
     assert check_digits(plain, plain) == 44
-    with pytest.raises(VocabularyError, match="digits are split differently now, for example '13841287201'"):
+    with pytest.raises(VocabularyError, match="splits digits differently, e.g. '13841287201'"):
         check_digits(plain, joined)
     assert check_digits(joined, joined) == 44
 
 
-def test_tokens_that_are_never_reached_are_counted() -> None:
+def test_unreachable_tokens_are_counted() -> None:
     """`abc` is made of ab and c, but in abc the merge of b and c comes first."""
     tokenizer = pico.bpe_of([("b", "c"), ("a", "b"), ("ab", "c")], letters=pico.alphabet())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,7 +47,7 @@ def test_tokens_that_are_never_reached_are_counted() -> None:
     assert num_lost_in(found) == 1
     reached = [found.model_ids[token] for token in ("ab", "bc")]
     assert check_reachable(found, reached) == 0
-    with pytest.raises(VocabularyError, match=r"1 new tokens are never reached, the first is b'abc' \(id \d+\)"):
+    with pytest.raises(VocabularyError, match=r"1 new tokens are unreachable: .* b'abc' \(id \d+\)"):
         check_reachable(found, [*reached, found.model_ids["abc"]])
 
 
@@ -68,38 +69,38 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", ["extend", "optimize", "bpe"])
 def test_every_value_of_a_tokenizers_report(tmp_path: Path, base: Path, corpus: Path, command: str) -> None:
     old, output = Vocabulary.in_folder(base), tmp_path / "new"
-    arguments = (str(base), [str(corpus)], output)
+    inputs = {"model": str(base), "corpus": Corpus([str(corpus)])}
     if command == "extend":
-        report = extend_tokenizer(*arguments, num_tokens=30, scripts=["Cyrillic"])
-        expected = {"operation": "extend", "model": str(base), "scripts": ["Cyrillic"], "only_from": None}
-        expected["layout"] = "after"
+        report = build_tokenizer(Extend(**inputs, num_tokens=30, scripts=["Cyrillic"]), output)
+        expected = {"operation": "extend", "num_tokens": 30, "vocab_size": None, "scripts": ["Cyrillic"]}
+        expected |= {"only_from": None, "layout": "after"}
     elif command == "optimize":
-        report = optimize_tokenizer(*arguments, keep=0.98, vocab_size=350)
-        expected = {"operation": "optimize", "model": str(base), "scripts": []}
+        report = build_tokenizer(Optimize(**inputs, keep=0.98, vocab_size=350), output)
         id_map = json.loads((output / "id_map.json").read_text())
-        expected["kept"] = len(id_map)
+        expected = {"operation": "optimize", "keep": 0.98, "vocab_size": 350, "scripts": (), "kept": len(id_map)}
     else:
-        report = train_tokenizer(command, [str(corpus)], output, like=str(base), vocab_size=400)
-        expected = {"operation": "train", "kind": command, "like": str(base)}
-    assert report == json.loads((output / "lepmerge_tokenizer.json").read_text())
+        report = build_tokenizer(Train(**inputs, kind="bpe", vocab_size=400), output)
+        expected = {"operation": "train", "kind": command, "vocab_size": 400}
+    expected["model"] = str(base)
+    assert json.loads(json.dumps(report)) == json.loads((output / "lepmerge_tokenizer.json").read_text())
     new = Vocabulary.in_folder(output)
     texts = [text for text in map(_text, corpus.read_text().splitlines()) if text]
     expected["corpus"] = {"documents": 480, "texts": 480, "skipped": {"empty": 1, "null": 1}}
     expected |= {"old_size": old.size, "size": new.size}
     if command in ("extend", "optimize"):
         words = [word for text in texts for word, _ in old.tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-        expected["words"] = {"different": len(set(words)), "in_all": len(words)}
+        expected["words"] = {"different": len(set(words)), "total": len(words)}
     sample = texts[::97]
     symbols = {name: _symbols_per_token(v, sample) for name, v in (("old", old), ("new", new))}
     expected["symbols_per_token"] = pytest.approx(symbols)
-    gates = report.pop("gates")
+    checks = report.pop("checks")
     assert report == expected
-    assert gates["new_tokens"] == len(set(new.all_ids) - set(old.all_ids)) > 0
-    assert gates["unreachable"] == _unreachable(new) == 0
+    assert checks["new_tokens"] == len(set(new.all_ids) - set(old.all_ids)) > 0
+    assert checks["unreachable"] == _unreachable(new) == 0
     exact = [_comes_back(new, text) for text in sample]
-    assert gates["round_trip"]["sampled"] == {"texts": len(sample), "exact": sum(exact)} and all(exact)
-    assert gates["round_trip"]["random"] == dict.fromkeys(("texts", "exact"), NUM_RANDOM_TEXTS)
-    assert gates.get("digits", 44) == 44 and ("digits" in gates) == (command != "bpe")
+    assert checks["round_trip"]["sampled"] == {"texts": len(sample), "exact": sum(exact)} and all(exact)
+    assert checks["round_trip"]["random"] == dict.fromkeys(("texts", "exact"), NUM_RANDOM_TEXTS)
+    assert checks.get("digits", 44) == 44 and ("digits" in checks) == (command != "bpe")
 
 
 def test_a_new_tokenizer_counts_what_it_never_reaches(tmp_path: Path, corpus: Path) -> None:
@@ -108,10 +109,11 @@ def test_a_new_tokenizer_counts_what_it_never_reaches(tmp_path: Path, corpus: Pa
     apart = pre_tokenizers.Split(Regex(r"\A."), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     like = pico.save_model(tmp_path / "like", tokenizer)
-    gates = train_tokenizer("bpe", [str(corpus)], tmp_path / "new", like=str(like), vocab_size=400)["gates"]
-    assert gates["unreachable"] == _unreachable(Vocabulary.in_folder(tmp_path / "new")) > 50
-    with pytest.raises(VocabularyError, match="new tokens are never reached"):
-        extend_tokenizer(str(like), [str(corpus)], tmp_path / "extended", num_tokens=20)
+    inputs = {"model": str(like), "corpus": Corpus([str(corpus)])}
+    checks = build_tokenizer(Train(**inputs, kind="bpe", vocab_size=400), tmp_path / "new")["checks"]
+    assert checks["unreachable"] == _unreachable(Vocabulary.in_folder(tmp_path / "new")) > 50
+    with pytest.raises(VocabularyError, match="new tokens are unreachable"):
+        build_tokenizer(Extend(**inputs, num_tokens=20), tmp_path / "extended")
 
 
 def _text(line: str) -> str | None:
