@@ -88,7 +88,7 @@ class _Filling:
             value = self._value(use["name"], node, place)
             if not isinstance(value, yaml.ScalarNode):
                 raise RecipeError(
-                    f"{_at(node, place)}: ${{{use['name']}}} is neither text nor number (see {where(value.start_mark)}), "
+                    f"{_at(node, place)}: ${{{use['name']}}} is not a text or number (see {where(value.start_mark)}), "
                     f"so it cannot be a part of a text"
                 )
             parts.append(value.value)
