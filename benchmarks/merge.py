@@ -61,7 +61,7 @@ def configuration(method: str, folder: Path) -> dict[str, Any]:
 
 
 def make_models(folder: Path, shape: dict[str, int]) -> None:
-    """Write a base, and three models that differ from it by a common direction and one of their own."""
+    """Write a base, and three models that differ from it by a common and by a separate direction."""
     spec = tokenizer_spec(shape["rows"])
     save_model(folder / "base", **shape, seed=0)
     (source,) = (folder / "base").glob("*.safetensors")

@@ -85,7 +85,7 @@ def main() -> None:
     aims = [aim("the hook, CPU milliseconds a start", median(differences[OURS]), 0.15)]
     if PEER in differences:
         ratio = median(differences[OURS]) / median(differences[PEER])
-        aims.append(aim("the hook's share of what setuptools' takes", ratio, 1.0))
+        aims.append(aim("the hook's time divided by that of setuptools'", ratio, 1.0))
     show_aims(aims)
     report.write(
         {

@@ -177,7 +177,7 @@ def main() -> None:
             faster = sorted(ratios(raw["lepmerge"], raw["Trainer"], "tokens_per_cpu_s"))[options.runs // 2]
             less = sorted(ratios(raw["lepmerge"], raw["Trainer"], "peak_mib"))[options.runs // 2]
             cases[case] = {"medians": mid, "runs": raw, "tokens_per_cpu_s": faster, "peak_memory": less}
-            aims.append(aim(f"{case}: time a token, lepmerge / Trainer", 1 / faster, 1 / speed))
+            aims.append(aim(f"{case}: time per token, lepmerge / Trainer", 1 / faster, 1 / speed))
             aims.append(aim(f"{case}: peak memory, lepmerge / Trainer", less, memory))
     rows = [
         [case, way, found["medians"][way]["tokens_per_cpu_s"], found["medians"][way]["peak_mib"],

@@ -160,7 +160,7 @@ def save_adapted(
 
 
 def write_recipe(path: Path, method: str = "conversion", **models: Path) -> Path:
-    """Write a propagation recipe next to its models; the output is `out` beside the recipe."""
+    """Write a propagation recipe next to its models; the output is `out` next to the recipe."""
     lines = ["models:", *(f"  {name}: {folder}" for name, folder in models.items())]
     lines += [
         "steps:",

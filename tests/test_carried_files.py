@@ -35,8 +35,8 @@ def test_named_chat_templates(tmp_path: Path, folder: Path, russian, form: str, 
     out = pico.run_recipe(tmp_path / "run", {"instruct": folder}, swap if steps == "swap" else [])
     before, after = (AutoTokenizer.from_pretrained(path) for path in (folder, out))
     assert after.chat_template == before.chat_template == {"default": default, "tool_use": TOOL}
-    told = after.apply_chat_template(MESSAGES, chat_template="tool_use", tokenize=False)
-    assert told == "TOOLS Hi"
+    rendered = after.apply_chat_template(MESSAGES, chat_template="tool_use", tokenize=False)
+    assert rendered == "TOOLS Hi"
     again = pico.command("run", recipe, "--device", "cpu")
     assert again.exit_code == 0 and "nothing was done" in again.stderr
     replaced = pico.command("run", recipe, "--device", "cpu", "--overwrite", "--set", "output.dtype=float32")

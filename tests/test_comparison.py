@@ -1,4 +1,4 @@
-"""lepmerge compare: its figures equal direct computations, broken tokens are found, faults are one line."""
+"""lepmerge compare: its metrics equal direct computations, broken tokens are found, faults are one line."""
 
 import json
 import math
@@ -33,7 +33,7 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, by far so beside other processes."""
+    """Tiny models are slower on several threads, and much slower while other processes run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

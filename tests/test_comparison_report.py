@@ -19,7 +19,7 @@ RUSSIAN = QUICKSTART / "heldout_ru.txt"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, by far so beside other processes."""
+    """Tiny models are slower on several threads, and much slower while other processes run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,7 +110,7 @@ def opened(page: Path, folder: Path) -> tuple[list[str], set[str]]:
     )  # fmt: skip
     assert (folder / "page.png").exists(), done.stderr[-2000:]
     asked = [event.get("params", {}) for event in json.loads((folder / "net.json").read_text())["events"]]
-    # The browser asks its maker's hosts too when it starts. A page from a file is an origin of its own, "null".
+    # The browser asks its maker's hosts too when it starts. The origin of a page from a file is "null".
     urls = {request["url"] for request in asked if "url" in request and request.get("initiator") == "null"}
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], urls
 

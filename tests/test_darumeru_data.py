@@ -207,9 +207,9 @@ def test_other_encodings_and_a_folder_in_place_of_a_file(tmp_path):
     text = path.read_text("utf-8")
     path.write_bytes(text.encode("utf-16"))
     assert f"{path} is not UTF-8" in fault(folder, "rcb")
-    path.write_bytes(text.encode("utf-8-sig"))  # a byte order mark is no fault
+    path.write_bytes(text.encode("utf-8-sig"))  # a byte order mark is accepted
     assert len(load(["darumeru_rcb"], data=folder)["rcb"].test_docs()) == 12
-    path.write_text(text.replace("Анна", "Ан\u2028на"), "utf-8")  # a separator within a text is no line's end
+    path.write_text(text.replace("Анна", "Ан\u2028на"), "utf-8")  # a separator within a text does not end a line
     assert len(load(["darumeru_rcb"], data=folder)["rcb"].test_docs()) == 12
     path.unlink()
     path.mkdir()

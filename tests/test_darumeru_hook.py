@@ -64,7 +64,7 @@ SHOW_INCLUDED = "from lm_eval.tasks import TaskManager; print(TaskManager().all_
 
 
 def test_the_harness_finds_the_tasks(tmp_path: Path) -> None:
-    """This uses the real harness, without the folder of its own tasks, which take seconds to read."""
+    """This uses the real harness, without its own folder of tasks, which takes seconds to read."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "theirs.yaml").write_text(
         "task: darumeru_rcb\ndataset_path: json\noutput_type: loglikelihood\n"
@@ -165,7 +165,7 @@ def test_our_entry_point_leads_to_the_tasks() -> None:
 
 STRANGE = {
     "cannot be imported": "raise ImportError('this harness is broken')",
-    "is no Python": "def",
+    "is not Python": "def",
     "has no manager": "",
     "has a function": "def TaskManager():\n    pass",
     "has another signature": "class TaskManager:\n    def __init__(self):\n        self.all_tasks = 'all'\n",

@@ -180,7 +180,7 @@ def test_length_counts_generated_ids_not_those_of_the_text(model, tasks, monkeyp
 
 
 def spelled(model, letter: str) -> list[int]:
-    """Return the ids of a letter as tokens of its own."""
+    """Return the ids of a letter as separate tokens."""
     if not model.tokenizer.tokenize("x")[0].startswith("▁"):
         return model.tokenizer.encode(letter, add_special_tokens=False)
     ids = model.tokenizer.convert_tokens_to_ids([letter.replace(" ", "▁")])
@@ -201,7 +201,7 @@ def test_ids_after_the_end_token_or_a_stop_sequence_do_not_count(model, tasks, m
         assert scores(task, model)["score"] == 1.0, tail
         force(model, monkeypatch, [[*copy, *tail]])
         chat = scores(task, model, chat=True)["score"]
-        num_read = len(copy) + (len(tail) if tail[:1] == newline[:1] else 0)  # a chat goes on after a line's end
+        num_read = len(copy) + (len(tail) if tail[:1] == newline[:1] else 0)  # a chat continues after a line's end
         assert chat == pytest.approx(len(copy) / num_read)
     for nothing in ([], newline, [end]):
         force(model, monkeypatch, [nothing])

@@ -1,6 +1,6 @@
 """What the model reads, word for word: `darumeru_golden/TASK.txt`, to be checked by eye.
 
-The prompt stands between ⟦ and ⟧; after → what is scored after it, or how it is continued. <s> is the begin token.
+The prompt is between ⟦ and ⟧; after → what is scored after it, or how it is continued. <s> is the begin token.
 
 After a change that is meant: DARUMERU_GOLDEN=write python -m pytest tests/test_darumeru_prompts.py, then read the diff.
 """

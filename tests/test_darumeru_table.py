@@ -1,4 +1,4 @@
-"""`lepmerge darumeru`: the table from result files beside the paper's rows, checked against a plain computation."""
+"""`lepmerge darumeru`: the table of result files and the paper's rows, checked against a plain computation."""
 
 import csv
 import io

@@ -201,7 +201,7 @@ commands/chain
 commands/main
 __main__
 """.split()
-"""Every module may import those before it, wherever the import stands. Docstring-only packages are left out."""
+"""Every module may import those before it, wherever the import is. Docstring-only packages are left out."""
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 

@@ -126,7 +126,7 @@ def test_merging_a_model_with_itself_gives_the_model(method: str) -> None:
     count = merge_methods()[method].num_models[0]
     given = {"t": 0.3, "density": [1.0] * count, "weight": [1.0] * count}
     got = result(method, base, [model] * count, **given)
-    if method == "arcee_fusion":  # takes what lies far above the quartiles only
+    if method == "arcee_fusion":  # takes only values far above the quartiles
         assert bool(((got == model) | (got == base)).all())
     else:
         assert torch.allclose(got, model, atol=1e-6)

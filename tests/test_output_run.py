@@ -36,7 +36,7 @@ def write_rows(target: Path, data: bytes = ROWS, *, fingerprint: str = "rows", o
 def crashes(job: Callable[[], object], target: Path, monkeypatch: pytest.MonkeyPatch, *, first: int, step: int) -> int:
     """Crash a job before every `step`-th disk call and let the next one recover; return the number of crashes."""
     job()
-    expected, beside = contents(target), sorted(os.listdir(target.parent))
+    expected, neighbours = contents(target), sorted(os.listdir(target.parent))
     assert expected is not None
     for number, point in enumerate(range(first, 100_000, step)):
         remove(target)
@@ -51,7 +51,7 @@ def crashes(job: Callable[[], object], target: Path, monkeypatch: pytest.MonkeyP
         assert contents(target) in (None, expected), point
         job()
         assert contents(target) == expected, point
-        assert sorted(os.listdir(target.parent)) == beside, point
+        assert sorted(os.listdir(target.parent)) == neighbours, point
         if not is_killed:
             return number
     raise AssertionError("the job never ended")

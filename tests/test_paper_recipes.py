@@ -1,4 +1,4 @@
-"""recipes/paper: the numbers are the paper's, and `lepmerge plan` accepts all 21 recipes as they stand."""
+"""recipes/paper: the numbers are the paper's, and `lepmerge plan` accepts all 21 recipes unchanged."""
 
 import csv
 import json

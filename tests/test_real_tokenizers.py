@@ -140,7 +140,7 @@ def vocabulary(name: str) -> Vocabulary:
 
 @cache
 def bytes_by_id(name: str) -> dict[int, bytes]:
-    """Return id → bytes of the tokens that text falls into, told by this file's own rules: all but special ones."""
+    """Return id → bytes of the tokens that text falls into, found by this file's own rules: all but special ones."""
     spec = vocabulary(name).spec
     parts = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     special = {entry["id"] for entry in spec["added_tokens"] if entry["special"]}

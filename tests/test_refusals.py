@@ -57,7 +57,7 @@ RECIPES: dict[str, tuple[dict, str]] = {
 FILES: dict[str, tuple[str, Change, str]] = {
     "no config": ("instruct/config.json", Path.unlink, "config.json"),
     "no tokenizer": ("adapted/tokenizer.json", Path.unlink, "tokenizer"),
-    "config is no JSON": ("base/config.json", lambda path: path.write_text("{"), "config.json"),
+    "config is not JSON": ("base/config.json", lambda path: path.write_text("{"), "config.json"),
     "cut weights": ("instruct/model.safetensors", cut, "model.safetensors"),
     "no weights": ("base/model.safetensors", Path.unlink, "base"),
     "other width": ("adapted/embeddings.safetensors", narrow, "width"),

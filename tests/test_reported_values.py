@@ -193,25 +193,25 @@ def predicted(model: LanguageModel, extra: dict[int, float]) -> dict[str, Predic
 
 def test_warnings_of_untrained_and_broken_rows(pair: list[LanguageModel]) -> None:
     reference, model = pair
-    told = (reference.name, reference.vocabulary)
+    judged = (reference.name, reference.vocabulary)
     expected = predicted(reference, {})
     old = set(reference.vocabulary.bytes_of.values())
     used = sorted({id for row in predicted(model, {})["ru"].ids for id in row})
     new = [id for id in used if model.vocabulary.bytes_of[id] not in old]
-    sound = check_tokens(model, predicted(model, {}), expected, *told)
+    sound = check_tokens(model, predicted(model, {}), expected, *judged)
     assert sound["warnings"] == [] and sound["written"]["suspects"] == [] == sound["read"]["suspects"]
     count = sum(data not in old for data in model.vocabulary.bytes_of.values())
     assert sound["new_tokens"] == count and sound["written"]["judged_new"] == len(new) >= 20
     assert sound["written"]["judged"] == len(used)
     assert sound["written"]["median_excess_bits"] == pytest.approx(0, abs=1e-9)
-    untrained = check_tokens(model, predicted(model, dict.fromkeys(new, 6.0)), expected, *told)
+    untrained = check_tokens(model, predicted(model, dict.fromkeys(new, 6.0)), expected, *judged)
     assert untrained["written"]["median_excess_bits_new"] > 1.5
     assert untrained["warnings"][0] == (
         f"model: the new tokens are {untrained['written']['median_excess_bits_new']:.1f} bits less probable than under "
         "reference (median): their output rows are not trained, or not for this model"
     )
     broken = new[:6]
-    found = check_tokens(model, predicted(model, dict.fromkeys(broken, 60.0)), expected, *told)
+    found = check_tokens(model, predicted(model, dict.fromkeys(broken, 60.0)), expected, *judged)
     suspects = found["written"]["suspects"]
     assert {suspect["id"] for suspect in suspects} >= set(broken) and all(s["new"] for s in suspects[:6])
     assert all(suspect["text"] == model.vocabulary.bytes_of[suspect["id"]].decode() for suspect in suspects[:6])

@@ -33,7 +33,7 @@ def recipe(tmp_path: Path, setting: dict[str, Path]) -> Path:
         assert pico.tree(tmp_path / "in") == before
 
 
-def beside(recipe: Path) -> list[str]:
+def neighbours(recipe: Path) -> list[str]:
     return sorted(path.name for path in recipe.parent.iterdir())
 
 
@@ -95,7 +95,7 @@ def crash_everywhere(recipe: Path, tmp_path: Path, monkeypatch, *, overwrite: bo
             assert pico.contents(aside) == old, point
         execute.run_plan(plan, device="cpu", overwrite=overwrite)
         assert pico.contents(target) == new, point
-        assert beside(recipe) == ["out", "recipe.yaml"], point
+        assert neighbours(recipe) == ["out", "recipe.yaml"], point
         if not is_killed:  # the run has no such call any more
             return number
     raise AssertionError("the run never ended")
@@ -189,7 +189,7 @@ def test_an_input_that_changed_starts_the_staging_over(recipe, tmp_path: Path, m
     change(min((tmp_path / "in" / model).glob("*.safetensors")))
     folder = run(recipe)
     assert pico.contents(folder) == reference_of(recipe, tmp_path)
-    assert beside(recipe) == ["out", "recipe.yaml"]
+    assert neighbours(recipe) == ["out", "recipe.yaml"]
 
 
 def test_another_recipe_starts_the_staging_over(recipe: Path, tmp_path: Path, monkeypatch) -> None:
@@ -235,7 +235,7 @@ def test_a_finished_run_is_left_alone(recipe: Path) -> None:
     for options in ([], ["--overwrite"]):
         result = pico.command("run", recipe, "--device", "cpu", *options)
         assert result.exit_code == 0 and str(folder) in result.stdout
-    assert pico.tree(folder) == before and beside(recipe) == ["out", "recipe.yaml"]
+    assert pico.tree(folder) == before and neighbours(recipe) == ["out", "recipe.yaml"]
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "tokenizer.json"])
@@ -246,7 +246,7 @@ def test_a_finished_output_that_lost_a_file_is_no_longer_complete(recipe: Path, 
     assert pico.contents(run(recipe, overwrite=True)) == expected
 
 
-# Real kills: the run is a process of its own, forked from a server that has imported everything, slowed, and killed.
+# Real kills: the run is a separate process, forked from a server that has imported everything, slowed, and killed.
 
 
 def slowly(arguments: list[str], started) -> None:
@@ -344,7 +344,7 @@ def killed_runs(
         result = pico.command(*arguments)
         assert result.exit_code == 0 and result.output == "", result.output
         assert pico.contents(target) == new
-        assert beside(recipe) == ["out", "recipe.yaml"]
+        assert neighbours(recipe) == ["out", "recipe.yaml"]
     print("kills landed in:", landed)
     assert len(set(landed)) >= min(4, num_kills) - 1
 

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 
-STAGES = {  # what stands in a stage's command → seconds after which it is killed
+STAGES = {  # words of a stage's command → seconds after which it is killed
     "convert_gguf.py": 4.0,
     "finetune.py": 6.0,
     "fetch_text.py": 0.5,

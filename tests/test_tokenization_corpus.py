@@ -119,10 +119,10 @@ def test_the_same_rows_give_the_same_tokenizer_and_the_same_report_of_the_corpus
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst"])
 def test_formats(tmp_path: Path, kind: str) -> None:
-    told = []
+    reported = []
     path = written(tmp_path, kind)
-    assert list(texts([path], progress=lambda what, count: told.append(count))) == TEXTS
-    assert sum(told) == path.stat().st_size
+    assert list(texts([path], progress=lambda what, count: reported.append(count))) == TEXTS
+    assert sum(reported) == path.stat().st_size
 
 
 def test_folders_globs_and_order(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""tokenizer train, optimize and report: exact round trips, repeatable bytes, maps of ids, figures by hand."""
+"""tokenizer train, optimize and report: exact round trips, repeatable bytes, maps of ids, metrics by hand."""
 
 import json
 from pathlib import Path
@@ -145,13 +145,13 @@ def test_report(tmp_path: Path, corpus: Path, bases) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Съешь же\n\nthe fox", encoding="utf-8")
     found = compare_tokenizers([first, second], [str(text)])[str(text)]
-    for name, figures in found.items():
+    for name, metrics in found.items():
         tokenizer = Vocabulary.in_folder(Path(name)).tokenizer
         encoded = [tokenizer.encode(part, add_special_tokens=False) for part in ("Съешь же", "the fox")]
         count = sum(len(encoding.ids) for encoding in encoded)
-        assert figures["tokens"] == count and figures["symbols_per_token"] == pytest.approx(15 / count)
-        assert figures["tokens_per_word"] == count / 4 and figures["bytes_per_token"] == pytest.approx(22 / count)
-        assert figures["exact_texts"] == 1.0
+        assert metrics["tokens"] == count and metrics["symbols_per_token"] == pytest.approx(15 / count)
+        assert metrics["tokens_per_word"] == count / 4 and metrics["bytes_per_token"] == pytest.approx(22 / count)
+        assert metrics["exact_texts"] == 1.0
     assert found[second]["speed_up"] == found[first]["tokens"] / found[second]["tokens"]
     assert found[second]["differing"]["texts"] >= 1 and 0 < found[second]["new_tokens_fraction"] < 1
     chart = tmp_path / "chart.png"

@@ -35,7 +35,7 @@ def tokenizers(english, russian) -> dict[str, Tokenizer]:
 
 
 def naive_ends(text: str, tokenizer: Tokenizer) -> list[int | None]:
-    """Return where each token ends in the bytes of the text, told by decoding ever longer beginnings of the ids.
+    """Return where each token ends in the bytes of the text, found by decoding ever longer beginnings of the ids.
 
     Of each beginning it takes the bytes that its tokens stand for, byte by byte, skipping a space that the text lacks
     at its start and behind a special token. None from the first byte on that differs.

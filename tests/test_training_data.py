@@ -195,12 +195,12 @@ def test_training_names_its_own_key_and_shows_what_was_skipped(tmp_path: Path, e
 
 def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:
     path = written(tmp_path, ["слово"] * 20, old=english)
-    told: list[str] = []
+    reported: list[str] = []
     setting = prepare(load_train_config(path))
-    blocks_of(setting, tmp_path / "tokens", lambda what, count: told.append(what))
-    read = len(told)
-    blocks_of(setting, tmp_path / "tokens", lambda what, count: told.append(what))
-    assert read > 0 and len(told) == read
+    blocks_of(setting, tmp_path / "tokens", lambda what, count: reported.append(what))
+    read = len(reported)
+    blocks_of(setting, tmp_path / "tokens", lambda what, count: reported.append(what))
+    assert read > 0 and len(reported) == read
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "иначе"}) + "\n")
     changed = blocks_of(prepare(load_train_config(path)), tmp_path / "tokens")
     assert changed.sources[0].tokens.num_bytes == len("иначе".encode())

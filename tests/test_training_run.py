@@ -34,7 +34,7 @@ SPEED = {"speed.jsonl", "lepmerge_run.json"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return file name → bytes, without what tells seconds and memory."""
+    """Return file name → bytes, without the files of seconds and memory."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in SPEED}
 
 

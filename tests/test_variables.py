@@ -122,7 +122,7 @@ def test_a_path_belongs_to_the_file_in_which_it_begins(tmp_path: Path, monkeypat
     assert recipe.models["adapted"].path == "owner/instruct-ru"
     recipe = load(tmp_path, LEAF, "variables.instruct=mine", "output.path=${language}/x")
     assert recipe.models["instruct"].path == str(tmp_path / "cwd/mine")
-    assert recipe.resolve(recipe.output.path) == tmp_path / "ru/x"  # `ru` stands in the leaf
+    assert recipe.resolve(recipe.output.path) == tmp_path / "ru/x"  # `ru` is set in the leaf
     assert load(tmp_path, LEAF, "output.path=x-${language}").output.path == str(tmp_path / "cwd/x-ru")
 
 

@@ -2,7 +2,7 @@
 
 The quickstart's texts and tokenizers, and its way of training, with three tasks instead of one: to name where a passage
 is from, in English or in Russian, and to tell the beginning, middle or end of a paragraph. Every folder is made once; a
-killed study goes on behind the last one that is complete.
+killed study continues after the last complete one.
 """
 
 import json

@@ -30,7 +30,7 @@ Cell = tuple[int, str, str]
 
 
 def cells_of(rows: Iterable[Row]) -> dict[Cell, dict[str, list[Row]]]:
-    """Return cell → way → its rows, one a seed; what knows no regime stands in both."""
+    """Return cell → way → its rows, one per seed; rows without a regime are in both."""
     found: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         regimes = ("new", "all") if row["way"] in (OLD, MEAN) else (row["regime"],)

@@ -16,7 +16,7 @@ CHARACTERS_OF_PIECE = 240
 
 @torch.inference_mode()
 def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, lines: Sequence[str]) -> float:
-    """Return the bits for a byte of the lines, each cut into pieces that stand after <s>."""
+    """Return the bits per byte of the lines. Each line is cut into pieces, and each piece follows <s>."""
     pieces = [piece for line in lines for piece in quickstart.split_text(line, CHARACTERS_OF_PIECE)]
     encodings = tokenizer.encode_batch(pieces, add_special_tokens=False)
     rows = sorted(([quickstart.BEGIN, *encoding.ids] for encoding in encodings), key=len)

@@ -40,7 +40,7 @@ PROBED = (128, "strong")
 
 
 class Measuring:
-    """Scores of models on the held-out prompts and texts, each kept in a file of its own."""
+    """Scores of models on the held-out prompts and texts, each kept in its own file."""
 
     def __init__(self, texts: Texts, folder: Path) -> None:
         self.folder = folder

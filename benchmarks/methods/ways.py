@@ -1,4 +1,4 @@
-"""Ways to make the instruct model's tables in the new vocabulary: lepmerge's four methods, and ideas beside them.
+"""Ways to make the instruct model's tables in the new vocabulary: lepmerge's four methods, and other ideas.
 
 Legend: V rows of the adapted table, N rows of a fit, K neighbours, D width. A is the adapted table, B = T E_b and
 I = T E_i the tables of base and instruct in the new vocabulary. An idea is a function of one table's (A, B, I).
@@ -112,7 +112,7 @@ def fitted(X_ND: torch.Tensor, Y_ND: torch.Tensor, *, ridge: float = 0.0) -> tor
 
 
 def delta(case: Case, *, share: float = 1.0) -> torch.Tensor:
-    """I + share (A - B): the whole of the fine-tuning's direction, a share of what was learned."""
+    """I + share (A - B): the fine-tuning's whole direction, and a fraction of what was learned."""
     return case.I_VD + share * (case.A_VD - case.B_VD)
 
 

@@ -28,8 +28,8 @@ NOT_IN_A_CHAIN = ("init", "chain")
 def chain(context: click.Context, project: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Run the commands of a project in order.
 
-    PROJECT is a folder that `lepmerge init` wrote, or another one with a project.yaml.  [default: the current folder]
-    Commands that are complete are skipped. A chain that was interrupted is resumed by starting it again.
+    PROJECT is a folder with a project.yaml, such as `lepmerge init` writes.  [default: the current folder]
+    Complete commands are skipped. To resume an interrupted chain, run it again.
 
     \b
     Example:
@@ -76,14 +76,14 @@ def _show_steps(found: "Chain", as_json: bool) -> None:
 
 
 def _state(found: "Chain", step: "Step") -> str:
-    """Return the state of a step. A command that knows itself whether it is complete was `run before`."""
+    """Return the state of a step. A command that checks its own output is at most `ran before`."""
     if found.is_complete(step):
         return "complete"
     return "ran before" if step.text in found.ended() else "to run"
 
 
 def _fault(context: click.Context, words: Sequence[str]) -> str | None:
-    """Return what is wrong with the words of a command, or None. Files that do not exist yet are no fault."""
+    """Return what is wrong with the words of a command, or None. Files may be missing: earlier commands write them."""
     parent = context.find_root()
     command: click.Command | None = parent.command
     names = list(words)

@@ -94,7 +94,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
             "drift, input",
             (
                 _column(results, "shared", lambda m: m["drift"]["shared"], "d",
-                        "Number of these tokens.", plotted=False),
+                        "Number of shared tokens.", plotted=False),
                 _column(results, "drift, input", lambda m: m["drift"]["input"], ".3f",
                         "Norm of the difference of their input embeddings, divided by the norm of the reference's.",
                         LOWER),
@@ -119,7 +119,7 @@ def groups_of(results: Mapping[str, Any]) -> list[Group]:
 def _texts(results: Mapping[str, Any]) -> Group:
     return Group(
         "Texts",
-        f"in pieces of at most {results['settings']['piece_bytes']} bytes, each predicted from its beginning",
+        f"in pieces of at most {results['settings']['piece_bytes']} bytes, each predicted without the text before it",
         "bits/byte",
         (
             _column(results, "rows", lambda m: m["rows"], "d", "Rows of the embedding tables.", plotted=False),

@@ -80,7 +80,7 @@ class _Filling:
             end = use.end()
             if use["open"]:
                 raise RecipeError(
-                    f"{_at(node, place)}: `${{` begins a variable, as in ${{name}}; write $${{ for the two characters"
+                    f"{_at(node, place)}: `${{` must begin a variable such as ${{name}}; write $${{ for a literal ${{"
                 )
             if use["literal"]:
                 parts.append("${")
@@ -102,7 +102,7 @@ class _Filling:
                 f"{_at(node, place)}: there is no variable {name!r}; {near}; --set {VARIABLES}.{name}=… sets it"
             )
         if name in self._open:
-            raise RecipeError(f"{_at(node, place)}: the variable {name!r} is defined by itself")
+            raise RecipeError(f"{_at(node, place)}: the variable {name!r} refers to itself")
         self._open.append(name)
         value = with_texts(self._variables[name], self.text, (VARIABLES, name))
         self._open.pop()

@@ -1,8 +1,8 @@
-"""Run the commands of a project in order. What is complete is skipped, what was interrupted is resumed.
+"""Run the commands of a project in order. Complete commands are skipped, interrupted ones are resumed.
 
-`run`, `train` and `generate` know themselves whether their output is complete: their files name inputs and outputs. Of
-all other commands, the words name everything. Such a command is complete if the same words ended well before, and no
-file or folder that they name has changed since. The journal in the project folder remembers that.
+`run`, `train` and `generate` check themselves whether their output is complete. Any other command is complete if the
+same command line succeeded before and no file or folder in it has changed since. The journal in the project folder
+records the command lines that succeeded.
 """
 
 import json
@@ -26,7 +26,7 @@ from lepmerge.output.run import digest, identities
 from lepmerge.output.staging import write_durably
 
 PROJECT, JOURNAL = "project.yaml", ".chain.json"
-KNOW_THEMSELVES = ("run", "train", "generate")
+CHECK_THEMSELVES = ("run", "train", "generate")
 State = Literal["complete", "to run", "done"]
 INTERRUPTED = (-signal.SIGINT, -signal.SIGTERM, 130, 143)
 
@@ -87,7 +87,7 @@ class Chain:
 
     def is_complete(self, step: Step) -> bool:
         """Return whether a command that does not know it itself is complete."""
-        is_known = step.words[0] not in KNOW_THEMSELVES
+        is_known = step.words[0] not in CHECK_THEMSELVES
         return is_known and self.ended().get(step.text) == step.signature(self.folder)
 
     def remember(self, step: Step) -> None:

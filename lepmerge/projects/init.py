@@ -26,12 +26,12 @@ from lepmerge.projects.values import Values, most_memory, values_for
 TEXT, HELD_OUT = "text/train", "text/held_out"
 PROJECT = "project.yaml"
 BYTES = 1 << 16
-"""More than the files of a project need."""
+"""Free disk space to require, in bytes. The files of a project need less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the user asked for. None: init finds it out."""
+    """The options of the user. None means that `init` decides."""
 
     model: str
     language: str
@@ -45,7 +45,10 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was found and chosen for a project. memory: bytes of the device; needed: of the larger training."""
+    """Everything that the files of a project are made from.
+
+    memory: bytes of memory of the device. needed: bytes of memory that the larger training needs.
+    """
 
     folder: Path
     wishes: Wishes
@@ -63,7 +66,7 @@ class Choice:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """The training text and the held-out text, as files in the project name them."""
+        """Paths of the training text and of the held-out text, relative to the project folder."""
         return self._text(self.wishes.text, TEXT), self._text(self.wishes.held_out, HELD_OUT)
 
     @property
@@ -75,7 +78,7 @@ class Choice:
         return "none was found by the model's card or name; name one with `--base`"
 
     def text_of(self, look: Look) -> str:
-        """Return a model as files in the project name it."""
+        """Return the reference of a model as it is written in the project's files."""
         return seen_from(self.folder, look.reference.text, is_id=look.reference.hub_id is not None)
 
     def _text(self, given: str | None, default: str) -> str:
@@ -146,14 +149,14 @@ def check_free(folder: Path) -> None:
 
 
 def memory_here() -> int:
-    """Return the memory of the first GPU in bytes, or without one, that of this machine."""
+    """Return the bytes of memory of the first GPU, or of this machine if it has no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def seen_from(folder: Path, path: str, *, is_id: bool) -> str:
-    """Return a path of the command line as a file in `folder` should name it. Ids and absolute paths stay."""
+    """Return a path relative to `folder` instead of the current folder. Ids and absolute paths are unchanged."""
     given = Path(path).expanduser()
     return path if is_id or given.is_absolute() else os.path.relpath(given, folder)
 

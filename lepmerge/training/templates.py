@@ -63,7 +63,8 @@ class Template:
             raise CorpusError(f"{where}: the chat template of {self.folder} refuses these messages: {error}") from error
 
     def record(self, messages: Sequence[Message], where: str) -> Record:
-        """Return the record of a chat with its answers. A chat that does not end with the assistant asks for an answer.
+        """Return the record of a chat with its answers. After a last message of the user, the text ends with an open
+        answer.
 
         Raises:
             CorpusError: the template refuses the messages. Or it renders the first messages differently when others
