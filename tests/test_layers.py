@@ -115,6 +115,7 @@ tokenization/extend
 tokenization/optimize
 tokenization/report
 tokenization/build
+training/sources
 training/config
 training/events
 training/tables

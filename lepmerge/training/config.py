@@ -8,61 +8,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lepmerge.config.entries import InitName, InitPerTable, ModelEntry, other_command
-from lepmerge.config.schema import Schema, Strict, count_of, num_bytes
+from lepmerge.config.schema import Schema, Strict, count_of
 from lepmerge.errors import RecipeError
 from lepmerge.paths import is_path
+from lepmerge.training.sources import Source, TrainingSource, sources_from_text
 
-Size = Annotated[int, BeforeValidator(num_bytes), Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 BodyPrecision = Literal["bf16", "fp32", "int8", "nf4"]
 
 
-def _share(value: Any) -> float:
+def _fraction(value: Any) -> float:
     """Parse a fraction such as 20% or 0.2."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
     number = float(match[1]) / 100 if match else float(value) if isinstance(value, int | float) else 0.0
     if not 0 < number < 1:
         raise ValueError("should be a fraction such as 20%")
     return number
-
-
-class Source(Strict):
-    """A source of text: a file, a folder, a glob, or a data set on the Hub."""
-
-    path: str
-    """File, folder, glob, or data set on the Hub."""
-    column: str = "text"
-    """Field of .jsonl and .parquet rows that holds the text."""
-    split: str | None = None
-    """In folders and Hub data sets, read only files whose name or folder begins with this split, e.g. `train`."""
-    limit: Size | None = None
-    """Read at most this much, e.g. 1GB."""
-
-
-class TrainingSource(Source):
-    """A source of training text or chats."""
-
-    kind: Literal["text", "chat"] = "text"
-    """`text`, or `chat`: .jsonl rows with `messages`. A chat that ends with a user message is read as a prompt."""
-    prompt: str | None = None
-    """Turn each text into a prompt with this user message, e.g. `"Summarize: {text}"`."""
-    cut: Size | None = None
-    """Cut texts into parts of at most this many bytes, always before a space. Useful with `prompt`."""
-    weight: float = Field(default=1.0, gt=0)
-    """How often an epoch uses each block of this source: 0.5 uses half of the blocks, 2 uses each block twice."""
-
-    @property
-    def is_chats(self) -> bool:
-        """Whether the records of this source are rendered with a chat template."""
-        return self.kind == "chat" or self.prompt is not None
-
-    @model_validator(mode="after")
-    def _prompt_has_a_place(self) -> "TrainingSource":
-        if self.prompt is not None and "{text}" not in self.prompt:
-            raise ValueError("prompt should hold {text}, where the text goes")
-        if self.kind == "chat" and (self.prompt or self.cut):
-            raise ValueError("`prompt` and `cut` are for texts, not for `kind: chat`")
-        return self
 
 
 class Distill(Strict):
@@ -118,7 +79,11 @@ class Evaluation(Strict):
     @model_validator(mode="before")
     @classmethod
     def _sources_from_text(cls, value: Any) -> Any:
-        return {**value, "data": _from_text(value["data"])} if isinstance(value, dict) and "data" in value else value
+        return (
+            {**value, "data": sources_from_text(value["data"])}
+            if isinstance(value, dict) and "data" in value
+            else value
+        )
 
 
 class TrainConfig(Strict):
@@ -156,7 +121,7 @@ class TrainConfig(Strict):
     """Blocks per forward pass in each process. The gradients of a step are accumulated over them."""
     learning_rate: Rate | Annotated[list[Rate], Field(min_length=2)] = 2e-4
     """Peak learning rate, or a list of them for a sweep."""
-    sweep: Annotated[float, BeforeValidator(_share)] | None = None
+    sweep: Annotated[float, BeforeValidator(_fraction)] | None = None
     """Train each learning rate of the list for this fraction of the steps, e.g. 20%, then continue with the best."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW weight decay. As usual it is multiplied by the learning rate."""
@@ -201,7 +166,7 @@ class TrainConfig(Strict):
             value["precision"] = {"body": value["precision"]}
         if "data" in value:
             data = value["data"]
-            value["data"] = _from_text(data if isinstance(data, list) else [data])
+            value["data"] = sources_from_text(data if isinstance(data, list) else [data])
         return value
 
     @field_validator("max_tokens", mode="before")
@@ -264,13 +229,6 @@ class TrainConfig(Strict):
         """
         how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing"}
         return {**self.model_dump(mode="json", exclude=how), "precision": self.precision.body}
-
-
-def _from_text(sources: Any) -> Any:
-    """Expand sources that are written as a string to `{path: …}`."""
-    if isinstance(sources, dict):
-        return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
-    return [{"path": source} if isinstance(source, str) else source for source in sources]
 
 
 def load_train_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
