@@ -68,7 +68,7 @@ def train(
     from lepmerge.training.config import load_train_config
 
     loaded = load_train_config(config, overrides)
-    show_started(f"train {config}: loading", quiet=quiet or as_json or dry_run)
+    show_started(f"train {config}: loading", quiet=quiet or as_json or dry_run or probe is not None)
     from lepmerge.device import choose_device
     from lepmerge.training.processes import check_trackers
 
