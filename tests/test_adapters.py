@@ -169,3 +169,39 @@ def test_the_result_takes_the_chat_template_of_the_adapter(tmp_path: Path, engli
     assert AutoTokenizer.from_pretrained(out).chat_template == pico.CHAT_TEMPLATE
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert not (out / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_compare_and_generate_take_a_model_with_an_adapter(tmp_path: Path, english, russian, tied: bool) -> None:
+    """`base+adapter`, whose vocabulary is larger, is measured and answers as the merged model."""
+    base = save_base(tmp_path / "base", english, tied=tied)
+    (base / "chat_template.jinja").write_text(pico.CHAT_TEMPLATE)
+    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if tied else {
+        "modules_to_save": ["embed_tokens", "lm_head"]
+    }  # fmt: skip
+    rows = russian.get_vocab_size()
+    adapter = save_adapter(
+        tmp_path / "ru", base, tokenizer=russian, num_rows=rows, target_modules=["q_proj", "up_proj"], **options
+    )
+    merged = pico.run_recipe(tmp_path / "merged", {"instruct": f"{base}+{adapter}"}, [])
+    (tmp_path / "ru.txt").write_text("\n\n".join(pico.RUSSIAN * 4))
+    compared = pico.command(
+        "compare", f"merged={merged}", f"{base}+{adapter}", "--text", f"ru={tmp_path / 'ru.txt'}", "--copies", 0,
+        "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert compared.exit_code == 0, compared.stderr
+    found = json.loads(compared.stdout)["models"]
+    bits = [found[name]["texts"]["ru"]["bits_per_byte"] for name in ("ru", "merged")]
+    assert bits[0] == bits[1] and found["ru"]["rows"] == found["merged"]["rows"] == rows
+    assert found["ru"]["adapters"] == [str(adapter)] and found["ru"]["chat_template"]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "Как дела?"}) + "\n")
+    answers = []
+    for number, model in enumerate((merged, f"{base}+{adapter}")):
+        done = pico.command(
+            "generate", model, prompts, "-o", tmp_path / f"answers{number}", "--max-new-tokens", 5, "--device", "cpu"
+        )
+        assert done.exit_code == 0, done.stderr
+        answers.append(json.loads((tmp_path / f"answers{number}/report.json").read_text())["examples"])
+    assert answers[0]["cut at the limit"]["answer"]
+    assert answers[0] == answers[1]

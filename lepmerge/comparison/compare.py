@@ -70,6 +70,7 @@ class _Measurement:
             self.predicted = predicted
         results: dict[str, Any] = {
             "folder": str(model.folder),
+            **({"adapters": [str(path) for path in model.reference.paths[1:]]} if model.reference.adapters else {}),
             "dtype": str(model.network.dtype).removeprefix("torch."),
             "rows": model.checkpoint.num_rows,
             "context": model.context,

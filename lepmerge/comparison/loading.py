@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError, ComparisonError
-from lepmerge.models.checkpoint import is_embeddings_only, open_checkpoint
+from lepmerge.models.adapters import open_reference
+from lepmerge.models.checkpoint import is_embeddings_only
 from lepmerge.models.configs import end_ids as end_ids_of
 from lepmerge.models.model import Model
-from lepmerge.models.references import resolve
+from lepmerge.models.references import Reference, resolve_text
 from lepmerge.progress import Progress, no_progress
 from lepmerge.training.loader import check_quantization, load_network, skeleton
 from lepmerge.training.setting import context_of
@@ -39,12 +40,13 @@ SLAB = 1 << 20
 class LanguageModel:
     """A causal language model with the tokenizer of its folder. The weights are loaded on first use.
 
-    checkpoint: the lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids: ids put before a text so that
-    its first token is predicted too, e.g. <s>; if the tokenizer has no prefix, the end token. dtype: data type of the
-    weights, None as stored.
+    reference: where the model is. checkpoint: the lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids:
+    ids put before a text so that its first token is predicted too, e.g. <s>; if the tokenizer has no prefix, the end
+    token. dtype: data type of the weights, None as stored.
     """
 
     name: str
+    reference: Reference
     checkpoint: Model
     tokenizer: Any
     prefix_ids: tuple[int, ...]
@@ -78,7 +80,8 @@ class LanguageModel:
         """
         from transformers import GenerationConfig
 
-        network = load_network(self.folder, name=self.name, dtype=self.dtype, device=self.device)
+        merged = self.checkpoint if self.reference.adapters else None
+        network = load_network(self.folder, name=self.name, dtype=self.dtype, device=self.device, merged=merged)
         # Ignore the folder's generation config: a penalty or a minimum length there would change the greedy results.
         network.generation_config = GenerationConfig()
         return network
@@ -128,22 +131,26 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LanguageModel:
-    """Return the model of a folder or Hub id. dtype: by default float32 on the CPU, otherwise as stored.
+    """Return the model of a folder or Hub id, or `model+adapter` with a PEFT adapter.
+
+    dtype: by default float32 on the CPU, otherwise as stored.
 
     Raises:
         ReferenceNotFound: there is no such model.
         CheckpointError: the model is damaged or incomplete.
     """
     device = torch.device(device)
-    found = resolve(str(reference))
-    name = name or found.folder.name
-    checkpoint = open_checkpoint(found)
+    found = resolve_text(str(reference), gguf=False)
+    name = name or found.paths[-1].name
+    checkpoint = open_reference(found)
     if is_embeddings_only(checkpoint):
         raise CheckpointError(
             f"{name} ({found.folder}) holds embeddings only: `lepmerge train CONFIG --full FOLDER` writes the whole "
             f"model, and a recipe carries them into another"
         )
-    tokenizer = load_tokenizer(found.folder)
+    tokenizer = load_tokenizer(checkpoint.vocabulary.folder or found.folder)
+    if not tokenizer.chat_template and found.adapters:  # an adapter's folder may lack the template
+        tokenizer.chat_template = load_tokenizer(found.folder).chat_template
     tokenizer.model_max_length = UNLIMITED
     end_ids = end_ids_of(checkpoint.generation_config or {}) or end_ids_of(checkpoint.config)
     prefix = _prefix(tokenizer) or (end_ids_of(checkpoint.config) or end_ids)[:1]  # as trainings predict held-out text
@@ -155,7 +162,7 @@ def load_model(
         dtype = torch.float32  # quantized weights keep their own data type
     skeleton(found.folder, name=name)
     check_quantization(checkpoint.config, found.folder, name=name)
-    return LanguageModel(name, checkpoint, tokenizer, prefix, end_ids, device, dtype)
+    return LanguageModel(name, found, checkpoint, tokenizer, prefix, end_ids, device, dtype)
 
 
 def _prefix(tokenizer: Any) -> tuple[int, ...]:

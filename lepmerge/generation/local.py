@@ -30,7 +30,7 @@ class LocalEngine:
     @property
     def identity(self) -> dict[str, Any]:
         return {
-            "files": identities(_files(self.model.folder)),
+            "files": identities(path for folder in self.folders for path in _files(folder)),
             "device": str(self.model.device),
             "dtype": str(self.model.dtype),
             "batch_size": self.batch_size,
@@ -40,7 +40,7 @@ class LocalEngine:
 
     @property
     def folders(self) -> Sequence[Path]:
-        return [self.model.folder]
+        return self.model.reference.paths
 
     def release(self) -> None:
         self.model.release()

@@ -14,8 +14,7 @@ from lepmerge.models.adapter_placement import Placement, core
 from lepmerge.models.adapter_tables import with_adapted_tables
 from lepmerge.models.checkpoint import open_checkpoint
 from lepmerge.models.model import Model
-from lepmerge.models.references import Reference, resolve_adapted
-from lepmerge.paths import split_adapters
+from lepmerge.models.references import Reference, resolve_text
 from lepmerge.tensors import LazyTensor
 
 
@@ -33,8 +32,7 @@ def open_model(reference: str | Path, *, revision: str | None = None) -> Model:
     reference: a folder or Hub id; `model+adapter` is the model with a PEFT adapter. revision: branch, tag or commit on
     the Hub.
     """
-    path, adapters = split_adapters(str(reference), Path.cwd())
-    return open_reference(resolve_adapted(path, [(adapter, 1.0) for adapter in adapters], revision=revision))
+    return open_reference(resolve_text(str(reference), revision=revision))
 
 
 def with_adapter(model: Model, folder: Path, *, base: Model, scale: float = 1.0) -> Model:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lepmerge.errors import ReferenceNotFound
-from lepmerge.paths import HUB_ID, did_you_mean
+from lepmerge.paths import HUB_ID, did_you_mean, split_adapters
 
 WEIGHTS = "*.safetensors"
 CARD = "README.md"
@@ -99,11 +99,18 @@ def resolve_adapted(
     *,
     revision: str | None = None,
     relative_to: Path | None = None,
+    gguf: bool = True,
 ) -> Reference:
     """Resolve a model and its PEFT adapters. adapters: (folder or Hub id, scale)."""
     found = tuple((resolve(adapter, relative_to=relative_to), scale) for adapter, scale in adapters)
-    model = resolve(reference, revision=revision, relative_to=relative_to, gguf=True)
+    model = resolve(reference, revision=revision, relative_to=relative_to, gguf=gguf)
     return replace(model, adapters=found)
+
+
+def resolve_text(reference: str, *, revision: str | None = None, gguf: bool = True) -> Reference:
+    """Resolve the text `model` or `model+adapter`, relative to the current folder."""
+    path, adapters = split_adapters(reference, Path.cwd())
+    return resolve_adapted(path, [(adapter, 1.0) for adapter in adapters], revision=revision, gguf=gguf)
 
 
 def _download(reference: str, hub_id: str, revision: str | None, folder: Path, weights: bool) -> Reference:

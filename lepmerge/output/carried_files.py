@@ -91,9 +91,8 @@ def _small_files(model: Model) -> Iterator[Path]:
         yield from own
         return
     of_tokenizer = [path for path in _small_files_in(folder) if _is_of_tokenizer(_name(path))]
-    has_template = "chat_template" in read_json(folder / "tokenizer_config.json") or any(
-        _is_template(path) for path in of_tokenizer
-    )
+    own_template = read_json(folder / "tokenizer_config.json").get("chat_template")  # some folders say null
+    has_template = own_template is not None or any(_is_template(path) for path in of_tokenizer)
     for path in own:
         if not _is_of_tokenizer(_name(path)) or (_is_template(path) and not has_template):
             yield path

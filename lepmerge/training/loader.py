@@ -11,6 +11,8 @@ import torch
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.configs import text_configs
+from lepmerge.models.model import Model
+from lepmerge.tensors import LazyTensor, blocks, workspace_for
 from lepmerge.training.config import BodyPrecision
 from lepmerge.training.quantized import loading_options, make_differentiable
 
@@ -25,10 +27,12 @@ def load_network(
     dtype: torch.dtype | None,
     device: torch.device,
     precision: BodyPrecision | None = None,
+    merged: Model | None = None,
 ) -> Any:
     """Load the transformers model of a folder on a device, frozen. dtype None keeps the stored data type.
 
-    precision: `int8` or `nf4` quantizes its linear layers, except the head, which stays in `dtype`.
+    precision: `int8` or `nf4` quantizes its linear layers, except the head, which stays in `dtype`. merged: take the
+    tensors and the config of this model, which was made from that of the folder, instead of the stored ones.
     Of a multimodal model, only the text model and the head are kept; images and sound are not supported.
 
     Raises:
@@ -40,7 +44,13 @@ def load_network(
     options = loading_options(precision, device)
 
     def loaded() -> Any:
-        network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"}, **options)
+        if merged is None:
+            network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"}, **options)
+        else:
+            built = skeleton(folder, name=name)
+            config = type(built.config).from_dict(dict(merged.config))
+            weights = {name: _whole(tensor) for name, tensor in merged.tensors.items()}
+            network = type(built).from_pretrained(None, config=config, state_dict=weights, **{key: dtype or "auto"})
         _drop_other_towers(network)
         quantized = getattr(network, "quantization_method", None) is not None
         return network if quantized and network.device == device else network.to(device)
@@ -50,6 +60,12 @@ def load_network(
     make_differentiable(network)
     translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
     return network
+
+
+def _whole(tensor: LazyTensor) -> torch.Tensor:
+    workspace = workspace_for(tensor)
+    rows = [tensor.read(block, workspace).to(tensor.dtype) for block in blocks(tensor)]
+    return torch.cat(rows).view(tensor.shape)
 
 
 def skeleton(folder: Path, *, name: str) -> Any:
