@@ -94,18 +94,17 @@ def test_the_base_is_found_by_name_or_card_and_no_base_is_obeyed(hub: Path, tmp_
     assert base("given", "--base", "someone/foundation") == "someone/foundation"
 
 
-def test_less_memory_gives_smaller_passes(hub: Path, tmp_path: Path) -> None:
-    def training(memory: str) -> tuple[object, bool]:
+def test_less_memory_gives_a_smaller_body(hub: Path, tmp_path: Path) -> None:
+    def training(memory: str) -> tuple[object, str]:
         folder = tmp_path / memory
         assert pico.command("init", LLAMA, folder, "--memory", memory, "-q").output == ""
         config = load_train_config(folder / "calibrate.yaml")
         assert config.batch_size * config.block_size == 32 * 1024
-        return config.micro_batch, config.activation_checkpointing is True
+        return config.micro_batch, config.precision.body
 
-    assert training("80GB") == ("auto", False)
-    micro, checkpointing = training("10GB")
-    assert isinstance(micro, int) and micro < 16
-    assert training("6GB")[1] is True
+    assert training("80GB") == ("auto", "bf16")
+    assert training("7GB") == ("auto", "nf4")
+    assert training("5GB") == (1, "nf4")  # with shorter blocks
     refused = pico.command("init", LLAMA, tmp_path / "small", "--memory", "2GB")
     pico.assert_one_line_error(refused, 2, "--memory 2GB", "needs about", "choose a smaller model")
     assert not (tmp_path / "small").exists()

@@ -21,7 +21,7 @@ from lepmerge.output.run import digest
 from lepmerge.output.staging import Staging
 from lepmerge.projects.languages import Language, language_of
 from lepmerge.projects.look import Look, base_of, look_at
-from lepmerge.projects.values import Values, most_memory, values_for
+from lepmerge.projects.values import Values, needed_memory, values_for
 
 TEXT, HELD_OUT = "text/train", "text/held_out"
 PROJECT = "project.yaml"
@@ -136,7 +136,7 @@ def project_for(folder: Path, wishes: Wishes) -> Project:
         base=base,
         values=values,
         memory=memory,
-        needed=most_memory(base or instruct, values, device),
+        needed=needed_memory(base or instruct, values, device),
     )
     steps = _steps(choice)
     return Project(choice, list(steps.values()), _files(choice, steps))

@@ -10,11 +10,11 @@ from typing import Any
 
 from lepmerge.errors import CheckpointError, OptionError, ReferenceNotFound
 from lepmerge.models.checkpoint import read_json
-from lepmerge.models.configs import context_in, first_number
+from lepmerge.models.configs import context_in, vocab_size
 from lepmerge.models.references import Reference, resolve
 from lepmerge.output.provenance import front_matter
 from lepmerge.training.body import check_architecture
-from lepmerge.training.loader import skeleton
+from lepmerge.training.memory import Sizes
 from lepmerge.training.templates import chat_template_in
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -28,11 +28,10 @@ class Look:
     """What is known of a model from its config and tokenizer."""
 
     reference: Reference
-    body: int
-    """Weights outside the embedding tables. Of a multimodal model, only those of the text model."""
+    sizes: Sizes
+    """Of a multimodal model, those of the text model."""
     tied: bool
     rows: int
-    width: int
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -48,16 +47,7 @@ class Look:
 
     @property
     def parameters(self) -> int:
-        return self.body + self.num_tables * self.rows * self.width
-
-    @property
-    def layers(self) -> int:
-        return first_number(self.config, "num_hidden_layers") or first_number(self.config, "n_layer") or 1
-
-    @property
-    def inner(self) -> int:
-        """Width of the MLP."""
-        return first_number(self.config, "intermediate_size") or first_number(self.config, "n_inner") or 4 * self.width
+        return self.sizes.body + self.num_tables * self.rows * self.sizes.width
 
     @property
     def context(self) -> int:
@@ -88,13 +78,9 @@ def look_at(model: str) -> Look:
     config = read_json(folder / "config.json", required=True)
     if "quantization_config" in config:
         raise CheckpointError(f"{model} is quantized, and cannot be trained: name the original model")
-    network = skeleton(folder, name=model)
-    table = network.get_input_embeddings().weight
-    head = network.get_output_embeddings().weight
-    check_architecture(folder, isolated=True, num_rows=len(table))
-    tables = {id(table), id(head)}
-    body = sum(weight.numel() for weight in network.parameters() if id(weight) not in tables)
-    look = Look(reference, body, tied=head is table, rows=len(table), width=table.shape[1])
+    network = check_architecture(folder, isolated=True, num_rows=vocab_size(config) or 0)
+    table, head = (each.weight for each in (network.get_input_embeddings(), network.get_output_embeddings()))
+    look = Look(reference, Sizes.of(network, config), tied=head is table, rows=len(table))
     kind = look.vocabulary.spec["model"]["type"]
     if kind != "BPE":
         raise CheckpointError(
@@ -146,7 +132,7 @@ def _candidates(instruct: Look) -> Iterator[str]:
 
 
 def _are_alike(base: Look, instruct: Look) -> bool:
-    return (base.body, base.width, base.tied) == (instruct.body, instruct.width, instruct.tied)
+    return (base.sizes, base.tied) == (instruct.sizes, instruct.tied)
 
 
 def _is_instruct(base: Look) -> bool:

@@ -7,9 +7,10 @@ import torch
 
 from lepmerge.errors import OptionError
 from lepmerge.projects.look import Look
+from lepmerge.training.config import BodyPrecision
 from lepmerge.training.distill import divergence_chunk
 from lepmerge.training.fitting import AUTO_TOKENS
-from lepmerge.training.memory import Demand, Sizes, memory_of
+from lepmerge.training.memory import Demand, memory_of
 from lepmerge.vocabulary.vocabulary import BYTES_PER_TOKEN
 
 BY_SIZE = (
@@ -42,12 +43,11 @@ class Values:
     learning_rate: float
     block_size: int
     batch_size: int
-    precision: str
+    precision: BodyPrecision
     max_tokens: int | None
     calibration_tokens: int
     micro_batch: int | None = None
-    """Blocks per forward pass; None: chosen by `lepmerge train`."""
-    activation_checkpointing: bool = False
+    """Blocks per forward pass. None: `lepmerge train` chooses it, and on a GPU whether to recompute activations."""
 
     @property
     def warmup_steps(self) -> int:
@@ -66,7 +66,7 @@ def values_for(look: Look, *, memory: int, tokens: int | None, device: torch.dev
     Raises:
         OptionError: not even the smallest training fits.
     """
-    line = next(line for line in BY_SIZE if look.body <= line[0])
+    line = next(line for line in BY_SIZE if look.sizes.body <= line[0])
     _, new_tokens, rate, block, batch = line
     block = min(block, look.context)
     if tokens is not None:
@@ -76,63 +76,55 @@ def values_for(look: Look, *, memory: int, tokens: int | None, device: torch.dev
         learning_rate=rate,
         block_size=block,
         batch_size=batch,
-        precision="fp32" if look.body <= SINGLE_PRECISION_UP_TO else "bf16",
+        precision="fp32" if look.sizes.body <= SINGLE_PRECISION_UP_TO else "bf16",
         max_tokens=tokens,
         calibration_tokens=tokens or LEARNED_TOKENS * new_tokens,
     )
-    choices = list(_smaller(values))
+    choices = list(_smaller(values, device))
     for smaller in choices:
-        if most_memory(look, smaller, device) <= SPARE * memory:
+        if needed_memory(look, smaller, device) <= SPARE * memory:
             return smaller
-    least = most_memory(look, choices[-1], device) / SPARE
+    least = min(needed_memory(look, smaller, device) for smaller in choices) / SPARE
     raise OptionError(
         f"--memory {memory / 1e9:.0f}GB: even the smallest training of {look.reference.text} needs about "
         f"{least / 1e9:.1f} GB: choose a smaller model, or give the memory of the machine that will train it"
     )
 
 
-def _smaller(values: Values) -> Iterator[Values]:
+def _smaller(values: Values, device: torch.device) -> Iterator[Values]:
     """Yield the values, then ones that need less memory and more time."""
     yield values
-    for checkpointing in (False, True):
-        block, batch, micro = values.block_size, values.batch_size, 8
-        while block >= min(SHORTEST_BLOCK, values.block_size):
-            yield replace(
-                values,
-                block_size=block,
-                batch_size=batch,
-                micro_batch=min(micro, batch),
-                activation_checkpointing=checkpointing,
-            )
-            if micro > 1:
-                micro //= 2
-            elif checkpointing:  # shorter blocks only as the last resort
-                block, batch = block // 2, batch * 2
-            else:
-                break
+    if device.type == "cuda":
+        yield replace(values, precision="nf4")
+    block, batch = values.block_size, values.batch_size
+    while block >= min(SHORTEST_BLOCK, values.block_size):
+        precision = "nf4" if device.type == "cuda" else values.precision
+        yield replace(values, block_size=block, batch_size=batch, precision=precision, micro_batch=1)
+        block, batch = block // 2, batch * 2
 
 
-def most_memory(look: Look, values: Values, device: torch.device) -> int:
-    """Return the bytes that the larger of the two trainings, the calibration, needs. See training/memory.py."""
-    rows = look.rows + values.new_tokens
-    micro = values.micro_batch or max(1, min(values.batch_size, AUTO_TOKENS[device.type] // values.block_size))
-    sizes = Sizes(
-        linear=look.body, other=0, largest=0, layer=0, layers=look.layers, width=look.width, inner=look.inner
-    )  # fmt: skip
+def needed_memory(look: Look, values: Values, device: torch.device) -> int:
+    """Return the bytes that the larger training needs: the calibration, which also holds the teacher's tables.
+
+    On a GPU, `lepmerge train` makes a forward pass smaller until it fits. So this counts one block per pass.
+    """
+    on_gpu = device.type == "cuda"
+    auto = 1 if on_gpu else max(1, min(values.batch_size, AUTO_TOKENS["cpu"] // values.block_size))
+    rows, width = look.rows + values.new_tokens, look.sizes.width
     demand = Demand(
-        precision="fp32" if values.precision == "fp32" else "bf16",
+        precision=values.precision,
         num_rows=rows,
         num_tables=look.num_tables,
         trained=look.num_tables * values.new_tokens,
-        tokens=micro * values.block_size,
+        tokens=(values.micro_batch or auto) * values.block_size,
         device=device.type,
-        checkpointing=values.activation_checkpointing,
+        checkpointing=on_gpu,
     )
-    old_tables = demand.itemsize * look.num_tables * look.rows * look.width
+    parts = memory_of(look.sizes, demand)
+    old_tables = demand.itemsize * look.num_tables * look.rows * width
     divergence = 16 * min(demand.tokens, divergence_chunk(look.rows, device)) * look.rows
-    parts = memory_of(sizes, demand)
-    training = sum(parts.values()) + old_tables + divergence  # the teacher's tables
-    if device.type != "cpu":
-        return training
-    vocabularies = BYTES_PER_TOKEN * (look.rows + rows)
-    return vocabularies + max(parts["process"] + 2 * parts["body"] + old_tables, training)
+    total = sum(parts.values()) + old_tables + divergence
+    if on_gpu:
+        return total
+    total += BYTES_PER_TOKEN * (look.rows + rows)
+    return max(total, parts["process"] + 2 * parts["body"] + old_tables)
