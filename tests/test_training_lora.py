@@ -260,3 +260,20 @@ def test_peft_is_missing(tmp_path: Path, english, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     result = pico.command("train", path, "--device", "cpu")
     pico.assert_one_line_error(result, 2, "lora: ", "pip install 'lepmerge[lora]'")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_the_matrices_are_float32_whatever_the_body_is(tmp_path: Path, english, precision: str) -> None:
+    """With small steps, bfloat16 matrices would lose most updates to rounding."""
+    if precision != "bf16":
+        pytest.importorskip("bitsandbytes")
+    options = {"lora": {**LORA, "modules": "all-linear"}, "max_tokens": 1500, "learning_rate": 1e-4, "weight_decay": 0}
+    path = training.write_setting(tmp_path, english, **options)
+    _, exact = training.stepped(training.session_of(path), steps=3)
+    session = training.session_of(path, f"precision={{body: {precision}}}")
+    before = {key: matrix.detach().clone() for key, matrix in session.learner(1e-4).parameters.items()}
+    learner, losses = training.stepped(session, steps=3)
+    assert losses == pytest.approx(exact, rel=5e-3)
+    assert len(learner.body.adapter.parameters) == 2 * 14
+    for key, matrix in learner.body.adapter.parameters.items():
+        assert matrix.dtype == torch.float32 and (matrix != before[key]).double().mean() > 0.9, key

@@ -56,6 +56,8 @@ class Adapter:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
+        for parameter in self.parameters.values():  # PEFT takes the dtype of the base layer
+            parameter.data = parameter.data.float()
 
     @property
     def sizes(self) -> dict[str, int]:
