@@ -17,8 +17,7 @@ HEAD = """# Command line
 Exit codes: 0 done, 1 a problem with a model, a file or the disk, 2 a problem with the recipe or the command line, 130
 interrupted by Ctrl-C, 143 a training that SIGTERM stopped.
 
-To complete commands and options with the Tab key in bash: `eval "$(_LEPMERGE_COMPLETE=bash_source lepmerge)"`. Other
-shells: `zsh_source`, `fish_source`.
+[Shell completion and logs](install.md#shell-completion). With `--json`, commands print [one object](json.md).
 """
 
 

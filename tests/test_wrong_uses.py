@@ -1,10 +1,13 @@
 """Wrong uses of the commands: one line that names the remedy, the right exit code, nothing written."""
 
+import shutil
 from pathlib import Path
 
+import paper_models
 import pico
 import pytest
 import training
+from safetensors.torch import load_file
 
 FILES = {
     "recipe.yaml": "models: {instruct: base}\nsteps: []\noutput: {path: out}\n",
@@ -13,6 +16,8 @@ FILES = {
     "twice.yaml": "start: a\nstart: b\n",
     "nomodels.yaml": "output: {path: out}\n",
     "unknown.yaml": "models: {instruct: base}\nstart: instrukt\noutput: {path: out}\n",
+    "trained.yaml": "models: {instruct: base, adapted: {train: config.yaml}}\nsteps: []\noutput: {path: out}\n",
+    "project.yaml": "commands: [run recipe.yaml]\n",
     "empty.txt": "",
     "cp1251.txt": "привет".encode("cp1251"),
     "utf16.txt": "привет".encode("utf-16"),
@@ -87,6 +92,24 @@ USES: list[tuple[list[str], int, str]] = [
     (["train", "config.yaml", "-q", "--set", "data=chat.jsonl"], 1, "the source's column:"),
     (["train", "config.yaml", "-q", "--set", "data=nowhere.txt"], 1, "no such file"),
     (["train", "config.yaml", "-q", "--set", "evaluate.data.ru=chat.jsonl"], 1, "evaluate.data.ru.column:"),
+    # wrong order
+    (["run", "trained.yaml"], 2, "--train"),
+    (["train", "config.yaml", "-q", "--set", "model=./out"], 1, "no such folder"),
+    (["compare", "base", "./out", "--text", "text.txt", "-q"], 1, "no such folder"),
+    (["chain", "nowhere"], 2, "lepmerge init MODEL FOLDER"),
+    (["chain", "recipe.yaml"], 2, "lepmerge run recipe.yaml"),
+    (["run", "project.yaml"], 2, "lepmerge chain project.yaml"),
+    # projects
+    (["init", "base", "new"], 1, "--base base"),
+    (["init", "someone/unreachable", "new"], 1, "someone/unreachable"),
+    (["init", "base", "new", "--language", "russian"], 2, "ISO 639-1"),
+    (["init", "base", "new", "--memory", "much"], 2, "5GB"),
+    (["init", "base", "new", "--tokens", "many"], 2, "10M"),
+    # no space, no rights
+    (["run", "recipe.yaml", "--set", "models.instruct=huge"], 1, "free some space"),
+    (["run", "recipe.yaml", "--set", "output.path=text.txt/out"], 1, "choose another output"),
+    (["inspect", "base", "--log-file", "/sys/log.txt"], 1, "/sys/log.txt cannot be written"),
+    (["inspect", "base", "--log-file", "nowhere/log.txt"], 1, "nowhere/log.txt cannot be written"),
 ]  # fmt: skip
 
 
@@ -94,6 +117,10 @@ USES: list[tuple[list[str], int, str]] = [
 def folder(tmp_path_factory: pytest.TempPathFactory, english) -> Path:
     folder = tmp_path_factory.mktemp("uses")
     training.write_setting(folder, english)
+    shutil.copytree(folder / "base", folder / "huge", ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(folder / "base/model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    paper_models.save_hole(folder / "huge/model.safetensors", shapes | {"model.more.weight": (1_000_000, 2_000_000)})
     for name, data in FILES.items():
         (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return folder
