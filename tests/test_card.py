@@ -76,6 +76,26 @@ def test_report(folder: Path, setting) -> None:
     assert "seconds" not in (folder / "lepmerge_report.json").read_text()
 
 
+def test_the_card_shows_the_values_of_the_report(folder: Path, setting) -> None:
+    report, card = json.loads((folder / "lepmerge_report.json").read_text()), (folder / "README.md").read_text()
+    lines = card.split("## Embeddings\n\n")[1].split("\n\n")[0].split("\n")
+    head, rule, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    assert set(rule) == {"---"} and len(rows) == len(report["tables"]) == 2
+    for row, table in zip(rows, report["tables"], strict=True):
+        metrics = {key.replace("_", " "): value for key, value in table["metrics"].items() if key != "solver"}
+        made = {f"{key.replace('_', ' ')} rows": value for key, value in table["rows"].items()}
+        names = {"operation": table["operation"], "table": table["table"], "method": "`conversion`"}
+        values = {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in {**metrics, **made}.items()
+        }
+        assert dict(zip(head, row, strict=True)) == {**names, **values}
+    sizes = {name: sum(path.stat().st_size for path in model.glob("*.safetensors")) for name, model in setting.items()}
+    inputs = [f"- `{name}`: {name} (1 files, {size:,} bytes)" for name, size in sizes.items()]
+    assert sorted(card.split("## Inputs\n\n")[1].split("\n\n")[0].split("\n")) == sorted(inputs)
+    assert "## Notes" not in card and report["notes"] == [] == list(report["not_finite"])
+
+
 def test_content_hashes_only_when_asked_for(tmp_path: Path, folder: Path, setting) -> None:
     assert not json.loads((folder / "lepmerge_report.json").read_text())["content_hashed"]
     recipe = pico.write_recipe(tmp_path / "recipe.yaml", **setting)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pico
 import pytest
+import transformers
 
 from lepmerge.models.configs import remap_ids, set_vocab_size
 
@@ -22,6 +23,10 @@ VALUES = [
     ("forced_eos_token_id", [3, 4], [13, 14], []),
     ("image_token_index", 3, 13, []),
     ("boi_token_index", 4, 14, []),
+    ("image_token_index", 9, -1, ["image_token_index 9"]),
+    ("vision_start_token_id", 9, -1, ["vision_start_token_id 9"]),
+    ("video_token_id", 9, -1, ["video_token_id 9"]),
+    ("image_token_ids", [1, 9], [11], ["image_token_ids 9"]),
     ("suppress_tokens", [4, 9, 1], [14, 11], ["suppress_tokens 9"]),
     ("begin_suppress_tokens", [2], [12], []),
     ("bad_words_ids", [[1], [2, 9], [3, 4]], [[11], [13, 14]], ["bad_words_ids [2, 9]"]),
@@ -45,6 +50,14 @@ def test_remapped_values(key: str, value, expected, expected_lost: list[str]) ->
         lost: list[str] = []
         found = get(remap_ids(config, NEW, lost))
         assert found == expected and type(found) is type(expected) and lost == expected_lost
+
+
+@pytest.mark.parametrize("name", ["Llama4Config", "Qwen2_5_VLConfig", "LlavaConfig", "Mistral3Config", "Gemma3Config"])
+def test_transformers_loads_a_config_whose_ids_are_lost(name: str) -> None:
+    """transformers 5 checks the types of values: an id of images must be a number."""
+    config_class, lost = getattr(transformers, name), []
+    remapped = remap_ids(json.loads(config_class().to_json_string(use_diff=False)), {}, lost)
+    assert lost and config_class.from_dict(remapped).to_dict()
 
 
 def test_a_new_vocabulary_renames_ids_and_notes_lost_ones(tmp_path: Path, setting, english) -> None:

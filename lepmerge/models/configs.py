@@ -97,8 +97,17 @@ HOLDS_IDS = re.compile(
 )
 
 
+MAY_BE_NONE = re.compile(
+    r"^((forced_)?(bos|eos)|pad|sep|cls|mask|unk|decoder_start)_token_id$|suppress_tokens$|words_ids$"
+)
+NO_TOKEN = -1
+"""Replaces a lost id, such as that of images, whose config class accepts no null."""
+
+
 def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: list[str]) -> dict[str, Any]:
     """Return the config with every token id replaced by its new id. Ids without one are removed and named in `lost`.
+
+    A single lost id becomes None where config classes allow it, and otherwise NO_TOKEN (as for image_token_index).
 
     Token ids are the integers under keys such as eos_token_id, image_token_index and suppress_tokens. In bad_words_ids,
     force_words_ids and sequence_bias, a sequence that loses an id is removed as a whole, because the rest would forbid
@@ -110,7 +119,7 @@ def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: lis
             return value
         if value not in new_id_of:
             lost.append(f"{key} {value}")
-        return new_id_of.get(value)
+        return new_id_of.get(value, None if MAY_BE_NONE.search(key) else NO_TOKEN)
 
     def whole(value: Any, key: str) -> Any:
         """Replace the ids in nested lists. Return None if one of them has no new id."""
@@ -135,7 +144,7 @@ def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: lis
             return one(value, key)
         if any(isinstance(item, list) for item in value):
             return sequences(value, key)
-        return [item for item in (one(item, key) for item in value) if item is not None] or None
+        return [item for item in (one(item, key) for item in value) if item not in (None, NO_TOKEN)] or None
 
     def walk(part: Any) -> Any:
         if not isinstance(part, Mapping):
@@ -145,7 +154,7 @@ def remap_ids(config: Mapping[str, Any], new_id_of: Mapping[int, int], lost: lis
     def renamed(key: str, value: Any) -> Any:
         if key == "forced_decoder_ids" and isinstance(value, list):
             pairs = [[place, one(id, key)] for place, id in value]
-            return [pair for pair in pairs if pair[1] is not None] or None
+            return [pair for pair in pairs if pair[1] not in (None, NO_TOKEN)] or None
         if key == "sequence_bias" and isinstance(value, list):
             return sequences(value, key)
         return ids(value, key) if HOLDS_IDS.search(key) else walk(value)
