@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2")
-VENDOR = ("mistral-common==1.13.1", "protobuf==7.36.0", "numpy==2.3.5")
+VENDOR = ("mistral-common==1.13.1", "protobuf==7.36.2", "numpy==2.3.5")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "transformers-4": TRANSFORMERS_4,
     "transformers-4-vendor": (*TRANSFORMERS_4, *VENDOR),

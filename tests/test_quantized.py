@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pico
@@ -77,6 +78,34 @@ def test_what_must_compute_says_what_it_needs(tmp_path: Path, folder: Path) -> N
     trained = pico.command("train", tmp_path / "train.yaml")
     pico.assert_one_line_error(trained, 1, str(folder), "is quantized: train on the original weights")
     assert not (tmp_path / "out").exists() and not (tmp_path / "trained").exists()
+
+
+def test_compare_runs_an_fp8_model_on_a_cpu(tmp_path: Path, setting) -> None:
+    """transformers 5 dequantizes it there: the same bits as the bfloat16 model with the same values."""
+    folders = [Path(shutil.copytree(setting["instruct"], tmp_path / name)) for name in ("fp8", "plain")]
+    fp8, plain = ({}, {})
+    for name, tensor in load_file(folders[0] / "model.safetensors").items():
+        fp8[name] = plain[name] = tensor
+        if name.endswith("_proj.weight"):
+            fp8[name] = tensor.float().to(torch.float8_e4m3fn)
+            fp8[f"{name}_scale_inv"] = torch.full((1, 1), 2.0)
+            plain[name] = (2 * fp8[name].float()).to(torch.bfloat16)
+    for folder, tensors in zip(folders, (fp8, plain), strict=True):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folders[0] / "config.json").read_text())
+    method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    (folders[0] / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
+    (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH * 5))
+    options = ("--text", tmp_path / "text.txt", "--copies", 0, "--device", "cpu", "--dtype", "bfloat16", "--json")
+    result = pico.command("compare", *folders, *options)
+    if version("transformers").startswith("4."):
+        pico.assert_one_line_error(result, 1, f"fp8: transformers cannot load {folders[0]}")
+        return
+    assert result.exit_code == 0, result.stderr
+    bits = {
+        name: model["texts"]["text"]["bits_per_byte"] for name, model in json.loads(result.stdout)["models"].items()
+    }
+    assert bits["fp8"] == pytest.approx(bits["plain"], rel=1e-3)
 
 
 def test_a_quantized_output_table_is_named(tmp_path: Path, setting) -> None:

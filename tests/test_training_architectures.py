@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import training
 import transformers
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from lepmerge.errors import CheckpointError
@@ -164,6 +165,28 @@ def test_train_propagate_reload_generate(tmp_path: Path, english, russian, name:
     ids = tokenizer("Модель", return_tensors="pt")["input_ids"]
     written = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=2)
     assert written.shape[1] == ids.shape[1] + 5
+
+
+OTHER_WRAPPERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("llava", "qwen2.5-vl")]
+
+
+@pytest.mark.parametrize("name", ["mistral3", *OTHER_WRAPPERS])
+def test_multimodal_models_by_the_command_line(tmp_path: Path, english, russian, name: str) -> None:
+    """train, run with the trained tables, and compare with the original: the text model is what counts."""
+    base = saved(tmp_path / "base", name, english)
+    pico.save_tokenizer(russian, tmp_path / "vocabulary")
+    path = settings_of(tmp_path, "base", tokenizer="vocabulary", max_tokens=300)
+    result = pico.command("train", path, "--device", "cpu", "-q", "--full", tmp_path / "whole")
+    assert result.exit_code == 0, result.stderr
+    options = ("--copies", 0, "--device", "cpu", "--json")
+    compared = pico.command("compare", base, tmp_path / "whole", "--text", tmp_path / "text.txt", *options)
+    assert compared.exit_code == 0, compared.stderr
+    old, new = json.loads(compared.stdout)["models"].values()
+    assert new["rows"] == russian.get_vocab_size() > old["rows"] == english.get_vocab_size()
+    vision = [load_file(next(folder.glob("*.safetensors"))) for folder in (base, tmp_path / "whole")]
+    names = [key for key in vision[0] if "vision" in key or "visual" in key]
+    assert names and all(torch.equal(vision[0][key], vision[1][key]) for key in names)
+    assert new["texts"]["text"]["bits_per_byte"] != old["texts"]["text"]["bits_per_byte"]
 
 
 def test_mamba_trains_without_separate_documents(tmp_path: Path, english) -> None:

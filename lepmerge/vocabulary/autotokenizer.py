@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
-from lepmerge.vocabulary.token_names import GENERIC, IN_TOKENIZER_JSON, as_text, names_in, names_of, read_object
+from lepmerge.vocabulary.token_names import GENERIC, IN_TOKENIZER_JSON, LISTS, as_text, names_in, names_of, read_object
 from lepmerge.vocabulary.valid_json import FLAGS, check_spec, read_spec
 
 MODEL_TYPES = (None, "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3")
@@ -140,18 +140,24 @@ def load_tokenizer(folder: Path) -> Any:
         VocabularyError: transformers cannot load it, or the conversion needs a package that is not installed.
     """
     _require_what_converts(folder)
+    is_five = int(_version().partition(".")[0]) >= 5
     with _quiet():
         from transformers import AutoTokenizer
 
-        options = as_text(read_object(folder / "tokenizer_config.json"))
-        if (folder / "tekken.json").exists() and int(_version().partition(".")[0]) >= 5:
+        config = read_object(folder / "tokenizer_config.json")
+        options = as_text(config)
+        if not is_five and isinstance(extra := {**config, **options}.get(LISTS[1]), list):
+            options |= {LISTS[0]: extra, LISTS[1]: {}}  # transformers 5 writes the list under a key that 4 cannot read
+        if (folder / "tekken.json").exists() and is_five:
             options["mistral_format"] = False  # mistral-common, if installed, would give a slow tokenizer
         try:
             loaded: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
             )
         except Exception as error:  # damaged files make transformers and tokenizers raise any type of exception
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # transformers 4 asks for protobuf while it handles another exception, which is the true cause
+            cause = error.__context__ or error if isinstance(error, ImportError) else error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise VocabularyError(f"{folder}: transformers cannot load the tokenizer: {reason}") from error
     if not loaded.is_fast:
         raise VocabularyError(
