@@ -14,7 +14,7 @@ from lepmerge.models.configs import text_configs
 from lepmerge.models.model import Model
 from lepmerge.tensors import LazyTensor, blocks, workspace_for
 from lepmerge.training.config import BodyPrecision
-from lepmerge.training.quantized import loading_options, make_differentiable
+from lepmerge.training.quantized import loading_options, prepare_quantized
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
 """Exceptions of transformers and its libraries for a model that they cannot build, load or run."""
@@ -57,7 +57,7 @@ def load_network(
 
     network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
     network.requires_grad_(False).eval()
-    make_differentiable(network)
+    prepare_quantized(network)
     translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
     return network
 
