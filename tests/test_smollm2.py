@@ -131,6 +131,20 @@ def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
     assert estimated == pytest.approx(json.loads(speed[-1])["memory"], rel=0.2)
 
 
+def test_quantized_bodies_learn_as_bfloat16_and_need_the_memory_that_is_estimated(recipe: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision, tolerance in (("bf16", 0.0), ("int8", 0.02), ("nf4", 0.05)):
+        command = [sys.executable, "-m", "lepmerge", "train", recipe.parent / "train.yaml", "--json", "--device", "cpu",
+                   "--set", "variables.tokens=1K", "--set", "variables.batch_size=2", "--set", f"precision={precision}",
+                   "--set", "evaluate=null", "--set", f"output={tmp_path / precision}"]  # fmt: skip
+        estimated = json.loads(subprocess.run([*command, "--dry-run"], capture_output=True, check=True).stdout)
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        speed = (tmp_path / precision / "speed.jsonl").read_text().splitlines()
+        assert estimated["memory"]["total"] == pytest.approx(json.loads(speed[-1])["memory"], rel=0.2)
+        losses[precision] = found["loss"]["first"]
+        assert losses[precision] == pytest.approx(losses["bf16"], rel=tolerance)
+
+
 @pytest.mark.parametrize("method", ["swap", "overlap", "conversion", "delta"])
 def test_method(recipe: Path, tmp_path: Path, method: str) -> None:
     overrides = [f"steps.0.method={method}", "steps.0.keep_shared_rows=true", f"output.path={tmp_path / method}"]
