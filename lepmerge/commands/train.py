@@ -8,7 +8,6 @@ import click
 from lepmerge.commands.console import print_json, table
 from lepmerge.commands.estimate import Size, show_estimate
 from lepmerge.commands.logs import show_started
-from lepmerge.commands.training_progress import training_progress
 
 
 @click.command()
@@ -80,6 +79,7 @@ def train(
         return
     chosen = choose_device(device)
     if probe is not None:
+        from lepmerge.commands.training_progress import training_progress
         from lepmerge.training.learner import Group
         from lepmerge.training.probe import probe as probe_steps
 
@@ -116,6 +116,7 @@ def run_training(
     """Train with a progress bar. Return the report in the main process, None in the others."""
     from transformers.utils.logging import disable_progress_bar
 
+    from lepmerge.commands.training_progress import training_progress
     from lepmerge.training.events import TrainingEvent
     from lepmerge.training.output import finished_report
     from lepmerge.training.processes import Processes
