@@ -19,8 +19,7 @@ import yaml
 
 import lepmerge
 from lepmerge.comparison.loading import load_model
-from lepmerge.comparison.prompts import read_prompts
-from lepmerge.comparison.task import measure_task, task_metrics
+from lepmerge.comparison.task import measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
@@ -50,7 +49,7 @@ CELLS: dict[str, list[str]] = {
 def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any], list[bool]]:
     """Return accuracy, p against the reference and bits per byte of a model, and which answers are right."""
     model = load_model(folder)
-    right = measure_task(model, read_prompts(QUICKSTART / "task.jsonl", with_answer=True))
+    right = measure_task(model, read_task(QUICKSTART / "task.jsonl"))
     english = (QUICKSTART / "licenses/GPL-2").read_text(encoding="utf-8").split("\n\n")
     read = [
         read_text("ru", [str(QUICKSTART / "heldout_ru.txt")], piece_bytes=500),

@@ -22,10 +22,11 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation. where: its position, `file:line`."""
+    """A conversation. where: its position, `file:line`. answer: the expected reply, if its row has the key `answer`."""
 
     messages: tuple[Message, ...]
     where: str
+    answer: str = ""
 
 
 def read_chats(path: Path) -> Iterator[Chat]:
@@ -42,7 +43,8 @@ def read_chats(path: Path) -> Iterator[Chat]:
     for number, row in json_rows(path):
         is_empty = False
         where = f"{path}:{number}"
-        yield Chat(_messages(row, where), where)
+        messages, answer = _messages(row, where), row.get("answer")
+        yield Chat(messages, where, answer if isinstance(answer, str) else "")
     if is_empty:
         raise CorpusError(f"{path} contains no chats")
 

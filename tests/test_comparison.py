@@ -21,8 +21,7 @@ from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bi
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
-from lepmerge.comparison.prompts import read_prompts
-from lepmerge.comparison.task import mcnemar, measure_task, task_metrics
+from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
 
@@ -102,7 +101,7 @@ def test_pieces_hold_the_whole_text_whatever_the_vocabulary() -> None:
 
 def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: Path) -> None:
     other = changed(tmp_path / "noised", QUICKSTART / "instruct", noised)
-    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=False)[:24]
+    prompts = read_task(QUICKSTART / "task.jsonl")[:24]
     answers = answers_of(instruct, prompts, max_new_tokens=8)
     bits = bits_of_answers(other, prompts, answers)
     network, tokenizer = other.network, other.tokenizer
@@ -236,7 +235,7 @@ def test_suspects_are_beyond_the_median_and_their_error_worst_first() -> None:
 
 
 def test_the_task_counts_equal_replies(instruct: LanguageModel) -> None:
-    prompts = read_prompts(QUICKSTART / "task.jsonl", with_answer=True)[:40]
+    prompts = read_task(QUICKSTART / "task.jsonl")[:40]
     right = measure_task(instruct, prompts)
     assert right == measure_task(instruct, prompts, batch_size=1)
     network, tokenizer = instruct.network, instruct.tokenizer

@@ -166,7 +166,6 @@ generation/job
 comparison/drift
 comparison/texts
 comparison/broken_tokens
-comparison/prompts
 comparison/generation
 comparison/chat
 comparison/copying

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
+from lepmerge.chats import Chat
 from lepmerge.comparison.generation import BATCH_SIZE, accepted_ids, continued, generate
 from lepmerge.comparison.loading import LanguageModel, Scored, scored
-from lepmerge.comparison.prompts import Prompt
 from lepmerge.progress import Progress, no_progress
 
 
 def answers_of(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Chat],
     *,
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
@@ -31,7 +31,7 @@ def answers_of(
 
 def answers_and_bits(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Chat],
     reference: Sequence[str],
     *,
     max_new_tokens: int,
@@ -56,7 +56,7 @@ def answers_and_bits(
 
 def bits_of_answers(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Chat],
     answers: Sequence[str],
     *,
     batch_size: int | None = None,
@@ -76,7 +76,7 @@ def _bits(found: Sequence[Scored]) -> list[float]:
 
 def _scored_answers(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Chat],
     answers: Sequence[str],
     *,
     batch_size: int | None,

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from lepmerge.chats import Chat, read_chats
 from lepmerge.comparison.broken_tokens import check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
 from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
 from lepmerge.comparison.loading import LanguageModel
-from lepmerge.comparison.prompts import Prompt, read_prompts
-from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, task_metrics
+from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
 from lepmerge.output.provenance import versions
@@ -53,7 +53,7 @@ class _Measurement:
     reference: LanguageModel
     texts: Sequence[Text]
     copies: Mapping[str, Sequence[CopyItem]]
-    prompts: Mapping[str, Sequence[Prompt]]
+    prompts: Mapping[str, Sequence[Chat]]
     settings: Settings
     progress: Progress
     predicted: Mapping[str, Predicted] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def compare(
 ) -> dict[str, Any]:
     """Return the results, ready for JSON: `models` → name → metrics, `warnings`, `settings`, `versions`.
 
-    texts: name → files. chat, task: files of prompts (see prompts.py). reference: name of the reference model, by
+    texts: name → files. chat, task: files of chats (see chats.py). reference: name of the reference model, by
     default the first; it is measured first. Only one model's weights are in memory at a time.
 
     >>> found = compare([load_model("instruct"), load_model("out/delta")], {"ru": ["ru.txt"]}, task="task.jsonl")
@@ -186,11 +186,11 @@ def compare(
 
 def _read_prompts(
     models: Sequence[LanguageModel], first: LanguageModel, chat: str | Path | None, task: str | Path | None
-) -> dict[str, list[Prompt]]:
+) -> dict[str, list[Chat]]:
     """Return the prompts of chat and task. Check first that every model with a chat template can take them."""
     prompts = {
-        "chat": read_prompts(chat, with_answer=False) if chat is not None else [],
-        "task": read_prompts(task, with_answer=True) if task is not None else [],
+        "chat": list(read_chats(Path(chat))) if chat is not None else [],
+        "task": read_task(Path(task)) if task is not None else [],
     }
     for option, wanted in prompts.items():
         if wanted and not first.has_chat:
@@ -204,7 +204,7 @@ def _read_prompts(
     return prompts
 
 
-def _check_context(model: LanguageModel, option: str, prompts: Sequence[Prompt]) -> None:
+def _check_context(model: LanguageModel, option: str, prompts: Sequence[Chat]) -> None:
     """Raise ComparisonError if a prompt leaves no room for an answer in the model's context."""
     lengths = [len(ids) for ids in model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])]
     answers = [len(ids) for ids in model.encode([prompt.answer for prompt in prompts])]

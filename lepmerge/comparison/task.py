@@ -2,19 +2,35 @@
 
 from collections.abc import Sequence
 from math import comb
+from pathlib import Path
 from typing import Any
 
+from lepmerge.chats import Chat, read_chats
 from lepmerge.comparison.generation import BATCH_SIZE, draft_of, generate
 from lepmerge.comparison.loading import LanguageModel
-from lepmerge.comparison.prompts import Prompt
+from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
 
 ANSWER_MARGIN = 4
 """A reply may have this many more tokens than the longest answer."""
 
 
+def read_task(path: Path) -> list[Chat]:
+    """Return the prompts of a .jsonl file with their expected answers.
+
+    Raises:
+        CorpusError: a line is not a chat (with file and line).
+        ComparisonError: a chat has no answer.
+    """
+    prompts = list(read_chats(path))
+    for prompt in prompts:
+        if not prompt.answer.strip():
+            raise ComparisonError(f"{prompt.where}: no answer: add the key `answer` with the expected reply as a text")
+    return prompts
+
+
 def measure_task(
-    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
+    model: LanguageModel, prompts: Sequence[Chat], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[bool]:
     """Return for each prompt whether the greedy reply equals its answer, ignoring whitespace at the ends.
 
@@ -25,7 +41,7 @@ def measure_task(
 
 
 def replies_of(
-    model: LanguageModel, prompts: Sequence[Prompt], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
+    model: LanguageModel, prompts: Sequence[Chat], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[str]:
     """Return the greedy replies, stripped. A reply has at most ANSWER_MARGIN tokens more than the longest answer."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]

@@ -62,7 +62,7 @@ def check_reachable(new: Vocabulary, ids: Iterable[int]) -> int:
     lost = [
         id
         for id, encoded in zip(ids, new.encode([new.bytes_of[id] for id in ids]), strict=True)
-        if encoded != [id] and _is_text(new.bytes_of[id])
+        if encoded != [id] and is_text(new.bytes_of[id])
     ]
     if lost:
         data = new.bytes_of[lost[0]]
@@ -77,14 +77,14 @@ def num_lost(old: Vocabulary, new: Vocabulary, new_id_of: Mapping[int, int]) -> 
 
     Byte-fallback tokens do not count: the new vocabulary does not need them for a character that it contains.
     """
-    ids = [id for id in new_id_of if id in old.bytes_of and _is_text(old.bytes_of[id])]
+    ids = [id for id in new_id_of if id in old.bytes_of and is_text(old.bytes_of[id])]
     ids = [id for id in ids if not old.is_byte_token(old.token_of[id])]
     data = [old.bytes_of[id] for id in ids]
     pairs = zip(ids, old.encode(data), new.encode(data), strict=True)
     return sum(before == [id] and after != [new_id_of[id]] for id, before, after in pairs)
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
     """Return whether bytes are whole characters. A part of a character never occurs alone in a text."""
     try:
         data.decode()

@@ -7,7 +7,7 @@ from typing import Any
 from lepmerge.corpus import texts
 from lepmerge.models.references import resolve
 from lepmerge.text_files import Counts
-from lepmerge.tokenization.checks import check_round_trip
+from lepmerge.tokenization.checks import check_round_trip, is_text
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 PERCENTAGES = {"split_characters", "new_tokens_fraction", "unused_tokens", "exact_texts"}
@@ -55,7 +55,7 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
         "symbols_per_token": sum(map(len, texts)) / num_tokens,
         "tokens_per_word": used.total() / max(1, sum(len(text.split()) for text in texts)),
         "bytes_per_token": num_bytes / num_tokens,
-        "split_characters": sum(count for id, count in used.items() if not _whole(bytes_of[id])) / num_tokens,
+        "split_characters": sum(count for id, count in used.items() if not is_text(bytes_of[id])) / num_tokens,
         "unreachable": num_lost_in(vocabulary),
         "unused_tokens": 1 - len(used) / vocabulary.size,
         "exact_texts": _exact(vocabulary, texts),
@@ -81,7 +81,7 @@ def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str])
 
 def num_lost_in(vocabulary: Vocabulary) -> int:
     """Count the tokens of whole characters whose own bytes are tokenized differently; byte-fallback tokens excluded."""
-    ids = [id for id, data in vocabulary.bytes_of.items() if data and _whole(data)]
+    ids = [id for id, data in vocabulary.bytes_of.items() if data and is_text(data)]
     ids = [id for id in ids if not vocabulary.is_byte_token(vocabulary.token_of[id])]
     encoded = vocabulary.encode([vocabulary.bytes_of[id] for id in ids])
     return sum(found != [id] for id, found in zip(ids, encoded, strict=True))
@@ -92,14 +92,6 @@ def _used(vocabulary: Vocabulary, texts: Sequence[str]) -> Counter[int]:
     for encoding in vocabulary.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
         used.update(encoding.ids)
     return used
-
-
-def _whole(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _exact(vocabulary: Vocabulary, texts: Sequence[str]) -> float:
