@@ -307,7 +307,7 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
         (tmp_path / "none", "--text", text): ("none",),
         (model, "--text", tmp_path / "none.txt"): ("none.txt",),
         (model, "--text", short): ("short.txt", "too few"),
-        (model, "--text", text, "--task", bad): ("bad.jsonl:2", "answer"),
+        (model, "--text", text, "--task", bad): ("bad.jsonl:2", "`messages` is not a list with at least one message"),
         (base, model, "--text", text, "--task", QUICKSTART / "task.jsonl"): ("base", "chat template", "--reference"),
         (model, model, "--text", text): ("two models are named instruct",),
         (model, "--text", text, "--reference", "x"): ("--reference x", "instruct"),
