@@ -48,6 +48,7 @@ def test_a_log_has_the_first_step_then_a_line_every_30_seconds_with_speed_and_ti
             now += 10
             on_event(step(number, 10.0 * number, **({"ru": 2.5} if number == 6 else {})))
         on_event(step(1, 2.0))  # another run of steps, as in a sweep
+        on_event(step(1, 5.0))  # and a slower one
     assert capsys.readouterr().err.splitlines() == [
         "reading ru.txt: 3.0 MB read",
         "reading ru.txt: 9.0 MB read",
@@ -56,6 +57,7 @@ def test_a_log_has_the_first_step_then_a_line_every_30_seconds_with_speed_and_ti
         "step 4/100: loss 5.250, 50 tokens/s, 16m00s left",
         "step 6/100: loss 5.250, ru 2.500 bits per byte, 50 tokens/s, 15m40s left",
         "step 1/100: loss 5.250, 250 tokens/s, 3m18s left",
+        "step 1/100: loss 5.250, 100 tokens/s, 8m15s left",
     ]
 
 

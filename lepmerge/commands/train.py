@@ -79,13 +79,7 @@ def train(
         return
     chosen = choose_device(device)
     if probe is not None:
-        from lepmerge.commands.training_progress import training_progress
-        from lepmerge.training.learner import Group
-        from lepmerge.training.probe import probe as probe_steps
-
-        with training_progress(quiet or as_json) as on_event:
-            found = probe_steps(loaded, steps=probe, group=Group(chosen), memory=memory, on_event=on_event)
-        _show_probe(found, as_json)
+        _show_probe(_probed(loaded, probe, chosen, memory, quiet or as_json), as_json)
         return
     report = run_training(
         loaded, device=chosen, memory=memory, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
@@ -187,6 +181,15 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
     plan = make_plan(recipe)
     with progress_bar(plan.sizes["written"], quiet=quiet) as progress:
         run_plan(plan, device=device, overwrite=overwrite, progress=progress)
+
+
+def _probed(config: Any, steps: int, device: Any, memory: int | None, quiet: bool) -> list[dict[str, Any]]:
+    from lepmerge.commands.training_progress import training_progress
+    from lepmerge.training.learner import Group
+    from lepmerge.training.probe import probe
+
+    with training_progress(quiet) as on_event:
+        return probe(config, steps=steps, group=Group(device), memory=memory, on_event=on_event)
 
 
 def _show_probe(found: list[dict[str, Any]], as_json: bool) -> None:

@@ -71,8 +71,8 @@ class _Lines:
 
     def step_done(self, event: StepDone) -> None:
         last = self._last
-        if last is None or event.seconds < last.seconds:  # a new run of steps began (sweep), whose seconds start at 0
-            last = None
+        if last is not None and (event.step <= last.step or event.seconds < last.seconds):
+            last = None  # a new run of steps began (sweep or probe), whose seconds start at 0
         if last is not None and not event.bits_per_byte and not self._clock.is_due():
             return
         seconds = event.seconds - (last.seconds if last else 0.0)
