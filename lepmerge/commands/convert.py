@@ -4,6 +4,9 @@ from pathlib import Path
 
 import click
 
+from lepmerge.commands.console import print_json
+from lepmerge.commands.options import json_option
+
 
 @click.command()
 @click.argument("gguf", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -16,7 +19,8 @@ import click
     help="Data type of the weights.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model in FOLDER once the new one is complete.")
-def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool) -> None:
+@json_option
+def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool, as_json: bool) -> None:
     """Convert a GGUF file to a model folder.
 
     FOLDER gets safetensors, tokenizer and chat template. Quantized weights are dequantized. Use this if a model is
@@ -30,4 +34,8 @@ def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool) -> None:
 
     from lepmerge.merge.convert import convert_gguf
 
-    click.echo(convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite))
+    written = convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite)
+    if as_json:
+        print_json({"output": str(written), "dtype": dtype})
+    else:
+        click.echo(written)

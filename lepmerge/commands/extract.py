@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from lepmerge.commands.console import progress_bar
-from lepmerge.commands.options import quiet_option
+from lepmerge.commands.console import print_json, progress_bar
+from lepmerge.commands.options import json_option, quiet_option
 from lepmerge.progress import human_bytes
 
 
@@ -22,6 +22,7 @@ from lepmerge.progress import human_bytes
     "--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:N or mps."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter in FOLDER once the new one is complete.")
+@json_option
 @quiet_option
 def extract(
     base: str,
@@ -31,6 +32,7 @@ def extract(
     energy: float | None,
     device: str,
     overwrite: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Save the difference between two models as a PEFT adapter.
@@ -56,7 +58,7 @@ def extract(
     wanted = Wanted(energy=energy) if energy is not None else Wanted(rank=rank or 32)
     hub_id = base if HUB_ID.fullmatch(base) and not Path(base).exists() else None
     total = sum(tensor.num_bytes for tensor in first.tensors.values())
-    with progress_bar(total, quiet=quiet) as progress:
+    with progress_bar(total, quiet=quiet or as_json) as progress:
         folder = extract_adapter(
             first,
             second,
@@ -67,5 +69,8 @@ def extract(
             overwrite=overwrite,
             progress=progress,
         )
-    if not quiet:
-        click.echo(f"{folder} ({human_bytes((folder / WEIGHTS).stat().st_size)})")
+    size = (folder / WEIGHTS).stat().st_size
+    if as_json:
+        print_json({"output": str(folder), "bytes": size})
+    elif not quiet:
+        click.echo(f"{folder} ({human_bytes(size)})")

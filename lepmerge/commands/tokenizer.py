@@ -1,15 +1,14 @@
 """lepmerge tokenizer: build vocabularies that fit a language, and measure them."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lepmerge.commands.console import progress_bar, table
-from lepmerge.commands.options import options, quiet_option
+from lepmerge.commands.console import print_json, progress_bar, table
+from lepmerge.commands.options import json_option, options, quiet_option
 
 _column = click.option(
     "--column",
@@ -35,6 +34,7 @@ _corpus_and_output = options(
     _limit,
     click.option("--output", "-o", required=True, type=click.Path(file_okay=False), help="Folder for the tokenizer."),
     click.option("--overwrite", is_flag=True, help="Replace a tokenizer in the output folder."),
+    json_option,
     quiet_option,
 )
 
@@ -51,6 +51,7 @@ def _builds(command: Callable[..., Any]) -> Any:
         limit: str | None,
         output: str,
         overwrite: bool,
+        as_json: bool,
         quiet: bool,
         **settings: Any,
     ) -> None:
@@ -58,12 +59,14 @@ def _builds(command: Callable[..., Any]) -> Any:
 
         corpus = Corpus(sources, column=column, split=split, limit=_bytes(limit))
         size = sum(path.stat().st_size for path in corpus.files())  # a missing file is reported before slow imports
-        with progress_bar(size, quiet=quiet) as progress:
+        with progress_bar(size, quiet=quiet or as_json) as progress:
             from lepmerge.tokenization.build import build_tokenizer
 
             job = command(corpus=corpus, **settings)
             report = build_tokenizer(job, Path(output), overwrite=overwrite, progress=progress)
-        if not quiet:
+        if as_json:
+            print_json({"output": output, **report})
+        elif not quiet:
             _show(output, report)
 
     return run
@@ -195,7 +198,7 @@ def report(
         }
         bars(Path(plot), values, label="symbols per token")
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json({"texts": found})
         return
     for text, by_name in found.items():
         click.echo(f"{text}{_skipped(next(iter(by_name.values()))['corpus']['skipped'])}")
