@@ -56,7 +56,7 @@ def show_estimate(config: Any, device: str, as_json: bool, limit: int | None = N
         f"{found['tokens_per_step']:,} ({found['micro_batch']} × {config.block_size} at once)"
     )
     _show_memory(found)
-    click.echo(f"compute   {found['flop']:.2e} FLOP, {found['flop_per_token'] / 1e9:.3g} GFLOP a token")
+    click.echo(f"compute   {found['flop']:.2e} FLOP, {found['flop_per_token'] / 1e9:.3g} GFLOP per token")
 
 
 def show_fit(needed: int, limit: int) -> None:

@@ -32,7 +32,7 @@ def layer_of(name: str) -> int | None:
 
 
 def place_of(model: Model, name: str) -> str:
-    """Return where a tensor stands: before the layers (input and position embeddings), in one, or after them."""
+    """Return where a tensor is: before the layers (input and position embeddings), in one, or after them."""
     if layer_of(name) is not None:
         return "layers"
     is_before = name == model.tables[INPUT] or any(part in name for part in ("embed", "wte", "wpe"))

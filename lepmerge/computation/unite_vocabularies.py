@@ -21,7 +21,7 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 class Choice(NamedTuple):
-    """The model that the row of a token comes from. force: even if other models have rows of their own for it."""
+    """The model that the row of a token comes from. force: even if other models have their own rows for it."""
 
     source: str
     force: bool

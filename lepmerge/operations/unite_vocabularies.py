@@ -21,7 +21,7 @@ class TokenSource(Strict):
     source: ModelName
     """The model whose row is taken. Models without the token take it too."""
     force: bool = False
-    """Take the row even if the other models have rows of their own for this token."""
+    """Take the row even if other models have their own rows for this token."""
 
 
 class UniteVocabularies(Step):

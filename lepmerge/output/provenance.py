@@ -34,7 +34,7 @@ def front_matter(card: Path) -> dict[str, Any]:
     front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
     try:
         values = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:  # a broken card of an input is no reason to fail
+    except yaml.YAMLError:  # a broken card of an input does no harm
         values = None
     return values if isinstance(values, dict) else {}
 

@@ -226,7 +226,7 @@ class Staging:
                 raise OutputError(f"{self.target.parent} cannot be written to: {error.strerror}") from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 raise OutputError(
-                    f"{self.target.parent} is no folder ({error.strerror}): choose another output"
+                    f"{self.target.parent} is not a folder ({error.strerror}): choose another output"
                 ) from error
             raise
 

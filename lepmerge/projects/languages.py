@@ -33,8 +33,8 @@ CODES_OF: dict[tuple[str, ...], str] = {
     ("Han",): "zh",
     ("Han", "Hiragana", "Katakana"): "ja",
 }
-"""Unicode scripts of new tokens → codes of the languages. Latin letters occur in every text, so Latin languages have no
-script of their own: their new tokens are not restricted."""
+"""Unicode scripts of new tokens → codes of the languages. Latin letters occur in every text, so new tokens
+of languages in Latin script are not restricted."""
 REQUESTS = {
     "be": "Перакажы коратка:",
     "bg": "Обобщи накратко:",

@@ -127,8 +127,8 @@ def _candidates(instruct: Look) -> Iterator[str]:
         if other and other != name:
             if owner is not None:
                 yield f"{owner}/{other}"
-            elif (beside := reference.folder.resolve().parent / other).is_dir():
-                yield str(beside) if Path(reference.text).expanduser().is_absolute() else os.path.relpath(beside)
+            elif (neighbour := reference.folder.resolve().parent / other).is_dir():
+                yield str(neighbour) if Path(reference.text).expanduser().is_absolute() else os.path.relpath(neighbour)
 
 
 def _are_alike(base: Look, instruct: Look) -> bool:
