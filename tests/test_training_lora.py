@@ -228,7 +228,7 @@ def test_dry_run_counts_the_adapter(tmp_path: Path, english) -> None:
     inputs = 2 * (4 * 16 + 2 * 16 + 32)  # of q, k, v, o, gate, up and down in two layers
     outputs = 2 * (4 * 16 + 2 * 32 + 16)
     assert dry["lora"] == {"modules": 14, "parameters": 4 * (inputs + outputs)}
-    assert dry["memory"]["lora"] == 16 * 4 * (inputs + outputs) + 4 * 2 * 48 * (inputs + 14 * 4)
+    assert dry["memory"]["lora"] == 16 * 4 * (inputs + outputs) + 4 * 2 * 48 * (inputs + outputs + 14 * 4)
     shown = pico.command("train", path, "--dry-run", "--device", "cpu").stdout
     assert f"lora      14 modules, {4 * (inputs + outputs):,} parameters" in shown
 

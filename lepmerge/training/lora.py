@@ -67,8 +67,14 @@ class Adapter:
 
     @property
     def num_activations(self) -> int:
-        """Number of values per token that the backward pass needs: the input of each layer, and A times it."""
-        return sum(sum(p.shape) for key, p in self.parameters.items() if ".lora_A." in key)
+        """Number of float32 values per token that the adapter needs in memory, as measured on a Llama.
+
+        They are the input and the output of each module and A times the input; with dropout another copy of the input,
+        and a mask of one byte per value.
+        """
+        inputs = sum(matrix.shape[1] for key, matrix in self.parameters.items() if ".lora_A." in key)
+        others = sum(sum(matrix.shape) for key, matrix in self.parameters.items() if ".lora_B." in key)
+        return inputs + others + (inputs + inputs // 4 if self._dropouts else 0)
 
     def reset(self, seed: int) -> None:
         """Set A to random values that depend only on the seed, B to zero, and allocate the gradients."""

@@ -17,6 +17,8 @@ from lepmerge.training.loss import SLAB_BYTES, chunk_length
 PROCESS_BYTES = {"cpu": 560 << 20, "cuda": 800 << 20}
 """Memory of an idle process. CPU: Python with torch, transformers and the model's code, plus the work space of matrix
 products (measured). CUDA: context and libraries (assumed; it is not measured)."""
+PEFT_BYTES = 58 << 20
+"""Resident memory of PEFT and of the libraries that it imports."""
 WEIGHT_BYTES: dict[BodyPrecision, float] = {"fp32": 4, "bf16": 2, "int8": 1.01, "nf4": 0.516}
 """Bytes per weight of a linear layer. int8 has a float32 scale per row. nf4 has a byte per 64 weights and a float32
 scale per 256 such blocks (double quantization)."""
@@ -116,7 +118,8 @@ def memory_of(sizes: Sizes, demand: Demand) -> dict[str, int]:
     logits = min(chunk, demand.tokens) * demand.num_rows
     slab = min(SLAB_BYTES.get(demand.device, SLAB_BYTES["cpu"]), 4 * logits)
     return {
-        "process": PROCESS_BYTES.get(demand.device, 0),
+        "process": PROCESS_BYTES.get(demand.device, 0)
+        + (PEFT_BYTES if demand.adapter and demand.device == "cpu" else 0),
         "body": body_bytes(sizes, demand.precision) // demand.shards + gathered,
         "tables": size * rows,
         "masters": states["masters"],
