@@ -380,6 +380,7 @@ def _always_out(self, batch, totals):
         (["data=[{path: corpus.jsonl, column: txet}]"], 1, ["corpus.jsonl:1", "txet", "text"]),
         (["model=nowhere"], 1, ["nowhere"]),
         (["tokenizer=nowhere"], 1, ["nowhere"]),
+        (["model=base+base"], 2, ["model: ", "base+base", "a model with an adapter", "lepmerge run"]),
         (["evaluate={data: {ru: empty.txt}}"], 1, ["evaluate.data.ru", "no text"]),
         (["output=corpus.jsonl"], 1, ["corpus.jsonl"]),
         (["output=base/out"], 1, ["is inside the input"]),

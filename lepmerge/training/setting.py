@@ -17,6 +17,7 @@ from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
 from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.output.run import digest, identities
+from lepmerge.paths import split_adapters
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.outline import open_outline
 from lepmerge.training.tables import new_rows
@@ -113,6 +114,12 @@ def prepare(config: TrainConfig, *, weights: bool = True) -> Setting:
     """
     if config.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("lora: training a LoRA adapter needs a package: pip install 'lepmerge[lora]'")
+    for key, entry in (("model", config.model), ("teacher", config.teacher)):
+        if entry is not None and split_adapters(entry.path, config.folder)[1]:
+            raise RecipeError(
+                f"{key}: {entry.path} is a model with an adapter. Training needs a whole model: write it first, by "
+                f"`lepmerge run` with a recipe without steps"
+            )
     open_model = open_checkpoint if weights else open_outline
     reference = model_reference(config, weights=weights)
     base = open_model(reference, name="model")
