@@ -4,13 +4,12 @@ The importance of an element is its absolute change times the Kullback-Leibler d
 are turned into distributions by softmax. Elements above median + 1.5 · (upper − lower quartile) are taken.
 """
 
-from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 
 from lepmerge.computation.merge_methods.reductions import RankThresholds
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
 
@@ -26,18 +25,14 @@ def arcee_fusion(inputs: Inputs) -> LazyTensor:
     return merged(_fused, (*operands, importance), (ends,), dtype=inputs.base.dtype)
 
 
-def _importance(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _importance(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     base, model = (row.float() for row in rows)
     log_p, log_q = model.log_softmax(1), base.log_softmax(1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(1, keepdim=True).clamp(min=0)
     return (model - base).abs() * divergence
 
 
-def _fused(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _fused(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     base, model, importance = rows
     upper, median, lower = results[0]["thresholds"].to(importance)
     return torch.where(importance >= median + 1.5 * (upper - lower), model, base)

@@ -1,12 +1,11 @@
 """breadcrumbs, breadcrumbs_ties: drop the largest and the smallest elements (Model Breadcrumbs, arXiv 2312.06795)."""
 
-from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 
 from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -40,8 +39,6 @@ def _middle(delta: LazyTensor, density: float, gamma: float) -> LazyTensor:
     return merged(_between, (delta,), (ends,))
 
 
-def _between(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _between(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     too_large, large_enough = (within_rank(index_N, rows[0], results[0], k) for k in (0, 1))
     return torch.where(large_enough & ~too_large, rows[0], 0.0)

@@ -1,11 +1,9 @@
 """dare_linear, dare_ties: drop elements of the task vectors at random and rescale the rest (DARE, arXiv 2311.03099)."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from lepmerge.computation.merge_methods.random_masks import key_of, uniform
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -39,9 +37,7 @@ def _thinned(delta: LazyTensor, density: float, key: int, rescale: bool) -> Lazy
     if density >= 1:
         return delta
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         stays = uniform(index_N, delta.row_width, key) < density
         return torch.where(stays, rows[0] / density if rescale else rows[0], 0.0)
 

@@ -1,11 +1,9 @@
 """della, della_linear: drop elements at random, small elements more often (DELLA, arXiv 2406.11617)."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from lepmerge.computation.merge_methods.random_masks import key_of, uniform
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.errors import RecipeError
 from lepmerge.tensors import LazyTensor
@@ -54,9 +52,7 @@ def _pruned(delta: LazyTensor, density: float, epsilon: float, key: int, rescale
             f"epsilon should be above 0 and at most 1"
         )
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         rank = rows[0].abs().argsort(dim=1, stable=True).argsort(dim=1)
         position = rank / (delta.row_width - 1) if delta.row_width > 1 else torch.full_like(rows[0], 0.5)
         probability = (density - epsilon) + position * 2 * epsilon

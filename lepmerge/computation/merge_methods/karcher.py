@@ -4,12 +4,10 @@ Every iterate is a linear combination of the models' unit vectors. So the iterat
 the Gram matrix. The tensors are read once for the Gram matrix and once to be combined. Shape suffix: M models.
 """
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.errors import RecipeError
 from lepmerge.tensors import LazyTensor
@@ -28,9 +26,7 @@ def karcher(inputs: Inputs) -> LazyTensor:
     weight_M = torch.tensor(inputs.of("weight"), dtype=torch.float64) / total_weight(inputs)
     steps, tolerance = int(inputs.settings["max_iter"]), float(inputs.settings["tol"])
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         factors = mean_factors(results[0]["gram"].cpu().double(), weight_M, steps, tolerance)
         return torch.stack([row * float(factor) for row, factor in zip(rows, factors, strict=True)]).sum(0)
 

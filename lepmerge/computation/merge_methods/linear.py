@@ -1,10 +1,8 @@
 """linear: the weighted mean (model soups, arXiv 2203.05482)."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
@@ -15,9 +13,7 @@ def linear(inputs: Inputs) -> LazyTensor:
     weights = inputs.of("weight")
     divisor = total_weight(inputs) if inputs.settings["normalize"] else 1.0
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         return torch.stack([row * weight for row, weight in zip(rows, weights, strict=True)]).sum(0) / divisor
 
     return merged(function, inputs.models)

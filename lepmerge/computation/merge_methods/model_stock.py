@@ -3,12 +3,10 @@
 Model Stock, arXiv 2403.19522.
 """
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged, pairs
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged, pairs
 from lepmerge.tensors import LazyTensor
 
 
@@ -22,9 +20,7 @@ def model_stock(inputs: Inputs) -> LazyTensor:
     assert inputs.base is not None
     count = len(inputs.models)
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         base, *models = rows
         gram = results[0]["gram"]
         norms = gram.diagonal().sqrt()

@@ -92,7 +92,9 @@ def merge_methods() -> Mapping[str, MergeMethod]:
     return dict(sorted(_registered.items()))
 
 
-Function = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[Mapping[str, torch.Tensor]]], torch.Tensor]
+Operands = Sequence[torch.Tensor]
+Results = Sequence[Mapping[str, torch.Tensor]]
+Function = Callable[[torch.Tensor, Operands, Results], torch.Tensor]
 """(N row numbers, rows (N, width) of every operand, results of the reductions) → rows (N, width)."""
 
 

@@ -1,12 +1,11 @@
 """sce: select, calculate, erase (FuseChat-3.0's SCE, arXiv 2408.07990, section 3.3)."""
 
-from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram, RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
 
@@ -29,22 +28,16 @@ def sce(inputs: Inputs) -> LazyTensor:
     return merged(_erased, (inputs.base, *deltas), (energies,), dtype=inputs.base.dtype)
 
 
-def _variance(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _variance(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     return torch.stack(list(rows)).var(0, unbiased=False)
 
 
-def _selected(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _selected(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     delta, variance = rows
     return torch.where(within_rank(index_N, variance, results[0], 0), delta, 0.0)
 
 
-def _erased(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _erased(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     base, *deltas = rows
     energy_M = results[0]["gram"].diagonal()
     weight_M = (energy_M / energy_M.sum().clamp(min=1e-30)).tolist()

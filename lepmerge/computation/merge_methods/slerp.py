@@ -1,11 +1,9 @@
 """slerp, nuslerp: interpolate along the great circle between two tensors (Shoemake 1985)."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram
-from lepmerge.computation.merge_methods.registry import REQUIRED, Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import REQUIRED, Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import total_weight
 from lepmerge.tensors import LazyTensor
 
@@ -18,9 +16,7 @@ def slerp(inputs: Inputs) -> LazyTensor:
     """Return sin((1 − t) θ) / sin θ · A + sin(t θ) / sin θ · B. θ is the angle between the whole tensors A and B."""
     t = float(inputs.settings["t"])
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         gram = results[0]["gram"]
         first, second = coefficients(gram[0, 1], gram[0, 0], gram[1, 1], t)
         return float(first) * rows[0] + float(second) * rows[1]
@@ -36,9 +32,7 @@ def nuslerp(inputs: Inputs) -> LazyTensor:
     if not inputs.settings["row_wise"]:
         return slerp(Inputs(inputs.name, None, inputs.models, inputs.per_model, {"t": t}))
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         a, b = (row.double() for row in rows)
         first, second = coefficients((a * b).sum(1), a.square().sum(1), b.square().sum(1), t)
         return (first[:, None] * a + second[:, None] * b).to(rows[0].dtype)

@@ -3,11 +3,11 @@
 δ is model − base, w is the weight of the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from lepmerge.computation.merge_methods.registry import Inputs, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merged
 from lepmerge.errors import RecipeError
 from lepmerge.tensors import LazyTensor
 
@@ -35,9 +35,7 @@ def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> Laz
     scale, normalize = float(inputs.settings["lambda"]), bool(inputs.settings["normalize"])
     total_of_all = total_weight(inputs) if normalize and not vote else 1.0
 
-    def function(
-        index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-    ) -> torch.Tensor:
+    def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         base, *deltas = rows
         weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
         if vote:

@@ -3,13 +3,12 @@
 TIES, arXiv 2306.01708.
 """
 
-from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 
 from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -29,7 +28,5 @@ def largest(delta: LazyTensor, density: float) -> LazyTensor:
     return merged(_above, (delta,), (threshold,))
 
 
-def _above(
-    index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: Sequence[Mapping[str, torch.Tensor]]
-) -> torch.Tensor:
+def _above(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     return torch.where(within_rank(index_N, rows[0], results[0], 0), rows[0], 0.0)
