@@ -91,7 +91,7 @@ def test_command(tmp_path: Path) -> None:
     assert page.open == [] and all(asked.startswith("data:") for asked in page.asked)
     assert "a<b>" in page.text
     shown = pico.command(*arguments, "--reference", "a<b>")  # a report of ours is replaced
-    assert [line for line in shown.stderr.splitlines() if "measures" in line] == ["measures a<b>", "measures old"]
+    assert [line for line in shown.stderr.splitlines() if "measuring" in line] == ["measuring a<b>", "measuring old"]
     assert [line.split()[0] for line in shown.stdout.splitlines()[1:4]] == ["model", "old", "a<b>"]
     assert shown.exit_code == 0 and "bits/byte ru" in shown.stdout and "McNemar" in shown.stdout
 

@@ -145,7 +145,7 @@ def write(path: Path, rows: list[dict]) -> None:
         ("rcb", "test", {"outputs": "4"}, ["the answer '4' is not one of the choices 1, 2, 3"]),
         ("rcb", "test", {"outputs": "12"}, ["the answer '12'"]),
         ("rcb", "prompt", {"outputs": ""}, ["the answer ''"]),
-        ("rwsd", "test", {"outputs": "Данные"}, ["none of the choices Да, Нет"]),
+        ("rwsd", "test", {"outputs": "Данные"}, ["not one of the choices Да, Нет"]),
         ("rcb", "test", {"outputs": ["1"]}, ["the answer is a list, not a text"]),
         ("parus", "test", {"meta": {}}, ["'id' is missing"]),
         ("parus", "test", {"inputs": {"premise": "a", "choice1": "b"}}, ["'choice2' is missing"]),
@@ -164,7 +164,7 @@ def write(path: Path, rows: list[dict]) -> None:
         ("mmlu_en", "test", {"answer": -1}, ["the answer -1"]),
         ("mmlu_en", "test", {"choices_en": ["a", "b", "c"]}, ["3 choices_en"]),
         ("mmlu_en", "test", {"choices_en": "abcd"}, ["choices_en is not a list of texts"]),
-        ("rucola", "validation", {"label": "2"}, ["none of the choices 0, 1"]),
+        ("rucola", "validation", {"label": "2"}, ["not one of the choices 0, 1"]),
         ("sum_extractive", "test", {"extractive_summary": [0, 99]}, ["[0, 99] must be a list of indices of the"]),
         ("sum_extractive", "test", {"src_sents": []}, ["of the 0 src_sents"]),
         ("sum_extractive", "test", {"extractive_summary": [-1]}, ["[-1] must be a list of indices"]),
@@ -186,7 +186,7 @@ def test_wrong_values(tmp_path, name, split, change, parts):
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (lambda lines: [*lines[:4], lines[4][:40], *lines[5:]], [":5: no JSON", "column"]),
+        (lambda lines: [*lines[:4], lines[4][:40], *lines[5:]], [":5: not JSON", "column"]),
         (lambda lines: [*lines[:2], "", "[1, 2]", *lines[4:]], [":4: a row is a JSON object, this is a list"]),
         (lambda lines: [*lines[:2], "null"], [":3: a row is a JSON object"]),
         (lambda lines: [], ["has no rows"]),
