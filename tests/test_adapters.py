@@ -101,7 +101,7 @@ def test_every_architecture_computes_what_peft_does(tmp_path: Path, english, kin
     names = {}
     for name, tensor in lepmerge.open_model(f"{base}+{adapter}").tensors.items():
         in_memory = {"embed_out.weight": "lm_head.weight"}.get(name, name)
-        wanted = exact[in_memory]
+        wanted = exact[in_memory if in_memory in exact else name]  # transformers 4 keeps the stored name
         assert_one_rounding(tensor.rows(), wanted.reshape(-1, wanted.shape[-1]))
         names[name] = tensor.dtype
     assert set(names.values()) == {torch.bfloat16}

@@ -102,7 +102,7 @@ def test_shape(tmp_path: Path, setting, tied, padded, name: str, is_tied: bool) 
     assert again.exit_code == 0 and "complete already" in again.stderr and again.stdout.splitlines() == shown
     assert json.loads(run("inspect", out, "--json"))["tied"] is is_tied
     assert run("diff", models[start], out)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out, dtype="auto"), AutoTokenizer.from_pretrained(out)
     assert model.get_input_embeddings().num_embeddings == planned["vocabulary_rows"]["after"]
     assert model.dtype == (getattr(torch, output["dtype"]) if "dtype" in output else torch.bfloat16)
     ids = torch.tensor([tokenizer.encode("The quick brown fox")])

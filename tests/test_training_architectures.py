@@ -62,7 +62,8 @@ WRAPPERS = {
         "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
         {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}),
 }  # fmt: skip
-WITHOUT_DOCUMENTS = ("mamba", "opt", "falcon-h1")
+IS_FOUR = transformers.__version__.startswith("4.")
+WITHOUT_DOCUMENTS = ("mamba", "opt", "falcon-h1", *(["gptj"] if IS_FOUR else []))
 """In these architectures the documents of a block attend to one another."""
 
 
@@ -95,6 +96,8 @@ def reference(folder: Path, name: str):
 
 @pytest.mark.parametrize("name", [*PLAIN, *WRAPPERS])
 def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path, english, name: str) -> None:
+    if name in PLAIN and not hasattr(transformers, PLAIN[name][0]):
+        pytest.skip(f"transformers {transformers.__version__} has no {PLAIN[name][0]}")
     folder = saved(tmp_path, name, english)
     isolated = name not in WITHOUT_DOCUMENTS
     rows = english.get_vocab_size()

@@ -47,10 +47,11 @@ class LocalEngine:
 
     def check(self, prompts: Sequence[Chat]) -> None:
         """Raise LepmergeError if the model has no chat template, refuses a prompt, or has no room for any of them."""
+        room = self._room(self._encoded(prompts))
+        if prompts and max(room) < 1:
+            raise GenerationError(f"none of the {len(prompts)} prompts fits into the context of the model")
         if not self.model.has_chat:
             raise GenerationError(f"{self.model.name} ({self.model.folder}) has no chat template")
-        if prompts and all(left < 1 for left in self._room(self._encoded(prompts))):
-            raise GenerationError(f"none of the {len(prompts)} prompts fits into the context of the model")
 
     def _encoded(self, prompts: Sequence[Chat]) -> list[list[int]]:
         return self.model.encode([self.model.chat(prompt.messages, prompt.where) for prompt in prompts])

@@ -140,6 +140,8 @@ def _drop_other_towers(network: Any) -> None:
     inner = getattr(base, "language_model", None)
     if inner is None:
         return
+    # in transformers 4 the language model may lie deeper than its name says
+    base = next(module for module in network.modules() if any(child is inner for child in module.children()))
     for name, child in list(base.named_children()):
         if child is not inner and child is not network.get_output_embeddings():
             with suppress(AttributeError):
