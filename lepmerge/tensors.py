@@ -59,6 +59,11 @@ class LazyTensor(ABC):
         """Return the rows, shaped (len(rows), row_width), on the workspace's device, not yet rounded to `dtype`."""
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes per element that computing a block needs; blocks of rows get smaller as it gets larger."""
+        return max((operand.working_bytes for operand in self.operands), default=4)
+
+    @property
     def num_rows(self) -> int:
         return prod(self.shape[:-1])
 
@@ -146,9 +151,12 @@ def leaves_of(tensor: LazyTensor) -> Iterator[LazyTensor]:
         yield from leaves_of(operand)
 
 
-def blocks(tensor: LazyTensor, *, itemsize: int = 4) -> Iterator[range]:
-    """Yield ranges that cover all rows, each of at most BLOCK_BYTES at `itemsize` bytes per element."""
-    step = max(1, BLOCK_BYTES // (itemsize * max(1, tensor.row_width)))
+def blocks(tensor: LazyTensor, *, itemsize: int | None = None) -> Iterator[range]:
+    """Yield ranges that cover all rows, each of at most BLOCK_BYTES at `itemsize` bytes per element.
+
+    itemsize: default: the tensor's `working_bytes`.
+    """
+    step = max(1, BLOCK_BYTES // ((itemsize or tensor.working_bytes) * max(1, tensor.row_width)))
     for start in range(0, tensor.num_rows, step):
         yield range(start, min(start + step, tensor.num_rows))
 

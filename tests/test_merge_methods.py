@@ -36,6 +36,17 @@ def lazy(value: torch.Tensor) -> InMemory:
     return InMemory(value=value, shape=tuple(value.shape), dtype=value.dtype)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Counted(InMemory):
+    """Counts how often each row is read."""
+
+    reads: torch.Tensor
+
+    def read(self, rows, workspace) -> torch.Tensor:
+        self.reads[rows.start : rows.stop] += 1
+        return super().read(rows, workspace)
+
+
 @contextmanager
 def block_of(num_bytes: int):
     before, lepmerge.tensors.BLOCK_BYTES = lepmerge.tensors.BLOCK_BYTES, num_bytes
@@ -241,3 +252,23 @@ def test_thresholds_keep_exactly_as_many_elements_as_asked(values: list[float], 
 def test_numbers_that_cannot_work_are_refused_before_any_tensor_is_read(method: str, given, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         result(method, torch.ones(2, 2), [torch.ones(2, 2)] * 2, **given)
+
+
+@pytest.mark.parametrize("method", ["ties", "sce", "arcee_fusion"])
+def test_a_block_reads_every_operand_once_and_is_small(method: str) -> None:
+    """Otherwise a merge of many models needs hundreds of MiB, and reads the base once for every model."""
+    known, values = merge_methods()[method], torch.randn(5, 4096, 64, generator=torch.Generator().manual_seed(0))
+    count = known.num_models[1] or 4
+    base, *models = [
+        Counted(value=v, shape=tuple(v.shape), dtype=v.dtype, reads=torch.zeros(4096)) for v in values[: count + 1]
+    ]
+    per_model = ({**known.per_model, **({"density": 0.5} if "density" in known.per_model else {})},) * count
+    settings = {**known.settings, **({"select_topk": 0.5} if method == "sce" else {})}
+    merged = known.function(Inputs(name="w", base=base, models=tuple(models), per_model=per_model, settings=settings))
+    workspace = workspace_for(merged)
+    for each in (base, *models):
+        each.reads.zero_()
+    for rows in blocks(merged):
+        assert len(rows) * merged.row_width * 4 <= 1 << 20
+        merged.read(rows, workspace)
+    assert all(bool((each.reads == 1).all()) for each in (base, *models))

@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -41,4 +41,4 @@ def _middle(delta: LazyTensor, density: float, gamma: float) -> LazyTensor:
 
 def _between(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     too_large, large_enough = (within_rank(index_N, rows[0], results[0], k) for k in (0, 1))
-    return torch.where(large_enough & ~too_large, rows[0], 0.0)
+    return kept(large_enough & ~too_large, rows[0])

@@ -3,7 +3,7 @@
 import torch
 
 from lepmerge.computation.merge_methods.random_masks import key_of, uniform
-from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -39,6 +39,6 @@ def _thinned(delta: LazyTensor, density: float, key: int, rescale: bool) -> Lazy
 
     def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         stays = uniform(index_N, delta.row_width, key) < density
-        return torch.where(stays, rows[0] / density if rescale else rows[0], 0.0)
+        return kept(stays, rows[0] / density if rescale else rows[0])
 
     return merged(function, (delta,))

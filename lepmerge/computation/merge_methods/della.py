@@ -3,7 +3,7 @@
 import torch
 
 from lepmerge.computation.merge_methods.random_masks import key_of, uniform
-from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.errors import RecipeError
 from lepmerge.tensors import LazyTensor
@@ -57,6 +57,6 @@ def _pruned(delta: LazyTensor, density: float, epsilon: float, key: int, rescale
         position = rank / (delta.row_width - 1) if delta.row_width > 1 else torch.full_like(rows[0], 0.5)
         probability = (density - epsilon) + position * 2 * epsilon
         stays = uniform(index_N, delta.row_width, key) < probability
-        return torch.where(stays, rows[0] / probability if rescale else rows[0], 0.0)
+        return kept(stays, rows[0] / probability if rescale else rows[0])
 
     return merged(function, (delta,))

@@ -6,6 +6,7 @@ from math import inf
 
 import torch
 
+from lepmerge.computation.merge_methods.registry import WORKING_BYTES, rows_of
 from lepmerge.progress import no_progress
 from lepmerge.tensors import Reduction, Result, Workspace, blocks, bytes_per_row
 
@@ -28,8 +29,8 @@ class Gram(Reduction):
 
     def compute(self, workspace: Workspace) -> Result:
         gram_MM = torch.zeros(len(self.operands), len(self.operands), dtype=torch.float64)
-        for block in blocks(self.operands[0]):
-            rows = [workspace.widen(operand.read(block, workspace)).reshape(-1) for operand in self.operands]
+        for block in blocks(self.operands[0], itemsize=WORKING_BYTES):
+            rows = [rows.reshape(-1) for rows in rows_of(self.operands, block, workspace)]
             vectors = torch.stack(rows).double()
             gram_MM += (vectors @ vectors.T).cpu()
             workspace.progress(self.kind, len(block) * bytes_per_row(self.operands))
@@ -96,7 +97,7 @@ class RankThresholds(Reduction):
     def _bits(self, workspace: Workspace) -> Iterator[torch.Tensor]:
         (tensor,) = self.operands
         for block in blocks(tensor):
-            yield magnitudes(workspace.widen(tensor.read(block, workspace))).view(torch.int32).reshape(-1).long()
+            yield magnitudes(workspace.widen(tensor.read(block, workspace))).view(torch.int32).reshape(-1)
             workspace.progress(self.kind, len(block) * bytes_per_row(self.operands))
 
 
@@ -111,14 +112,14 @@ def within_rank(
     """Return for each element whether it is among the `ranks[k]` largest of its tensor; NaN always is."""
     size_ND = magnitudes(rows_ND)
     threshold, place = float(result["thresholds"][k]), float(result["places"][k])
-    above, from_here = ~(size_ND <= threshold), ~(size_ND < threshold)
     width = rows_ND.shape[1]
     if len(index_N) == 0 or place >= (int(index_N.max()) + 1) * width - 1:
-        return from_here
+        return ~(size_ND < threshold)
+    above = ~(size_ND <= threshold)
     if place < int(index_N.min()) * width:
         return above
     position_ND = index_N[:, None] * width + torch.arange(width, device=index_N.device)
-    return torch.where(position_ND <= place, from_here, above)
+    return above | (~(size_ND < threshold) & (position_ND <= place))
 
 
 def _place_of_rank(counts: torch.Tensor, rank: int) -> tuple[int | None, int]:

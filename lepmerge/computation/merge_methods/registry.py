@@ -98,16 +98,42 @@ Function = Callable[[torch.Tensor, Operands, Results], torch.Tensor]
 """(N row numbers, rows (N, width) of every operand, results of the reductions) → rows (N, width)."""
 
 
+WORKING_BYTES = 32
+"""Bytes per element of a block: small blocks (1 MiB of float32) stay in the processor's cache from step to step."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Merged(LazyTensor):
     """function(row numbers, rows of the operands, results of the reductions)."""
 
     function: Function
 
+    @property
+    def working_bytes(self) -> int:
+        return WORKING_BYTES
+
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        read = [workspace.widen(operand.read(rows, workspace)) for operand in self.operands]
+        return self.read_once(rows, workspace, {})
+
+    def read_once(self, rows: Rows, workspace: Workspace, known: dict[LazyTensor, torch.Tensor]) -> torch.Tensor:
+        """Return the rows. known: rows of tensors that were read before; those of the operands are added."""
         results = [workspace.results[reduction] for reduction in self.reductions]
-        return self.function(as_index(rows).to(workspace.device), read, results)
+        return self.function(
+            as_index(rows).to(workspace.device), rows_of(self.operands, rows, workspace, known), results
+        )
+
+
+def rows_of(
+    tensors: Sequence[LazyTensor], rows: Rows, workspace: Workspace, known: dict[LazyTensor, torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """Return the widened rows of tensors. What several of them need, such as the base of task vectors, is read once."""
+    known = {} if known is None else known
+    for tensor in tensors:
+        if tensor not in known:
+            is_merged = isinstance(tensor, Merged)
+            read = tensor.read_once(rows, workspace, known) if is_merged else tensor.read(rows, workspace)
+            known[tensor] = workspace.widen(read)
+    return [known[tensor] for tensor in tensors]
 
 
 def merged(
@@ -126,6 +152,14 @@ def merged(
         shape=first.shape,
         dtype=dtype or first.dtype,
     )
+
+
+def kept(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows, with 0 where the mask is false. This takes an eighth of the time of torch.where."""
+    whole = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    assert rows.element_size() == whole.itemsize
+    all_bits = mask.to(whole).neg_()
+    return (rows.contiguous().view(whole) & all_bits).view(rows.dtype)
 
 
 def _difference(index_N: torch.Tensor, rows: Sequence[torch.Tensor], results: object) -> torch.Tensor:

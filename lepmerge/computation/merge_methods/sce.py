@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram, RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
 from lepmerge.tensors import LazyTensor
 
 
@@ -29,12 +29,13 @@ def sce(inputs: Inputs) -> LazyTensor:
 
 
 def _variance(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
-    return torch.stack(list(rows)).var(0, unbiased=False)
+    mean = torch.stack(list(rows)).mean(0)  # torch's own `var` over the first dimension takes 30 times as long
+    return torch.stack([(row - mean).square() for row in rows]).mean(0)
 
 
 def _selected(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
     delta, variance = rows
-    return torch.where(within_rank(index_N, variance, results[0], 0), delta, 0.0)
+    return kept(within_rank(index_N, variance, results[0], 0), delta)
 
 
 def _erased(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
@@ -42,7 +43,7 @@ def _erased(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Te
     energy_M = results[0]["gram"].diagonal()
     weight_M = (energy_M / energy_M.sum().clamp(min=1e-30)).tolist()
     majority = torch.stack(deltas).sum(0).sign()
-    kept = [weight * (delta.sign() == majority) for weight, delta in zip(weight_M, deltas, strict=True)]
-    total = torch.stack([delta * weight for delta, weight in zip(deltas, kept, strict=True)]).sum(0)
-    divisor = torch.stack(kept).sum(0)
+    weights = [delta.sign().eq_(majority) * weight for weight, delta in zip(weight_M, deltas, strict=True)]
+    total = torch.stack([delta * weight for delta, weight in zip(deltas, weights, strict=True)]).sum(0)
+    divisor = torch.stack(weights).sum(0)
     return base + total / torch.where(divisor == 0, torch.ones_like(divisor), divisor)

@@ -40,7 +40,7 @@ def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> Laz
         weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
         if vote:
             majority = torch.stack(weighted).sum(0).sign()
-            agrees = [delta.sign() == majority for delta in weighted]
+            agrees = [delta.sign().eq_(majority) for delta in weighted]  # 1 or 0, as numbers: masks are slow factors
             weighted = [delta * kept for delta, kept in zip(weighted, agrees, strict=True)]
             divisor = torch.stack([weight * kept for weight, kept in zip(weights, agrees, strict=True)]).sum(0)
         else:

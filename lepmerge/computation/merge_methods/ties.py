@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from lepmerge.computation.merge_methods.reductions import RankThresholds, within_rank
-from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
+from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
 from lepmerge.computation.merge_methods.task_vectors import COMMON, combined
 from lepmerge.tensors import LazyTensor
 
@@ -29,4 +29,4 @@ def largest(delta: LazyTensor, density: float) -> LazyTensor:
 
 
 def _above(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
-    return torch.where(within_rank(index_N, rows[0], results[0], 0), rows[0], 0.0)
+    return kept(within_rank(index_N, rows[0], results[0], 0), rows[0])
