@@ -36,6 +36,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "n
           "image_size": 28, "patch_size": 14}  # fmt: skip
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
 LLAMA4_VISION = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+IS_FOUR = transformers.__version__.startswith("4.")
 PLAIN = {
     "gemma2": ("Gemma2Config", {**SMALL, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3TextConfig", SMALL),
@@ -58,11 +59,10 @@ WRAPPERS = {
     "paligemma": ("PaliGemmaConfig", {**SMALL, "model_type": "gemma2", "query_pre_attn_scalar": 8},
                   {**VISION, "model_type": "siglip_vision_model", "projection_dim": 16}),
     "llama4": ("Llama4Config", {**SMALL, "intermediate_size_mlp": 32, "num_local_experts": 2}, LLAMA4_VISION),
-    "qwen2.5-vl": ("Qwen2_5_VLConfig", {**NO_HEAD_DIM, "rope_parameters": {
+    "qwen2.5-vl": ("Qwen2_5_VLConfig", {**NO_HEAD_DIM, "rope_scaling" if IS_FOUR else "rope_parameters": {
         "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
         {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}),
 }  # fmt: skip
-IS_FOUR = transformers.__version__.startswith("4.")
 WITHOUT_DOCUMENTS = ("mamba", "opt", "falcon-h1", *(["gptj"] if IS_FOUR else []))
 """In these architectures the documents of a block attend to one another."""
 
@@ -101,6 +101,10 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path, english, n
     folder = saved(tmp_path, name, english)
     isolated = name not in WITHOUT_DOCUMENTS
     rows = english.get_vocab_size()
+    if IS_FOUR and name == "paligemma":  # its logits have another form there, so it is refused
+        with pytest.raises(CheckpointError, match="does not know it"):
+            load_body(folder, dtype=torch.float32, device=training.CPU, isolated=isolated, num_rows=rows)
+        return
     body = load_body(folder, dtype=torch.float32, device=training.CPU, isolated=isolated, num_rows=rows)
     model = reference(folder, name)
     model.requires_grad_(False)
