@@ -19,6 +19,7 @@ pieces
 chats
 device
 tensors
+gram
 least_squares
 config/yaml_tree
 config/variables
