@@ -46,7 +46,13 @@ def test_front_matter_names_hub_ids_and_the_languages_of_the_inputs(tmp_path: Pa
     models = {**setting, "base": "someone/base", "adapted": adapted}
     out = pico.run_recipe(tmp_path / "run", models, STEPS)
     card = ModelCard.load(out / "README.md")
-    assert card.data.base_model == ["someone/base"] and card.data.language == ["ru", "en"]
+    assert card.data.base_model == ["someone/base"] and card.data.language == ["ru", "en"] and not card.data.datasets
+    ours = "---\nlanguage: ru\ntags: [lepmerge]\nbase_model: someone/foundation\ndatasets: [someone/texts]\n---\n"
+    (adapted / "README.md").write_text(ours)
+    again = pico.run_recipe(tmp_path / "again", models, STEPS, language="uk")
+    card = ModelCard.load(again / "README.md")
+    assert card.data.base_model == ["someone/base", "someone/foundation"]
+    assert card.data.language == ["uk", "ru", "en"] and card.data.datasets == ["someone/texts"]
     assert "models:\n  adapted: adapted\n  base: someone/base\n" in (out / "README.md").read_text()
 
 

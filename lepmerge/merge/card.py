@@ -11,7 +11,7 @@ from lepmerge.merge.plan import Plan
 from lepmerge.models.checkpoint import files_of
 from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
-from lepmerge.output.provenance import PAPER, languages_of, versions, without_folders
+from lepmerge.output.provenance import PAPER, listed_in_cards, versions, without_folders
 from lepmerge.tensors import Reduction, Result
 from lepmerge.version import __version__
 
@@ -45,11 +45,18 @@ def report_of(
 
 def model_card(plan: Plan, report: Mapping[str, Any]) -> str:
     """Return README.md: front matter for the Hub, recipe, inputs and diagnostics."""
+    folders = [model.folder for model in plan.models.values()]
+    given = plan.recipe.output.language or []
+    languages = [*([given] if isinstance(given, str) else given), *listed_in_cards(folders, "language")]
     base_models = [reference.hub_id for reference in _start_first(plan) if reference.hub_id is not None]
-    languages = languages_of(model.folder for model in plan.models.values())
+    base_models += listed_in_cards(folders, "base_model", only_ours=True)
+    lists = {
+        "language": languages,
+        "base_model": base_models,
+        "datasets": listed_in_cards(folders, "datasets", only_ours=True),
+    }
     front = {
-        **({"language": languages} if languages else {}),
-        **({"base_model": list(dict.fromkeys(base_models))} if base_models else {}),
+        **{key: list(dict.fromkeys(values)) for key, values in lists.items() if values},
         "library_name": "transformers",
         "tags": [
             "lepmerge",

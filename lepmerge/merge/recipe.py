@@ -52,6 +52,9 @@ class Output(Strict):
     chat_template: TemplateReference | None = None
     """Where the chat template comes from: a model name from `models`, or a `.jinja` file (default: the model whose
     tokenizer the result has)."""
+    language: str | list[str] | None = None
+    """Language of the model for its card, as an ISO 639-1 code, or a list of them (default: those that the models'
+    cards name)."""
     body: FilePath | None = None
     """A GGUF file of the start model. The result is then a GGUF file, and `path` must end in `.gguf`. Everything except
     the vocabulary and the tables is copied from this file."""

@@ -39,11 +39,17 @@ def front_matter(card: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def languages_of(folders: Iterable[Path]) -> list[str]:
-    """Return the `language` entries of the model cards in these folders, in order and without duplicates."""
+def listed_in_cards(folders: Iterable[Path], key: str, *, only_ours: bool = False) -> list[str]:
+    """Return the entries under a key of the model cards in these folders, in order and without duplicates.
+
+    only_ours: leave out cards that lepmerge did not write.
+    """
     found: dict[str, None] = {}
     for folder in folders:
-        listed = front_matter(folder / "README.md").get("language")
+        card = front_matter(folder / "README.md")
+        listed = card.get(key)
+        if only_ours and "lepmerge" not in (card.get("tags") or ()):
+            continue
         named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
         found |= dict.fromkeys(name for name in named if isinstance(name, str))
     return list(found)

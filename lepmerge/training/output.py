@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from lepmerge.corpus import is_dataset
 from lepmerge.models.adapter_config import CONFIG
 from lepmerge.models.adapter_file import WEIGHTS
 from lepmerge.models.checkpoint import EMBEDDINGS, read_json
@@ -84,6 +85,7 @@ def report_of(
         "model": _reference(setting.reference),
         **({"teacher": _reference(setting.teacher_reference)} if setting.teacher_reference else {}),
         **({"data": _data(setting, learner)} if setting.config.objective != "text" else {}),
+        **({"datasets": datasets} if (datasets := _datasets(setting)) else {}),
         "rows": {
             "total": setting.start.num_rows,
             "trained": {role: [rows.start, rows.stop] for role, rows in setting.rows.items()},
@@ -104,6 +106,13 @@ def report_of(
 
 def _reference(reference: Reference) -> dict[str, Any]:
     return {"reference": reference.text, "commit": reference.commit, "local": reference.hub_id is None}
+
+
+def _datasets(setting: Setting) -> list[str]:
+    """Return the data sets of the Hub that were trained on."""
+    config = setting.config
+    paths = [source.path for source in config.data if not config.resolve(source.path).exists()]
+    return list(dict.fromkeys(path for path in paths if is_dataset(path)))
 
 
 def _data(setting: Setting, learner: Learner) -> list[dict[str, Any]]:
@@ -131,7 +140,8 @@ def card_of(report: Mapping[str, Any]) -> str:
     hub_id = {} if report["model"]["local"] else {"base_model": report["model"]["reference"].partition("@")[0]}
     is_adapter = "lora" in report
     library = {"library_name": "peft"} if is_adapter else {}
-    front = {**hub_id, **library, "tags": ["lepmerge", "lep", "lora" if is_adapter else "embeddings"]}
+    datasets = {"datasets": report["datasets"]} if "datasets" in report else {}
+    front = {**hub_id, **datasets, **library, "tags": ["lepmerge", "lep", "lora" if is_adapter else "embeddings"]}
     shown = {key: without_folders(value) for key, value in config.items() if value is not None}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
