@@ -3,7 +3,8 @@
 python startup.py [--runs 7]
 
 The plan is measured as if the adapted model were trained (`base` takes its place). A plan of an untrained recipe also
-estimates the training, for which transformers builds the model. For comparison, `python -c "import torch"` and `import transformers` are measured too, which every similar tool needs.
+estimates the training, for which transformers builds the model. For comparison, `python -c "import torch"` and
+`import transformers` are measured too, which every similar tool needs.
 """
 
 import argparse
