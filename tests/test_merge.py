@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 import merge_reference
@@ -12,6 +13,7 @@ import reference
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from test_resume import crash_everywhere
 
 from lepmerge.merge import execute
 
@@ -110,8 +112,18 @@ def test_models_of_another_vocabulary_are_converted_to_the_output_s(tmp_path: Pa
     assert table["rows"] == {"merged": len(second) - len(set(stays)), "kept": len(set(stays))}
 
 
-def test_the_bytes_depend_neither_on_blocks_nor_on_threads(tmp_path: Path, models, monkeypatch) -> None:
-    step = {"method": "della", "base": "base", "models": {"first": {"density": 0.5}, "second": {"density": 0.7}}}
+STEPS = {
+    "della": {"method": "della", "base": "base", "models": {"first": {"density": 0.5}, "second": {"density": 0.7}}},
+    "dare": {"method": "dare_ties", "base": "base", "models": {"first": {"density": 0.3}, "second": {"density": 0.7}}},
+    "ties": TIES,
+    "sce": {"method": "sce", "base": "base", "models": {"first": {}, "second": {}}, "select_topk": 0.3},
+    "stock": {"method": "model_stock", "base": "base", "models": {"first": {}, "second": {}}, "tokenizer": "union"},
+}
+
+
+@pytest.mark.parametrize("name", ["della", *(pytest.param(n, marks=pytest.mark.slow) for n in STEPS if n != "della")])
+def test_the_bytes_depend_neither_on_blocks_nor_on_threads(tmp_path: Path, models, monkeypatch, name: str) -> None:
+    step = STEPS[name]
     once = run(write(tmp_path / "once", models, step))
     threads = torch.get_num_threads()
     monkeypatch.setattr("lepmerge.tensors.BLOCK_BYTES", 1000)
@@ -141,6 +153,13 @@ def test_a_killed_run_continues_and_computes_no_threshold_twice(tmp_path: Path, 
     monkeypatch.setattr("lepmerge.computation.merge_methods.reductions.RankThresholds.compute", killed)
     run(recipe)
     assert pico.contents(tmp_path / "b" / "out") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dare", "stock"])
+def test_a_merge_that_is_killed_anywhere_is_resumed(tmp_path: Path, models, monkeypatch, name: str) -> None:
+    recipe = write(tmp_path / "work", models, STEPS[name])
+    assert crash_everywhere(recipe, tmp_path, monkeypatch, overwrite=False, first=randrange(9), step=9) > 4
 
 
 def with_another_layer(folder: Path, model: Path) -> Path:
