@@ -59,7 +59,7 @@ def described(command: click.Command) -> str:
 
 
 def escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;").replace("] [", r"] \[")
 
 
 if __name__ == "__main__":
