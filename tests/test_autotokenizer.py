@@ -304,9 +304,12 @@ class TestSentencePieceModel:
     def test_it_is_converted(self, folder: Path) -> None:
         pytest.importorskip("google.protobuf")
         own = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        vocabulary = Vocabulary.in_folder(folder)
+        vocabulary, loaded = Vocabulary.in_folder(folder), AutoTokenizer.from_pretrained(folder)
         for text in ("Seven engineers", " two  spaces", "мельница 123"):
-            assert vocabulary.tokenizer.encode(text, add_special_tokens=False).ids == own.encode(text), text
+            ids = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+            assert ids == loaded.encode(text, add_special_tokens=False), text
+            # transformers 5 puts no second space before a text that begins with one, other than sentencepiece
+            assert text.startswith(" ") or ids == own.encode(text), text
         assert vocabulary.names["bos_token"] == "<s>"
 
 
