@@ -184,4 +184,4 @@ def test_float32_products_are_bounded_and_taken_only_if_exact_enough(number: int
         else:
             assert torch.equal(found, exact) and report == expected
         assert expected["products"] == "float64" and report["rank"] == expected["rank"]
-    assert 0.05 * number < len(taken) < 0.7 * number and max(taken) > 0
+    assert 0 < len(taken) < 0.7 * number and max(taken) > 0
