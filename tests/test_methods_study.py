@@ -19,9 +19,11 @@ SPEC.loader.exec_module(report)
 
 
 def test_the_page_holds_the_tables_of_the_results() -> None:
-    results = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    results, calibrated = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("methods", "calibrated")
+    )
     page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert report.filled(page, report.blocks_of(results)) == page
+    assert report.filled(page, report.blocks_of(results) | report.calibrated_blocks(calibrated)) == page
 
 
 def test_every_cell_was_measured_on_the_same_prompts() -> None:
@@ -53,6 +55,27 @@ def test_a_way_that_answers_more_is_better() -> None:
     found = report.verdicts(report.cells_of(rows), "a", "delta", ["t"])
     assert found == {"pairs": 1, "mean_difference": 0.5, "better": 1, "worse": 0}
     assert report.verdicts(report.cells_of(rows), "delta", "a", ["t"])["worse"] == 1
+
+
+def test_calibrated_models_are_compared_with_their_start_and_the_old_vocabulary() -> None:
+    def row(way: str, right: str, ru: float) -> dict:
+        cell = {
+            "width": 1,
+            "seed": 1,
+            "strength": "s",
+            "regime": None if way == "old vocabulary" else "new",
+            "way": way,
+        }
+        return {**cell, "right": {"t": right}, "bits_per_byte": {"ru": ru, "en": 1.0}}
+
+    rows = [
+        row("old vocabulary", "1" * 30, 1.0),
+        row("delta", "01" * 15, 1.5),
+        row("delta, calibrated", "1" * 30, 1.25),
+    ]
+    table = report.calibrated_blocks({"prompts": {"t": 30}, "rows": rows})["calibrated tests"]
+    (line,) = [line for line in table.splitlines() if line.startswith("| delta")]
+    assert line == "| delta, calibrated | +0.500 | 1 / 0 of 1 | -0.250 | +0.000 | 0 / 0 of 1 | +0.250 |"
 
 
 def test_a_rerun_is_compared_row_by_row() -> None:

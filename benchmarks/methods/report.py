@@ -18,11 +18,14 @@ from lepmerge.comparison.task import mcnemar
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+CALIBRATED = RESULTS.with_name("calibrated.json")
 PAGE = ROOT / "docs" / "methods.md"
 METHODS = ("swap", "overlap", "conversion", "delta")
 OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
 PROBE = "kept: "
 """In the names of ways that keep a part of the shared rows."""
+AFTER = ", calibrated"
+"""Ends the names of calibrated models."""
 LEVEL = 0.05
 Row = dict[str, Any]
 Cell = tuple[int, str, str]
@@ -33,7 +36,7 @@ def cells_of(rows: Iterable[Row]) -> dict[Cell, dict[str, list[Row]]]:
     """Return cell → way → its rows, one per seed; rows without a regime are in both."""
     found: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        regimes = ("new", "all") if row["way"] in (OLD, MEAN) else (row["regime"],)
+        regimes = ("new", "all") if row["way"].removesuffix(AFTER) in (OLD, MEAN) else (row["regime"],)
         for regime in regimes:
             found[row["width"], row["strength"], regime][row["way"]].append(row)
     return {cell: dict(sorted(ways.items(), key=lambda item: order(item[0]))) for cell, ways in sorted(found.items())}
@@ -41,6 +44,8 @@ def cells_of(rows: Iterable[Row]) -> dict[Cell, dict[str, list[Row]]]:
 
 def order(way: str) -> tuple[int, str]:
     known = [OLD, MEAN, *(name for method in METHODS for name in (method, f"{method} + kept"))]
+    if way.endswith(AFTER):
+        return (known.index(way.removesuffix(AFTER)), AFTER)
     return (known.index(way) if way in known else len(known), "" if way in known else way)
 
 
@@ -231,6 +236,31 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def calibrated_blocks(results: dict[str, Any]) -> dict[str, str]:
+    """Return the blocks about calibration: each calibrated model against its start and against the old vocabulary."""
+    cells, tasks = cells_of(results["rows"]), list(results["prompts"])
+    ways = [way for way in dict.fromkeys(row["way"] for row in results["rows"]) if way.endswith(AFTER)]
+    lines = []
+    for way in sorted(ways, key=order):
+        line = [way]
+        for other in (way.removesuffix(AFTER), OLD):
+            found = verdicts(cells, way, other, tasks)
+            pairs = [paired(ways[way], ways[other]) for ways in cells.values() if way in ways and other in ways]
+            ru = mean(bits(a, "ru") - bits(b, "ru") for a, b in pairs)
+            counts = f"{found['better']} / {found['worse']} of {found['pairs']}"
+            line += [f"{found['mean_difference']:+.3f}", counts, f"{ru:+.3f}"]
+        lines.append(line)
+    header = [
+        *("model", "accuracy − its start's", "better / worse", "bits per byte"),
+        *("accuracy − old vocabulary's", "better / worse", "bits per byte"),
+    ]
+    return {
+        "calibrated accuracy": table_of_accuracy(cells, tasks),
+        "calibrated bits": table_of_bits(cells),
+        "calibrated tests": markdown(header, lines),
+    }
+
+
 def differences(first: Sequence[Row], again: Sequence[Row], tasks: Sequence[str]) -> str:
     """Return how far a rerun's rows are from those of the first run, and whether the same methods win."""
 
@@ -263,7 +293,7 @@ def main() -> None:
     if arguments.again:
         print(differences(results["rows"], json.loads(arguments.again.read_text())["rows"], list(results["prompts"])))
         return
-    blocks = blocks_of(results)
+    blocks = blocks_of(results) | calibrated_blocks(json.loads(CALIBRATED.read_text()))
     if arguments.show:
         print("\n\n".join(f"{name}\n{block}" for name, block in blocks.items()))
         return
