@@ -24,8 +24,8 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
 PROBE = "kept: "
 """In the names of ways that keep a part of the shared rows."""
-AFTER = ", calibrated"
-"""Ends the names of calibrated models."""
+AFTER = (", calibrated", ", on prompts")
+"""Ends of the names of calibrated models: on the teacher's answers, and on prompts without answers."""
 LEVEL = 0.05
 Row = dict[str, Any]
 Cell = tuple[int, str, str]
@@ -36,16 +36,23 @@ def cells_of(rows: Iterable[Row]) -> dict[Cell, dict[str, list[Row]]]:
     """Return cell → way → its rows, one per seed; rows without a regime are in both."""
     found: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        regimes = ("new", "all") if row["way"].removesuffix(AFTER) in (OLD, MEAN) else (row["regime"],)
+        regimes = ("new", "all") if start_of(row["way"]) in (OLD, MEAN) else (row["regime"],)
         for regime in regimes:
             found[row["width"], row["strength"], regime][row["way"]].append(row)
     return {cell: dict(sorted(ways.items(), key=lambda item: order(item[0]))) for cell, ways in sorted(found.items())}
 
 
+def start_of(way: str) -> str:
+    """Return the way from which a calibration started; any other way is its own start."""
+    for end in AFTER:
+        way = way.removesuffix(end)
+    return way
+
+
 def order(way: str) -> tuple[int, str]:
     known = [OLD, MEAN, *(name for method in METHODS for name in (method, f"{method} + kept"))]
     if way.endswith(AFTER):
-        return (known.index(way.removesuffix(AFTER)), AFTER)
+        return (known.index(start_of(way)), way)
     return (known.index(way) if way in known else len(known), "" if way in known else way)
 
 
@@ -243,7 +250,7 @@ def calibrated_blocks(results: dict[str, Any]) -> dict[str, str]:
     lines = []
     for way in sorted(ways, key=order):
         line = [way]
-        for other in (way.removesuffix(AFTER), OLD):
+        for other in (start_of(way), OLD):
             found = verdicts(cells, way, other, tasks)
             pairs = [paired(ways[way], ways[other]) for ways in cells.values() if way in ways and other in ways]
             ru = mean(bits(a, "ru") - bits(b, "ru") for a, b in pairs)

@@ -139,8 +139,10 @@ def calibrated_cell(models: Models, strength: str, measuring: Measuring) -> list
         for start in STARTS:
             if start == "mean" and regime != "new":  # it knows no adapted model
                 continue
-            student, calibrated = models.calibration(strength, regime, start)
-            for way, folder in ((start, student), (f"{start}, calibrated", calibrated)):
+            student, calibrated = models.calibration(strength, regime, start, answered=True)
+            _, on_prompts = models.calibration(strength, regime, start, answered=False)
+            ways = {start: student, f"{start}, calibrated": calibrated, f"{start}, on prompts": on_prompts}
+            for way, folder in ways.items():
 
                 def measure(folder: Path = folder) -> dict[str, Any]:
                     model = open_model(folder)
