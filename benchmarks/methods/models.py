@@ -291,8 +291,9 @@ class Models:
                 f"output: {target.name}\n"
             )
             print(f"{self.folder.name}: {target.name}", flush=True)
-            for command, file in (("run", recipe), ("train", config)):
-                self._lepmerge(command, file, "--device", "cpu")
+            if not student.exists():
+                self._lepmerge("run", recipe, "--device", "cpu")
+            self._lepmerge("train", config, "--device", "cpu")
         return student, target
 
     def _prompts(self, strength: str, answered: bool) -> str:
