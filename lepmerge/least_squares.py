@@ -1,28 +1,22 @@
 """The streamed least-squares fit of P, the map from base to instruct embeddings (paper section 2.2, eq. 4-6).
 
-The fit is solved in delta form, Y - X = X (P - I), which preserves precision when P is close to the identity.
-Computations are in float64, except for products inside short blocks of rows where float32 is exact enough (see
-gram.py). Shape suffixes: N rows of the fit, B rows of a block, D width of the tables, R rows of the QR factor.
+The fit is solved in delta form, Y - X = X (P - I), which preserves precision when P is close to the identity. All
+computations are in float64. Shape suffixes: N rows of the fit, B rows of a block, D width of the tables, R rows of the
+QR factor.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, sqrt
 
 import torch
 
 from lepmerge.errors import FitError
-from lepmerge.gram import Rows, Sums, square
-from lepmerge.progress import no_progress
 from lepmerge.tensors import BLOCK_BYTES, Metrics, Reduction, Result, Workspace, ahead, bytes_per_row, narrowest
 
+PANELS = 8
 MIN_BLOCK_ROWS = 512
 """Fewest rows per update of a D×D matrix. With fewer rows, memory traffic takes longer than arithmetic."""
-LARGEST_ERROR = 2.0**-25
-"""Largest bound of the error of X P, relative to X, for which float32 products are accepted. New rows can have more of
-the weak directions than X: with a bound of 1.4e-7, the error of single entries grew from .52 to 1.69 last places."""
-HOPELESS = 16
-"""float32 products are given up if the bound is this many times too large for the first rows."""
 WELL_CONDITIONED = 1e6
 """Largest condition number of X for which Cholesky is used. The Gram matrix has the square of this number."""
 
@@ -32,8 +26,7 @@ class Fit(Reduction):
     """P = argmin ‖X P - Y‖ over the rows row_N of two tables. Of several minimizers, the one closest to the identity.
 
     The result contains `delta_DD` = P - I in float32. The metrics are the number of rows, the rank, an estimate of the
-    condition number, the residual ‖X P - Y‖ / ‖Y - X‖ (1.0 for P = I), the drift ‖Y - X‖ / ‖X‖, the precision of the
-    products and, for float32, the bound of their error in X P.
+    condition number, the residual ‖X P - Y‖ / ‖Y - X‖ (1.0 for P = I) and the drift ‖Y - X‖ / ‖X‖.
     """
 
     row_N: torch.Tensor
@@ -44,7 +37,7 @@ class Fit(Reduction):
 
     @property
     def memory(self) -> int:
-        return 6 * 8 * self.operands[0].row_width ** 2
+        return 5 * 8 * self.operands[0].row_width ** 2
 
     @property
     def bytes_read(self) -> int:
@@ -60,28 +53,16 @@ class Fit(Reduction):
         device = torch.device("cpu") if workspace.device.type == "mps" else workspace.device  # MPS has no float64
         # with few rows X is often ill-conditioned, and QR is cheap enough; with many rows the Gram matrix is faster
         if len(self.row_N) < 4 * width:
-            delta_DD, metrics = _solve_few_rows(ahead(self._rows(workspace.on("cpu", torch.float64))), width)
+            solution = _solve_few_rows(ahead(self._rows(workspace.on("cpu", torch.float64))), width)
         else:
-            delta_DD, metrics = self._solve_many_rows(workspace.on(device, torch.float64), width)
+            solution = _solve_gram(ahead(self._rows(workspace.on(device, torch.float64))), width, device)
+        delta_DD, metrics = solution
         few = f"only {len(self.row_N)} rows for width {width}; overlap and conversion need about {3 * width}"
         return Result(
             {"delta_DD": delta_DD.to(torch.float32)},
             {"rows_fitted": len(self.row_N), **metrics},
             (few,) if len(self.row_N) < 3 * width else (),
         )
-
-    def _solve_many_rows(self, workspace: Workspace, width: int) -> tuple[torch.Tensor, Metrics]:
-        """Solve by the normal equations: with float32 products in short blocks if that is exact enough, else float64.
-
-        Only tables of 16 bits are tried in float32: the rounding of the result hides an error below LARGEST_ERROR.
-        """
-        if all(operand.dtype.itemsize == 2 for operand in self.operands):
-            sums = _summed(ahead(self._rows(workspace)), width, workspace.device, is_narrow=True)
-            delta_DD, metrics, error = _solve_gram(sums)
-            if error <= LARGEST_ERROR and sums.num_rows == len(self.row_N):
-                return delta_DD, metrics
-            workspace = replace(workspace, progress=no_progress)  # the rows are read again
-        return _solve_gram(_summed(ahead(self._rows(workspace)), width, workspace.device, is_narrow=False))[:2]
 
     def _rows(self, workspace: Workspace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (X_BD, (Y - X)_BD)."""
@@ -91,7 +72,7 @@ class Fit(Reduction):
             rows = narrowest(self.row_N[start : start + step])
             X_BD = workspace.widen(base.read(rows, workspace))
             delta_BD = workspace.widen(instruct.read(rows, workspace)).sub_(X_BD)
-            if not square(delta_BD) < inf:
+            if not _square(delta_BD) < inf:
                 self._refuse(self.row_N[start : start + step], X_BD, delta_BD)
             yield X_BD, delta_BD
             workspace.progress(f"fitting {self.label}", len(X_BD) * bytes_per_row(self.operands))
@@ -137,26 +118,24 @@ class Drift(Reduction):
         return Result({}, {"drift": _ratio(float(square[1]), float(square[0]))})
 
 
-def _summed(rows: Rows, width: int, device: torch.device, *, is_narrow: bool) -> Sums:
-    """Return the sums of the normal equations. Narrow sums that will surely be too inexact end after a few rows."""
-    sums = Sums.of(width, device, is_narrow=is_narrow)
-    is_tried = not is_narrow
+Rows = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _solve_gram(rows: Rows, width: int, device: torch.device) -> tuple[torch.Tensor, Metrics]:
+    """Solve the normal equations for P - I by Cholesky, or by eigenvalues if X is ill-conditioned."""
+    gram_DD, right_DD = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
+    square_X, square_delta = 0.0, 0.0
+    edges = [width * panel // PANELS for panel in range(PANELS + 1)]
+    panels = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
     for X_BD, delta_BD in rows:
-        sums.add(X_BD, delta_BD)
-        if not is_tried and sums.num_rows >= 4 * width:
-            is_tried = True
-            if not _solve_gram(sums)[2] <= HOPELESS * LARGEST_ERROR:
-                break
-    return sums
-
-
-def _solve_gram(sums: Sums) -> tuple[torch.Tensor, Metrics, float]:
-    """Solve the normal equations for P - I by Cholesky, or by eigenvalues if X is ill-conditioned.
-
-    The third value is a bound of the error by float32 products, relative to X: infinite if X is ill-conditioned.
-    """
-    sums.finish()
-    gram_DD, right_DD = sums.gram_DD.clone() if sums.is_narrow else sums.gram_DD, sums.right_DD
+        right_DD.addmm_(X_BD.T, delta_BD)
+        # the Gram matrix is symmetric: panels on and above the diagonal save almost half of the work
+        for start, stop in panels:
+            gram_DD[start:stop, start:].addmm_(X_BD[:, start:stop].T, X_BD[:, start:])
+        square_X += _square(X_BD)
+        square_delta += _square(delta_BD)
+    for start, stop in panels:
+        gram_DD[stop:, start:stop] = gram_DD[start:stop, stop:].T
     norm_D = gram_DD.diagonal().sqrt()
     scale_D = torch.where(norm_D > 0, 1 / norm_D, 0)  # Jacobi; a zero column keeps an identity row in P
     gram_DD.mul_(scale_D).mul_(scale_D[:, None])
@@ -164,26 +143,20 @@ def _solve_gram(sums: Sums) -> tuple[torch.Tensor, Metrics, float]:
     scaled_DD = right_DD * scale_D[:, None]
     rank = int((norm_D > 0).sum())
     factor_DD, failed = torch.linalg.cholesky_ex(gram_DD)
-    condition, smallest = (inf, 0.0) if int(failed) else _condition(gram_DD, factor_DD)
-    error = 0.0
+    condition = float("inf") if int(failed) else _condition(gram_DD, factor_DD)
     if condition <= WELL_CONDITIONED:
         delta_DD = torch.cholesky_solve(scaled_DD, factor_DD)
-        error = sums.error(delta_DD, smallest)
-    elif sums.is_narrow:
-        return scaled_DD, {}, inf
     else:
         del factor_DD
         values_D, vectors_DD = torch.linalg.eigh(gram_DD)
-        kept_D = values_D > values_D[-1] * len(gram_DD) * torch.finfo(torch.float64).eps
+        kept_D = values_D > values_D[-1] * width * torch.finfo(torch.float64).eps
         rank = int(kept_D.sum()) - int((norm_D == 0).sum())
         inverse_D = torch.where(kept_D, 1 / values_D, 0)
         delta_DD = vectors_DD @ (inverse_D[:, None] * (vectors_DD.T @ scaled_DD))
         condition = sqrt(float(values_D[-1] / values_D[kept_D][0]))
     delta_DD.mul_(scale_D[:, None])
-    square_residual = max(0.0, sums.square_delta - float((right_DD * delta_DD).sum()))
-    metrics = _metrics("gram", rank, condition, square_residual, sums.square_delta, sums.square_X)
-    narrow = {"products": "float32", "error_bound": error} if sums.is_narrow else {"products": "float64"}
-    return delta_DD, {**metrics, **narrow}, error
+    square_residual = max(0.0, square_delta - float((right_DD * delta_DD).sum()))
+    return delta_DD, _metrics("gram", rank, condition, square_residual, square_delta, square_X)
 
 
 def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, Metrics]:
@@ -195,8 +168,8 @@ def _solve_few_rows(rows: Rows, width: int) -> tuple[torch.Tensor, Metrics]:
     square_X, square_delta = 0.0, 0.0
     for X_BD, delta_BD in rows:
         R = torch.linalg.qr(torch.cat([R, torch.cat([X_BD, delta_BD], 1)]), mode="r").R
-        square_X += square(X_BD)
-        square_delta += square(delta_BD)
+        square_X += _square(X_BD)
+        square_delta += _square(delta_BD)
     X_RD, delta_RD = R[:, :width], R[:, width:]
     solved = torch.linalg.lstsq(X_RD, delta_RD, driver="gelsd")
     rank, values_D = int(solved.rank), solved.singular_values
@@ -212,12 +185,18 @@ def _metrics(
     return {"solver": solver, "rank": rank, "condition": condition, "relative_residual": residual, "drift": drift}
 
 
+def _square(rows_BD: torch.Tensor) -> float:
+    """Return the sum of squares. It is NaN or infinite if a value is."""
+    flat = rows_BD.flatten()
+    return float(flat @ flat)
+
+
 def _ratio(square_above: float, square_below: float) -> float:
     return sqrt(square_above / square_below) if square_below else 0.0
 
 
-def _condition(gram_DD: torch.Tensor, factor_DD: torch.Tensor, *, iterations: int = 12) -> tuple[float, float]:
-    """Estimate the condition number of X, and the smallest eigenvalue of its Gram matrix, by power iterations."""
+def _condition(gram_DD: torch.Tensor, factor_DD: torch.Tensor, *, iterations: int = 12) -> float:
+    """Estimate the condition number of X by power iterations on the Gram matrix and on its inverse."""
     start_D = torch.linspace(1, 2, len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
     start_D[1::2] *= -1
     largest = smallest_inverse = start_D[:, None] / start_D.norm()
@@ -227,4 +206,4 @@ def _condition(gram_DD: torch.Tensor, factor_DD: torch.Tensor, *, iterations: in
         smallest_inverse = torch.cholesky_solve(smallest_inverse, factor_DD)
         upper, lower = float(largest.norm()), float(smallest_inverse.norm())
         largest, smallest_inverse = largest / upper, smallest_inverse / lower
-    return sqrt(upper * lower), 1 / lower
+    return sqrt(upper * lower)

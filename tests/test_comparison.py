@@ -319,12 +319,12 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
     assert mine.read_text() == "<p>not of lepmerge</p>"
 
 
-@pytest.mark.parametrize("method", ["awq", "bitsandbytes", "method-of-nobody"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "method-of-nobody"])
 def test_a_missing_quantization_library_is_refused_before_anything_is_measured(tmp_path: Path, method: str) -> None:
     """One line only: progress would show another line for the first model."""
     folder = Path(shutil.copytree(QUICKSTART / "instruct", tmp_path / "quantized"))
     config = json.loads((folder / "config.json").read_text())
-    quantization = {"quant_method": method, "load_in_4bit": True}
+    quantization = {"quant_method": method, "bits": 4}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
     result = pico.command("compare", QUICKSTART / "instruct", folder, "--text", f"ru={RUSSIAN}", "--device", "cpu")
     pico.assert_one_line_error(

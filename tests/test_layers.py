@@ -19,7 +19,6 @@ pieces
 chats
 device
 tensors
-gram
 least_squares
 config/yaml_tree
 config/variables

@@ -32,9 +32,9 @@ def test_bytes_read_and_memory_of_a_plan(tmp_path: Path, setting: dict[str, Path
     vocabularies = {id(model.vocabulary): model.vocabulary.num_bytes for model in conversion.models.values()}
     vocabularies[id(conversion.final.vocabulary)] = conversion.final.vocabulary.num_bytes
     width = 16
-    expected = INTERPRETER_BYTES + sum(vocabularies.values()) + 8 * BLOCK_BYTES + 6 * 8 * width**2
+    expected = INTERPRETER_BYTES + sum(vocabularies.values()) + 8 * BLOCK_BYTES + 5 * 8 * width**2
     assert conversion.sizes["memory"] == expected
-    assert delta.sizes["memory"] == expected - 6 * 8 * width**2
+    assert delta.sizes["memory"] == expected - 5 * 8 * width**2
     for plan in (delta, conversion):
         assert plan.sizes["written"] == plan.sizes["computed"] + plan.sizes["copied"]
         assert plan.sizes["computed"] == sum(plan.final.tensors[name].num_bytes for name in TABLES)

@@ -54,8 +54,9 @@ class Node:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return the text, cut to `length` characters."""
-    return text if len(text) <= length else f"{text[:length]}…"
+    """Return the text in quotes, cut to about `length` characters, with those that cannot be printed as escapes."""
+    shown = repr(text)
+    return shown if len(shown) <= length else f"{shown[:length]}…{shown[0]}"
 
 
 def parse(text: str) -> Node:
@@ -112,7 +113,7 @@ class _Reading:
                 return Node("operator", _OPERATORS[type(part.op)], arguments)
             case ast.Call(func=ast.Name(id=name), keywords=[]):
                 return self.call(part, name, depth)
-        self.fail(f"unexpected {shorten(ast.unparse(part), 40)!r}; {_ALLOWED}", part)
+        self.fail(f"unexpected {shorten(ast.unparse(part), 40)}; {_ALLOWED}", part)
 
     def number(self, part: ast.Constant) -> float:
         try:
@@ -123,7 +124,7 @@ class _Reading:
             self.fail("the number is too large", part)
         written = ast.get_source_segment(self.text, part) or ""
         if not _NUMBER.fullmatch(written):
-            self.fail(f"unexpected {shorten(written, 40)!r}; {_ALLOWED}", part)
+            self.fail(f"unexpected {shorten(written, 40)}; {_ALLOWED}", part)
         return value
 
     def count(self, part: ast.expr) -> None:
@@ -148,7 +149,7 @@ class _Reading:
     def fail(self, reason: str, at: ast.expr | int) -> NoReturn:
         position = at if isinstance(at, int) else len(self.text.encode()[: at.col_offset].decode())
         text, rest = (shorten(part, 80) for part in (self.text, self.text[position:]))
-        raise RecipeError(f"expression {text!r}: {reason} at position {position + 1} ({rest!r})")
+        raise RecipeError(f"expression {text}: {reason} at position {position + 1} ({rest})")
 
 
 def _reason(error: SyntaxError) -> str:
