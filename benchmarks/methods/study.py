@@ -11,7 +11,8 @@ seeds need --output NAME, so that the committed results stay.
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def study_cell(models: Models, strength: str, measuring: Measuring) -> list[dict
     return rows
 
 
-def calibrated_cell(models: Models, strength: str, measuring: Measuring) -> list[dict[str, Any]]:
+def calibrated_cell(
+    models: Models, strength: str, measuring: Measuring, *, regimes: Sequence[str], starts: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return the scores of the old vocabulary, of each start of calibration, and of each calibrated model."""
     head = {"width": models.width, "seed": models.seed, "strength": strength}
     place = f"d{models.width}-seed{models.seed}-{strength}"
@@ -135,8 +138,8 @@ def calibrated_cell(models: Models, strength: str, measuring: Measuring) -> list
     new = chat_tokenizer(measuring.new_tokenizer, old)
     rows = [{**head, "regime": None, "way": "old vocabulary"}]
     rows[0] |= measuring.kept(f"{place}/old vocabulary", lambda: measuring.scores(body, old, old))
-    for regime in REGIMES:
-        for start in STARTS:
+    for regime in regimes:
+        for start in starts:
             if start == "mean" and regime != "new":  # it knows no adapted model
                 continue
             student, calibrated = models.calibration(strength, regime, start, answered=True)
@@ -171,14 +174,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--strengths", nargs="+", choices=STRENGTHS, default=list(STRENGTHS))
     parser.add_argument("--calibrated", action="store_true", help="measure calibrated models instead of the methods")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES, help="of --calibrated")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of --calibrated")
     parser.add_argument("--output", metavar="NAME", help="of the file in benchmarks/results: methods or calibrated")
     arguments = parser.parse_args()
-    chosen = [cell for cell in CELLS if cell[0] in arguments.widths and cell[1] in arguments.seeds]
+    chosen = [
+        (width, seed, strength)
+        for width, seed, strength in CELLS
+        if width in arguments.widths and seed in arguments.seeds and strength in arguments.strengths
+    ]
     if chosen != CELLS and arguments.output is None and not arguments.calibrated:
         parser.error("a part of the study needs --output NAME")
+    study: Callable[[Models, str, Measuring], list[dict[str, Any]]] = study_cell
+    if arguments.calibrated:
+        study = partial(calibrated_cell, regimes=arguments.regimes, starts=arguments.starts)
     torch.set_num_threads(1)  # more give other last bits
-    study = calibrated_cell if arguments.calibrated else study_cell
     report = Report(arguments.output or ("calibrated" if arguments.calibrated else "methods"))
     texts = Texts(arguments.cache)
     measuring = Measuring(texts, arguments.work / "scores")
