@@ -45,17 +45,6 @@ RUSSIAN_NAMES = {
 }
 TASKS = ("origin_en", "origin_ru", "part")
 BATCH_ROWS = 16
-CALIBRATION_STEPS, CALIBRATION_ROWS = 500, 8
-NUM_CHATS = 1000
-"""Answered prompts of each task in calibration."""
-STARTS = {  # of calibration: the step that makes the student, and the rows that learn
-    "mean": ("{op: swap_vocabulary, tokenizer: vocabulary, init: mean}", "new"),
-    "delta + kept": (
-        "{op: propagate_embeddings, base: base, adapted: adapted, method: delta, keep_shared_rows: true}",
-        "new",
-    ),
-    "conversion": ("{op: propagate_embeddings, base: base, adapted: adapted, method: conversion}", "all"),
-}
 NUM_PROMPTS = 300
 """Held-out prompts of each task."""
 BYTES_OF_TEXT = 40_000
@@ -246,67 +235,8 @@ class Models:
                 f"output: {target.name}\n"
             )
             print(f"{self.folder.name}: {target.name}", flush=True)
-            self._lepmerge("train", config, "--device", "cpu")
+            lepmerge("train", config)
         return target
-
-    def answers(self, strength: str) -> Path:
-        """Chats: prompts of the three tasks, made of Russian training texts, that the instruct model answered."""
-        target = self.folder / f"answers-{strength}"
-        if not target.exists():
-            file = self.folder / "prompts.jsonl"
-            generator = random.Random(self.seed)
-            kinds = prompts([document for document in self.texts.training if document.language == "ru"])
-            chosen = [prompt for found in kinds.values() for prompt in generator.sample(found, NUM_CHATS)]
-            generator.shuffle(chosen)
-            lines = [json.dumps({"prompt": prompt.text}, ensure_ascii=False) for prompt in chosen]
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            self._lepmerge(
-                *("generate", self.instruct(strength), file, "--max-new-tokens", 32, "--batch-size", 100),
-                *("--keep", "repetitive", "--output", target),
-            )
-        return target / "chats.jsonl"
-
-    def calibration(self, strength: str, regime: str, start: str, *, answered: bool) -> tuple[Path, Path]:
-        """Return the student, a model in the new vocabulary, and its tables after calibration by the instruct model.
-
-        `start` is one of STARTS. The texts are plain ones and, about as many, prompts of the three tasks made of
-        training texts. answered: with the instruct model's answers.
-        """
-        step, trained_rows = STARTS[start]
-        name = "-".join([strength, *([] if start == "mean" else [regime]), start.replace(" + ", "-")])
-        student = self.folder / f"student-{name}"
-        target = self.folder / f"{'calibrated' if answered else 'calibrated-prompts'}-{name}"
-        if not (target / "lepmerge_train.json").exists():
-            models = f"{{base: base, instruct: instruct-{strength}, adapted: {self.adapted(regime).name}}}"
-            recipe = self.folder / f"{name}.recipe.yaml"
-            recipe.write_text(f"models: {models}\nsteps: [{step}]\noutput: {{path: {student.name}}}\n")
-            config = self.folder / f"{target.name}.yaml"
-            config.write_text(
-                f"objective: distill\nteacher: instruct-{strength}\nmodel: {student.name}\n"
-                f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{self._prompts(strength, answered)}"
-                f"train: {{tables: both, rows: {trained_rows}}}\n"
-                f"block_size: {quickstart.NUM_CONTEXT_TOKENS}\nbatch_size: {CALIBRATION_ROWS}\nseed: {self.seed}\n"
-                f"learning_rate: {self.new_rate}\nwarmup_steps: 20\nweight_decay: 0\nprecision: fp32\n"
-                f"max_tokens: {CALIBRATION_STEPS * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
-                f"output: {target.name}\n"
-            )
-            print(f"{self.folder.name}: {target.name}", flush=True)
-            if not student.exists():
-                self._lepmerge("run", recipe, "--device", "cpu")
-            self._lepmerge("train", config, "--device", "cpu")
-        return student, target
-
-    def _prompts(self, strength: str, answered: bool) -> str:
-        """Return the sources of prompts, lines of a training configuration."""
-        if answered:
-            return f"  - {{path: {self.answers(strength).relative_to(self.folder)}, kind: chat}}\n"
-        questions = [*quickstart.QUESTIONS.values(), QUESTION_PART]
-        source = f"path: train_ru.jsonl, cut: 320, weight: {1 / len(questions):.3f}"
-        return "".join(f'  - {{{source}, prompt: "{asked}\\n{{text}}"}}\n' for asked in questions)
-
-    def _lepmerge(self, *words: object) -> None:
-        arguments = [sys.executable, "-m", "lepmerge", *map(str, words), "-q"]
-        subprocess.run(arguments, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         target, partial = self.folder / name, self.folder / f"{name}.partial"
@@ -317,6 +247,12 @@ class Models:
             make(partial)
             partial.rename(target)
         return target
+
+
+def lepmerge(*words: object) -> None:
+    """Run a lepmerge command on one thread."""
+    command = [sys.executable, "-m", "lepmerge", *map(str, words), "--device", "cpu", "-q"]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import REGIMES, STARTS, STRENGTHS, TASKS, Models, Texts
+from calibration import STARTS, calibration
+from models import REGIMES, STRENGTHS, TASKS, Models, Texts
 from scores import bits_per_byte, right_answers
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
@@ -142,8 +143,8 @@ def calibrated_cell(
         for start in starts:
             if start == "mean" and regime != "new":  # it knows no adapted model
                 continue
-            student, calibrated = models.calibration(strength, regime, start, answered=True)
-            _, on_prompts = models.calibration(strength, regime, start, answered=False)
+            student, calibrated = calibration(models, strength, regime, start, answered=True)
+            _, on_prompts = calibration(models, strength, regime, start, answered=False)
             ways = {start: student, f"{start}, calibrated": calibrated, f"{start}, on prompts": on_prompts}
             for way, folder in ways.items():
 

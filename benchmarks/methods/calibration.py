@@ -1,0 +1,77 @@
+"""Calibration in the study: students from three starts learn from the instruct model, with or without its answers."""
+
+import json
+import random
+from pathlib import Path
+
+from models import QUESTION_PART, Models, lepmerge, prompts, quickstart
+
+CALIBRATION_STEPS, CALIBRATION_ROWS = 500, 8
+NUM_CHATS = 1000
+"""Answered prompts of each task in calibration."""
+STARTS = {  # of calibration: the step that makes the student, and the rows that learn
+    "mean": ("{op: swap_vocabulary, tokenizer: vocabulary, init: mean}", "new"),
+    "delta + kept": (
+        "{op: propagate_embeddings, base: base, adapted: adapted, method: delta, keep_shared_rows: true}",
+        "new",
+    ),
+    "conversion": ("{op: propagate_embeddings, base: base, adapted: adapted, method: conversion}", "all"),
+}
+
+
+def answers(models: Models, strength: str) -> Path:
+    """Chats: prompts of the three tasks, made of Russian training texts, that the instruct model answered."""
+    target = models.folder / f"answers-{strength}"
+    if not target.exists():
+        file = models.folder / "prompts.jsonl"
+        generator = random.Random(models.seed)
+        kinds = prompts([document for document in models.texts.training if document.language == "ru"])
+        chosen = [prompt for found in kinds.values() for prompt in generator.sample(found, NUM_CHATS)]
+        generator.shuffle(chosen)
+        lines = [json.dumps({"prompt": prompt.text}, ensure_ascii=False) for prompt in chosen]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lepmerge(
+            *("generate", models.instruct(strength), file, "--max-new-tokens", 32, "--batch-size", 100),
+            *("--keep", "repetitive", "--output", target),
+        )
+    return target / "chats.jsonl"
+
+
+def calibration(models: Models, strength: str, regime: str, start: str, *, answered: bool) -> tuple[Path, Path]:
+    """Return the student, a model in the new vocabulary, and its tables after calibration by the instruct model.
+
+    `start` is one of STARTS. The texts are plain ones and, about as many, prompts of the three tasks made of
+    training texts. answered: with the instruct model's answers.
+    """
+    step, trained_rows = STARTS[start]
+    name = "-".join([strength, *([] if start == "mean" else [regime]), start.replace(" + ", "-")])
+    student = models.folder / f"student-{name}"
+    target = models.folder / f"{'calibrated' if answered else 'calibrated-prompts'}-{name}"
+    if not (target / "lepmerge_train.json").exists():
+        operands = f"{{base: base, instruct: instruct-{strength}, adapted: {models.adapted(regime).name}}}"
+        recipe = models.folder / f"{name}.recipe.yaml"
+        recipe.write_text(f"models: {operands}\nsteps: [{step}]\noutput: {{path: {student.name}}}\n")
+        config = models.folder / f"{target.name}.yaml"
+        config.write_text(
+            f"objective: distill\nteacher: instruct-{strength}\nmodel: {student.name}\n"
+            f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{_prompts(models, strength, answered)}"
+            f"train: {{tables: both, rows: {trained_rows}}}\n"
+            f"block_size: {quickstart.NUM_CONTEXT_TOKENS}\nbatch_size: {CALIBRATION_ROWS}\nseed: {models.seed}\n"
+            f"learning_rate: {models.new_rate}\nwarmup_steps: 20\nweight_decay: 0\nprecision: fp32\n"
+            f"max_tokens: {CALIBRATION_STEPS * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
+            f"output: {target.name}\n"
+        )
+        print(f"{models.folder.name}: {target.name}", flush=True)
+        if not student.exists():
+            lepmerge("run", recipe)
+        lepmerge("train", config)
+    return student, target
+
+
+def _prompts(models: Models, strength: str, answered: bool) -> str:
+    """Return the sources of prompts, lines of a training configuration."""
+    if answered:
+        return f"  - {{path: {answers(models, strength).relative_to(models.folder)}, kind: chat}}\n"
+    questions = [*quickstart.QUESTIONS.values(), QUESTION_PART]
+    source = f"path: train_ru.jsonl, cut: 320, weight: {1 / len(questions):.3f}"
+    return "".join(f'  - {{{source}, prompt: "{asked}\\n{{text}}"}}\n' for asked in questions)
