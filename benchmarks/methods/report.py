@@ -245,10 +245,11 @@ def blocks_of(results: dict[str, Any]) -> dict[str, str]:
 
 def calibrated_blocks(results: dict[str, Any]) -> dict[str, str]:
     """Return the blocks about calibration: each calibrated model against its start and against the old vocabulary."""
-    cells, tasks = cells_of(results["rows"]), list(results["prompts"])
-    ways = [way for way in dict.fromkeys(row["way"] for row in results["rows"]) if way.endswith(AFTER)]
+    measured = {(row["width"], row["strength"], row["regime"]) for row in results["rows"]}
+    cells = {cell: ways for cell, ways in cells_of(results["rows"]).items() if cell in measured}
+    tasks = list(results["prompts"])
     lines = []
-    for way in sorted(ways, key=order):
+    for way in sorted({row["way"] for row in results["rows"] if row["way"].endswith(AFTER)}, key=order):
         line = [way]
         for other in (start_of(way), OLD):
             found = verdicts(cells, way, other, tasks)
