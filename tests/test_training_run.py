@@ -174,7 +174,8 @@ def slow_chats(folder: Path, english) -> Path:
 
 
 def slow_lora(folder: Path, english) -> Path:
-    return slow_setting(folder, english, lora={"rank": 2, "dropout": 0.3})
+    options = {"train": {"rows": "new"}, "lora": {"rank": 2, "dropout": 0.3}}
+    return training.write_setting(folder, english, repeat=10, max_tokens=5_000, **options)
 
 
 def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *, kills: int) -> None:

@@ -38,10 +38,11 @@ class Size:
     num_copies: int
     device: str
     more_text: bool = False
+    methods: tuple[str, ...] = METHODS
 
 
 SIZES = {
-    "test": Size(8, 256, "6K", 2, "2KB", 4, 1, "cpu"),
+    "test": Size(8, 256, "6K", 2, "2KB", 4, 1, "cpu", methods=("conversion", "delta")),
     "laptop": Size(40, 1024, "64K", 4, "6KB", 30, 4, "cpu"),
     "gpu": Size(200, 8192, "8M", 64, "29KB", 200, 20, "cuda", more_text=True),
 }
@@ -94,12 +95,12 @@ def adapt(size: Size, work: Path, device: str) -> None:
     run("lepmerge", "run", HERE / "mean.yaml", *where, "--device", device)
     amount = ("--set", f"variables.tokens={size.train_tokens}", "--set", f"variables.batch_size={size.batch_size}")
     run("lepmerge", "train", HERE / "train.yaml", *where, *amount, "--device", device)
-    for method in METHODS:
+    for method in size.methods:
         run("lepmerge", "run", HERE / "recipe.yaml", *where, "--set", f"variables.method={method}", "--device", device)
     calibrate = ("lepmerge", "train", HERE / "calibrate.yaml", *where, *amount, "--device", device)
     run(*calibrate, "--full", work / "calibrated")
     if not (work / "report.html").exists():
-        models = [f"{name}={work / name}" for name in ("instruct", "mean", *METHODS, "calibrated")]
+        models = [f"{name}={work / name}" for name in ("instruct", "mean", *size.methods, "calibrated")]
         texts = ("--text", f"ru={text}/held_out_ru.txt", "--text", f"en={text}/held_out_en.txt")
         prompts = ("--chat", work / "prompts.jsonl", "--task", work / "prompts.jsonl")
         limits = ("--max-bytes", size.compare_bytes, "--copies", size.num_copies, "--max-new-tokens", LONGEST_ANSWER)
