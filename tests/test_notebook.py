@@ -31,7 +31,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert any("lepmerge chain" in source for source in sources)
     for source in sources:
         if source.startswith("!"):
-            words = shlex.split(source[1:].replace("--tokens 60K", "--tokens 8K"))
+            words = shlex.split(source[1:].replace("--tokens 60K", "--tokens 8K").replace("\\\n", " "))
             done = subprocess.run(words, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{source}\n{done.stderr[-2000:]}"
         else:
