@@ -29,9 +29,9 @@ def write(folder: Path, *commands: str) -> Path:
     [
         ("commands: []\n", "project.yaml:1: commands: List should have at least 1 item"),
         ("commands: [inspect a]\nsteps: []\n", "project.yaml:2: steps: unknown key; known are commands"),
-        ("commands: [rnu recipe.yaml]\n", "project.yaml:1: rnu recipe.yaml: there is no command 'rnu'"),
-        ("commands: [chain .]\n", "there is no command 'chain'"),
-        ("commands: [tokenizer grow a]\n", "there is no command 'grow'; known are extend"),
+        ("commands: [rnu recipe.yaml]\n", "project.yaml:1: rnu recipe.yaml: unknown command 'rnu'"),
+        ("commands: [chain .]\n", "unknown command 'chain'"),
+        ("commands: [tokenizer grow a]\n", "unknown command 'grow'; the commands are extend"),
         (
             "commands:\n- inspect a\n- run recipe.yaml --devise cpu\n",
             "project.yaml:3: run recipe.yaml --devise cpu: No such",

@@ -69,9 +69,9 @@ def test_the_template_of_a_file_replaces_every_other_one(tmp_path: Path, setting
 @pytest.mark.parametrize(
     ("template", "text", "parts"),
     [
-        ("instrut", "", ["recipe.yaml:", "output.chat_template", "no model 'instrut'", "did you mean instruct?"]),
+        ("instrut", "", ["recipe.yaml:", "output.chat_template", "unknown model 'instrut'", "did you mean instruct?"]),
         ("base", "", ["base", "has no chat template", "another model or a file"]),
-        ("on.jinja", "x", ["there is no file", "did you mean own.jinja?"]),
+        ("on.jinja", "x", ["does not exist", "did you mean own.jinja?"]),
         ("own.jinja", "{% for %}", ["own.jinja does not render", "Expected"]),
         ("own.jinja", "{{ raise_exception('only system') }}", ["does not render a chat", "only system"]),
         ("own.jinja", "{{ messages[0]['content'] + 1 }}", ["own.jinja does not render"]),

@@ -296,7 +296,7 @@ def test_a_missing_text_file_is_refused_before_any_heavy_import(tmp_path: Path) 
     [
         ("{op: swap_vocabulary, tokenizr: x}", "did you mean tokenizer?"),
         ("{op: swap_vocabulari, tokenizer: x}", "did you mean swap_vocabulary?"),
-        ("{op: propagate_embeddings, base: bas, adapted: a, method: swap}", "there is no model 'bas'"),
+        ("{op: propagate_embeddings, base: bas, adapted: a, method: swap}", "unknown model 'bas'"),
         ("{op: swap_vocabulary, tokenizer: x", "expected"),
     ],
     ids=["key", "operation", "model", "syntax"],

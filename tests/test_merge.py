@@ -199,7 +199,7 @@ def without_a_tensor(folder: Path, model: Path) -> Path:
         ({**TIES, "models": {"first": {}, "base": {}}}, 2, ["models.base", "remove it from `models`"]),
         ({**TIES, "lambda": [{"filter": "mlp", "value": 1}]}, 2, ["lambda", "last rule should have no filter"]),
         ({**TIES, "layers": [1, 3]}, 2, ["layers: [1, 3] is not a range of the 2 layers"]),
-        ({**TIES, "models": {"first": {}, "third": {}}}, 2, ["there is no model 'third'"]),
+        ({**TIES, "models": {"first": {}, "third": {}}}, 2, ["unknown model 'third'"]),
         ({"models": {"first": {"weight": 1}, "second": {"weight": -1}}, "method": "linear"}, 2, ["add up to 0"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

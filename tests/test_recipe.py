@@ -55,7 +55,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("op: propagate_embeddings", "op: propagate_embedings", 6, ["did you mean propagate_embeddings?"]),
         ("    base: base", "    bass: base", 7, ["steps.0.bass", "did you mean base?"]),
         ("    adapted: adapted\n", "", 6, ["steps.0.adapted", "this key is missing"]),
-        ("    adapted: adapted", "    adapted: adaptd", 8, ["no model 'adaptd'", "did you mean adapted?"]),
+        ("    adapted: adapted", "    adapted: adaptd", 8, ["unknown model 'adaptd'", "did you mean adapted?"]),
         ("output: delta", "output: detla", 9, ["steps.0.method.output", "did you mean delta?"]),
         ("output:\n  path: out\n  shard_size: 1.5GB", "output: out", 13, ["output", "expected keys with values"]),
         (
@@ -69,7 +69,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("1.5GB", "1.5 elephants", 15, ["output.shard_size", "5GB"]),
         ("shard_size: 1.5GB", "dtype: float12", 15, ["output.dtype", "bfloat16"]),
         ("shard_size: 1.5GB", "path: other", 15, ["'path' occurs twice"]),
-        ("output:\n", "start: nobody\noutput:\n", 13, ["start", "no model 'nobody'"]),
+        ("output:\n", "start: nobody\noutput:\n", 13, ["start", "unknown model 'nobody'"]),
         ("  base: some/base", "  current: some/base", 2, ["current"]),
         ("  base: some/base", "  my-base: some/base", 2, ["'my-base' cannot be the name of a model"]),
         ("steps:", "steps: [", 6, ["not YAML"]),

@@ -39,7 +39,7 @@ def arithmetic(expression: str, tensors: str = "body") -> dict:
 
 Change = Callable[[Path], object]
 RECIPES: dict[str, tuple[dict, str]] = {
-    "unknown model": ({"start": "nobody"}, "there is no model 'nobody'"),
+    "unknown model": ({"start": "nobody"}, "unknown model 'nobody'"),
     "unknown operation": ({"steps": [{"op": "swap"}]}, "there is no operation 'swap'"),
     "unknown method": ({"steps": [{**PROPAGATE, "method": "dleta"}]}, "did you mean delta?"),
     "unknown tokenizer": ({"steps": [{"op": "swap_vocabulary", "tokenizer": "./none"}]}, "no such folder"),

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, typed from its first to its last line, with a quarter of its training."""
+"""docs/tutorial.md, typed from its first to its last line, with half of its training."""
 
 import importlib.util
 import os
@@ -35,14 +35,14 @@ def test_the_tutorial_leads_to_a_model_that_works(tmp_path: Path) -> None:
             if line.startswith("pip install"):  # make test-slow has installed them
                 continue
             num_shortened += "--tokens 48K" in line
-            line = line.replace("--tokens 48K", "--tokens 12K")
+            line = line.replace("--tokens 48K", "--tokens 24K")
             command = [sys.executable, "-c", line] if language == "python" else ["bash", "-c", line]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
             printed += done.stdout
     assert num_shortened == 1 and "Paris" in printed
     before, after = (float(bits) for bits in re.findall(r"^de: (\S+) → (\S+) bits", printed, re.MULTILINE)[0])
-    assert after < before - 0.02
+    assert after < before - 0.05
     texts = printed.partition("symbols/token de")[2].partition("\n\n")[0]
     old, new = (float(symbols) for symbols in re.findall(r"^(?:original|adapted) +\d+ +(\S+)", texts, re.MULTILINE))
     assert new > 1.5 * old

@@ -47,9 +47,9 @@ def test_unknown_models_and_unused_variables_are_reported_at_once(tmp_path: Path
     lines = [line.removeprefix(f"error: {path}:") for line in pico.command("plan", path).stderr.splitlines()]
     assert [line.split(";")[0] for line in lines] == [
         "1: variables.strenth: nothing uses ${strenth}",
-        "3: start: there is no model 'instrukt'",
-        "5: steps.0.base: there is no model 'bas'",
-        "5: steps.0.adapted: there is no model 'nobody'",
+        "3: start: unknown model 'instrukt'",
+        "5: steps.0.base: unknown model 'bas'",
+        "5: steps.0.adapted: unknown model 'nobody'",
     ]
     path.write_text("models: {my-base: b, current: c}\nstart: base\noutput: {path: out}\n")
     lines = [line.removeprefix(f"error: {path}:") for line in pico.command("plan", path).stderr.splitlines()]

@@ -25,7 +25,7 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 
 import make_models as quickstart  # noqa: E402  the folder of recipes is on the path only now
-from fetch_text import FAMILIES, Document, fetch_documents  # noqa: E402  as above
+from fetch_text import FAMILIES, Document, fetch_documents  # noqa: E402  the folder of recipes is on the path only now
 
 SIZES = {  # width: inner width, steps of base, of instruct, of adapted, learning rates of base and of new rows
     128: (384, 1000, 700, 250, 3e-3, 8e-3),

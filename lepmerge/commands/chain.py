@@ -92,7 +92,7 @@ def _fault(context: click.Context, words: Sequence[str]) -> str | None:
         command = group.get_command(parent, name)
         if command is None or name in NOT_IN_A_CHAIN:
             known = [each for each in group.list_commands(parent) if each not in NOT_IN_A_CHAIN]
-            return f"there is no command {name!r}; known are {', '.join(known)}"
+            return f"unknown command {name!r}; the commands are {', '.join(known)}"
     assert command is not None
     try:
         context.meta[ONLY_PARSED] = True

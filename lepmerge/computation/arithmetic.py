@@ -17,6 +17,7 @@ from lepmerge.computation.operands import (
     tensor_of,
     with_kept_rows,
 )
+from lepmerge.config.yaml_tree import hint
 from lepmerge.errors import RecipeError
 from lepmerge.models.model import Model
 from lepmerge.models.table_report import TableReport
@@ -52,9 +53,8 @@ def computed(model: Model, tensors: str | Sequence[str], expression: str, models
     known = {**models, CURRENT: model}
     unknown = [name for name in tree.names() if name not in known]
     if unknown:
-        near = get_close_matches(unknown[0], known, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-        raise RecipeError(f"expression {expression!r}: there is no model {unknown[0]!r}{hint}")
+        near = hint(get_close_matches(unknown[0], known, 1), known)
+        raise RecipeError(f"expression {expression!r}: unknown model {unknown[0]!r}; {near}")
     selected = select(model, tensors)
     in_vocabulary = (
         {name: conversion_to(known[name], model) for name in tree.names()}

@@ -186,7 +186,7 @@ def _wrong_names(recipe: Recipe, where: Where) -> Iterator[str]:
     for place, name in named:
         if name not in recipe.models:
             near = hint(get_close_matches(name, recipe.models, 1), recipe.models)
-            yield f"{where(place)}: {dotted(place)}: there is no model {name!r}; {near}"
+            yield f"{where(place)}: {dotted(place)}: unknown model {name!r}; {near}"
 
 
 _SCHEMA = Schema(

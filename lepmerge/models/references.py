@@ -124,9 +124,8 @@ def _download(reference: str, hub_id: str, revision: str | None, folder: Path, w
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReferenceNotFound(
-            f"{reference}: there is no folder {folder}{did_you_mean(folder)}, and it cannot be downloaded from the Hub "
-            f"({reason}). "
-            f"Check the name, or download the model first and name its folder"
+            f"{reference}: folder {folder} does not exist{did_you_mean(folder)}, and it cannot be downloaded from "
+            f"the Hub ({reason}). Check the name, or download the model first and name its folder"
         ) from error
     commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
     return Reference(reference, snapshot, hub_id=hub_id, commit=commit)

@@ -58,10 +58,10 @@ def with_templates(files: Mapping[str, bytes | Path], templates: Mapping[str, st
 
 
 def chosen_templates(chosen: str, *, model: Model | None, path: Path) -> dict[str, str]:
-    """Return name → chat template of the model, or of the file if there is no such model.
+    """Return name → chat template of the model. Without a model, read it from the file.
 
     Raises:
-        RecipeError: there is no such file, or the model has no template.
+        RecipeError: the file does not exist, or the model has no template.
     """
     if model is not None:
         templates = templates_in(model.vocabulary.folder or model.folder)
@@ -69,7 +69,7 @@ def chosen_templates(chosen: str, *, model: Model | None, path: Path) -> dict[st
             raise RecipeError(f"{KEY}: {chosen} ({model.folder}) has no chat template: name another model or a file")
         return templates
     if not path.is_file():
-        raise RecipeError(f"{KEY}: there is no file {path}{did_you_mean(path)}")
+        raise RecipeError(f"{KEY}: file {path} does not exist{did_you_mean(path)}")
     try:
         return {DEFAULT: path.read_text(encoding="utf-8")}
     except ValueError:
