@@ -1,6 +1,7 @@
 """Progress and tables as they reach the terminal or a log."""
 
 import logging
+import signal
 import time
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pico
 import pytest
 from click.testing import CliRunner
 
-from lepmerge.commands.console import human_seconds, table
+from lepmerge.commands.console import CommandGroup, human_seconds, table
 from lepmerge.commands.logs import with_log_options
 from lepmerge.commands.main import main
 from lepmerge.commands.training_progress import training_progress
+from lepmerge.errors import LepmergeError
 from lepmerge.training.events import Note, StepDone, TextRead
 
 
@@ -147,3 +149,30 @@ def test_shell_completion(typed: str, expected: list[str]) -> None:
     environment = {"_LEPMERGE_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
     result = CliRunner().invoke(main, [], prog_name="lepmerge", env=environment)
     assert [line.split(",")[1] for line in result.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("error", [LepmergeError("the tokenizer cannot be loaded"), AttributeError("half imported")])
+def test_an_error_that_a_library_made_of_ctrl_c_is_told_as_ctrl_c(error: Exception) -> None:
+    """transformers answers a Ctrl-C during one of its lazy imports with `Could not import module`."""
+
+    @click.group(cls=CommandGroup)
+    def group() -> None:
+        pass
+
+    @group.command()
+    @click.argument("interrupted", type=bool)
+    def read(interrupted: bool) -> None:
+        try:
+            if interrupted:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise error
+
+    result = CliRunner().invoke(group, ["read", "yes"])
+    assert result.exit_code == 130
+    assert result.output == "stopped by Ctrl-C: run the same command again to continue\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    result = CliRunner().invoke(group, ["read", "no"])
+    assert result.exit_code == 1 and "Ctrl-C" not in result.output
+    assert isinstance(result.exception, SystemExit if isinstance(error, LepmergeError) else AttributeError)

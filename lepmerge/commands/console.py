@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
@@ -25,19 +28,43 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("NO_COLOR"):
             ctx.color = False
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("stopped by Ctrl-C: run the same command again to continue", err=True)
-            sys.exit(130)
-        except LepmergeError as error:
-            failed(error)
-            for line in str(error).splitlines():
-                click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
-            sys.exit(error.exit_code)
+        with _interruptions() as interruptions:
+            try:
+                return super().invoke(ctx)
+            except (KeyboardInterrupt, Exception) as error:  # a library may turn a Ctrl-C into an error of its own
+                if interruptions or isinstance(error, KeyboardInterrupt):
+                    click.echo("stopped by Ctrl-C: run the same command again to continue", err=True)
+                    sys.exit(130)
+                if not isinstance(error, LepmergeError):
+                    raise
+                failed(error)
+                for line in str(error).splitlines():
+                    click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+                sys.exit(error.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Yield a list that holds the signals of each Ctrl-C so far. Each raises KeyboardInterrupt as usual."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield received
+        return
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
