@@ -80,7 +80,9 @@ def test_the_wheel_works_without_a_clone(tmp_path: Path) -> None:
 def test_the_version_stands_in_one_place() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert not re.search(r"^version", text, re.MULTILINE) and 'version]\npath = "lepmerge/version.py"' in text
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert newest and newest.groups() == (__version__, str(cited["date-released"])) and cited["version"] == __version__
 
 
 def test_the_docs_name_every_extra() -> None:
