@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores: torch's threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pico  # noqa: E402 -- transformers reads HF_HUB_OFFLINE when it is imported
+import pico  # noqa: E402 -- torch and transformers read these variables when they are imported
 
 
 @pytest.fixture(scope="session")

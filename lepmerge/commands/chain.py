@@ -1,7 +1,6 @@
 """lepmerge chain: run the commands of a project in order."""
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,8 @@ def chain(context: click.Context, project: Path, dry_run: bool, as_json: bool, q
     Example:
       lepmerge chain llama-ru
     """
+    import subprocess
+
     from lepmerge.projects.chain import open_chain, run_chain
 
     found = open_chain(project, lambda words: _fault(context, words))

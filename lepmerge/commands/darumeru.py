@@ -1,8 +1,8 @@
 """lepmerge darumeru: print the benchmark's table from result files of lm-evaluation-harness."""
 
-import csv
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,11 +54,7 @@ def darumeru(
         print_json({"rows": records, "notes": notes})
         return
     if as_csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        click.echo(text.getvalue(), nl=False)
+        _print_csv(records)
         return
     header = ["model", "shots", "symbols/token", *COLUMNS.values()]
     for part in table([cells(row, reference) for row in rows], header=header).split("\n\n"):
@@ -77,3 +73,14 @@ def darumeru(
             show_note(note)
     if plot is not None:
         click.echo(str(plot))
+
+
+def _print_csv(records: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    click.echo(text.getvalue(), nl=False)

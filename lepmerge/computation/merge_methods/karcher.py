@@ -8,7 +8,7 @@ import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram
 from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
-from lepmerge.computation.merge_methods.task_vectors import total_weight
+from lepmerge.computation.merge_methods.task_vectors import total_weight, weighted_sum
 from lepmerge.errors import RecipeError
 from lepmerge.tensors import LazyTensor
 
@@ -28,7 +28,7 @@ def karcher(inputs: Inputs) -> LazyTensor:
 
     def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
         factors = mean_factors(results[0]["gram"].cpu().double(), weight_M, steps, tolerance)
-        return torch.stack([row * float(factor) for row, factor in zip(rows, factors, strict=True)]).sum(0)
+        return weighted_sum(rows, [float(factor) for factor in factors])
 
     return merged(function, inputs.models, (Gram(operands=inputs.models),))
 

@@ -3,7 +3,7 @@
 import torch
 
 from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, merge_method, merged
-from lepmerge.computation.merge_methods.task_vectors import total_weight
+from lepmerge.computation.merge_methods.task_vectors import total_weight, weighted_sum
 from lepmerge.tensors import LazyTensor
 
 
@@ -14,6 +14,6 @@ def linear(inputs: Inputs) -> LazyTensor:
     divisor = total_weight(inputs) if inputs.settings["normalize"] else 1.0
 
     def function(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Tensor:
-        return torch.stack([row * weight for row, weight in zip(rows, weights, strict=True)]).sum(0) / divisor
+        return weighted_sum(rows, weights) / divisor
 
     return merged(function, inputs.models)

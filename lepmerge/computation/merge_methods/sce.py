@@ -6,6 +6,7 @@ import torch
 
 from lepmerge.computation.merge_methods.reductions import Gram, RankThresholds, within_rank
 from lepmerge.computation.merge_methods.registry import Inputs, Operands, Results, kept, merge_method, merged
+from lepmerge.computation.merge_methods.task_vectors import total
 from lepmerge.tensors import LazyTensor
 
 
@@ -42,8 +43,8 @@ def _erased(index_N: torch.Tensor, rows: Operands, results: Results) -> torch.Te
     base, *deltas = rows
     energy_M = results[0]["gram"].diagonal()
     weight_M = (energy_M / energy_M.sum().clamp(min=1e-30)).tolist()
-    majority = torch.stack(deltas).sum(0).sign()
+    majority = total(deltas).sign()
     weights = [delta.sign().eq_(majority) * weight for weight, delta in zip(weight_M, deltas, strict=True)]
-    total = torch.stack([delta * weight for delta, weight in zip(deltas, weights, strict=True)]).sum(0)
-    divisor = torch.stack(weights).sum(0)
-    return base + total / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    change = total(delta * weight for delta, weight in zip(deltas, weights, strict=True))
+    divisor = total(weights)
+    return base + change / torch.where(divisor == 0, torch.ones_like(divisor), divisor)

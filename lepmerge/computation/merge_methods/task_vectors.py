@@ -3,7 +3,8 @@
 δ is model − base, w is the weight of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 
@@ -24,6 +25,16 @@ def total_weight(inputs: Inputs) -> float:
     return total
 
 
+def weighted_sum(rows: Operands, factors: Sequence[float]) -> torch.Tensor:
+    """Return Σ factor · row, added in their order."""
+    return total(row * factor for row, factor in zip(rows, factors, strict=True))
+
+
+def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the terms, added in their order. Stacking them first would copy them all."""
+    return reduce(torch.add, terms)
+
+
 def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> LazyTensor:
     """Return base + λ Σ w δ / Σ w, element by element. Without `normalize` there is no divisor.
 
@@ -39,15 +50,15 @@ def combined(inputs: Inputs, sparse: Sequence[LazyTensor], *, vote: bool) -> Laz
         base, *deltas = rows
         weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
         if vote:
-            majority = torch.stack(weighted).sum(0).sign()
+            majority = total(weighted).sign()
             agrees = [delta.sign().eq_(majority) for delta in weighted]  # 1 or 0, as numbers: masks are slow factors
             weighted = [delta * kept for delta, kept in zip(weighted, agrees, strict=True)]
-            divisor = torch.stack([weight * kept for weight, kept in zip(weights, agrees, strict=True)]).sum(0)
+            divisor = weighted_sum(agrees, weights)
         else:
             divisor = torch.full_like(base, total_of_all)
-        total = torch.stack(weighted).sum(0)
+        change = total(weighted)
         if normalize:
-            total = total / torch.where(divisor.abs() < TOO_SMALL, torch.ones_like(divisor), divisor)
-        return base + scale * total
+            change = change / torch.where(divisor.abs() < TOO_SMALL, torch.ones_like(divisor), divisor)
+        return base + scale * change
 
     return merged(function, (inputs.base, *sparse), dtype=inputs.base.dtype)
