@@ -1,5 +1,6 @@
 """Fixtures that several test files share: one trained pair of tokenizers and one LEP setting."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -30,3 +31,11 @@ def setting(tmp_path_factory: pytest.TempPathFactory, english, russian) -> dict[
     instruct = pico.save_instruct(folder / "instruct", base, english)
     adapted = pico.save_adapted(folder / "adapted", base, russian)
     return {"base": base, "instruct": instruct, "adapted": adapted}
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes from a server that has imported everything, for tests that kill them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pico", "test_resume", "lepmerge.merge.execute", "transformers.models.auto"])
+    return context

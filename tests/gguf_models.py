@@ -10,6 +10,8 @@ from gguf.quants import quantize
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from lepmerge.models.gguf_file import Field, GgufFile, build_gguf_header, field_of
+
 PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -71,6 +73,30 @@ def save_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def rewrite(path: Path, target: Path, fields: dict[str, Field], names: list[str] | None = None) -> Path:
+    """Write a GGUF file again with these metadata, and only the named tensors."""
+    file, data = GgufFile(path), path.read_bytes()
+    entries = {name: file.entries[name] for name in names or file.entries}
+    header, offsets = build_gguf_header(file.version, fields, {n: (e.type, e.shape) for n, e in entries.items()})
+    with target.open("wb") as out:
+        out.write(header)
+        for name, entry in entries.items():
+            out.write(bytes(offsets[name] - out.tell()))
+            out.write(data[entry.start : entry.start + entry.num_bytes])
+    return target
+
+
+def split(path: Path, folder: Path) -> list[Path]:
+    """Split a GGUF file in two, as llama-gguf-split does: all metadata is in the first part."""
+    file = GgufFile(path)
+    names = list(file.entries)
+    paths = []
+    for part, chosen in enumerate((names[:5], names[5:])):
+        fields = {**(file.fields if part == 0 else {}), "split.no": field_of(2, part), "split.count": field_of(2, 2)}
+        paths.append(rewrite(path, folder / f"m-0000{part + 1}-of-00002.gguf", fields, chosen))
+    return paths
 
 
 def _add_vocabulary(writer: GGUFWriter, folder: Path, spec: dict, config: dict, *, is_bytes: bool, pre: str) -> None:

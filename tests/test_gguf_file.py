@@ -73,6 +73,8 @@ def _edited(data: bytes, at: int, new: bytes) -> bytes:
         (lambda data: _edited(data, 4, struct.pack(">I", 3)), "big-endian"),
         (lambda data: _edited(data, 4, struct.pack("<I", 1)), "version 1"),
         (lambda data: _edited(data, 4, struct.pack("<I", 9)), "version 9"),
+        (lambda data: data.replace(b"token_embd.weight", b"../../outside.wgt"), "'../../outside.wgt' is not"),
+        (lambda data: data.replace(b"token_embd.weight", b"token_embd.weigh\n"), "not a plain name"),
         (lambda data: data[: len(data) // 2], "truncated"),
         (lambda data: data[:100], "ends too early"),
         (lambda data: _edited(data, 8, struct.pack("<Q", 1 << 60)), "download it again"),

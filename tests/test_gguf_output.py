@@ -8,9 +8,10 @@ import pico
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
+from tokenizers import Tokenizer
 
 from lepmerge import open_model
-from lepmerge.models.gguf_file import GgufFile
+from lepmerge.models.gguf_file import STRING, UINT32, GgufFile, field_of
 from lepmerge.models.gguf_tensor import GgufTensor
 
 ADDED = 40
@@ -30,7 +31,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return {"instruct": instruct, "vocabulary": folder / "vocabulary", "body": body}
 
 
-def write_recipe(folder: Path, models: dict[str, Path], *, start: str = "instruct", **output: str) -> Path:
+def write_recipe(folder: Path, models: dict[str, Path], *, start: str = "instruct", **output: str | int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     recipe = {
@@ -120,36 +121,59 @@ def test_a_gguf_file_is_a_model(tmp_path: Path, models) -> None:
                      "--set", "output={path: out}"), 2, "output.body", "lepmerge convert")  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["conversion", "delta"])
+def test_a_gguf_file_propagates_as_its_folder_does(tmp_path: Path, models, method: str) -> None:
+    """Propagation and arithmetic on the tables read their instruct rows from the GGUF file."""
+    body = gguf_models.save_gguf(models["instruct"], tmp_path / "instruct.gguf", type=GGMLQuantizationType.F32)
+    tokenizer = Tokenizer.from_file(str(models["instruct"] / "tokenizer.json"))
+    new = Tokenizer.from_file(str(models["vocabulary"] / "tokenizer.json"))
+    base = pico.save_model(tmp_path / "base", tokenizer, width=64, seed=3, dtype=torch.float32)
+    adapted = pico.save_adapted(tmp_path / "adapted", base, new)
+    steps = [
+        {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": method},
+        {"op": "arithmetic", "tensors": "embeddings", "expression": "current + 0.5 * (instruct - base)"},
+    ]
+    written = []
+    for number, instruct in enumerate((models["instruct"], body)):
+        recipe = {
+            "models": {"base": str(base), "instruct": str(instruct), "adapted": str(adapted)},
+            "steps": steps,
+            "output": {"path": f"out/{number}.gguf", "body": str(body), "tables": "f32"},
+        }
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(json.dumps(recipe))
+        result = pico.command("run", path, "--device", "cpu")
+        assert result.exit_code == 0, result.stderr
+        written.append((tmp_path / "out" / f"{number}.gguf").read_bytes())
+    assert written[0] == written[1] != body.read_bytes()
+
+
+def test_rows_without_a_token_are_unused_tokens(tmp_path: Path, models) -> None:
+    """The instruct model's padded rows are accepted, and `pad_to_multiple_of` pads the result."""
+    tokenizer = Tokenizer.from_file(str(models["instruct"] / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    padded = pico.save_model(
+        tmp_path / "padded", tokenizer, width=64, chat=True, num_rows=size + 21, dtype=torch.float32
+    )
+    body = gguf_models.save_gguf(padded, tmp_path / "padded.gguf")
+    out = run(write_recipe(tmp_path, {**models, "instruct": padded, "body": body}, pad_to_multiple_of=128))
+    file = GgufFile(out)
+    tokens, types = file.value("tokenizer.ggml.tokens"), file.value("tokenizer.ggml.token_type")
+    num_tokens = size + ADDED
+    assert len(tokens) == len(types) == file.value("llama.vocab_size") == file.entries["output.weight"].shape[0]
+    assert len(tokens) % 128 == 0 and len(set(tokens)) == len(tokens)
+    assert [id for id, type in enumerate(types) if type == 5] == list(range(num_tokens, len(tokens)))
+    assert tokens[num_tokens] == f"[PAD{num_tokens}]"
+
+
 def test_split_files_are_joined(tmp_path: Path, models) -> None:
     whole = run(write_recipe(tmp_path / "whole", models))
-    parts = split(models["body"], tmp_path)
+    parts = gguf_models.split(models["body"], tmp_path)
     joined = run(write_recipe(tmp_path / "split", {**models, "body": parts[0]}))
     assert joined.read_bytes() == whole.read_bytes()
     parts[1].unlink()
     result = pico.command("plan", write_recipe(tmp_path / "broken", {**models, "body": parts[0]}))
     pico.assert_one_line_error(result, 1, parts[1].name)
-
-
-def split(path: Path, folder: Path) -> list[Path]:
-    """Split a GGUF file in two, as llama-gguf-split does: all metadata is in the first part."""
-    from lepmerge.models.gguf_file import build_gguf_header, field_of
-
-    file = GgufFile(path)
-    names = list(file.entries)
-    paths = []
-    for part, chosen in enumerate((names[:5], names[5:])):
-        fields = file.fields if part == 0 else {}
-        fields = {**fields, "split.no": field_of(2, part), "split.count": field_of(2, 2)}
-        shapes = {name: (file.entries[name].type, file.entries[name].shape) for name in chosen}
-        header, offsets = build_gguf_header(file.version, fields, shapes)
-        paths.append(folder / f"m-0000{part + 1}-of-00002.gguf")
-        with paths[-1].open("wb") as out:
-            out.write(header)
-            for name in chosen:
-                out.write(bytes(offsets[name] - out.tell()))
-                entry = file.entries[name]
-                out.write(path.read_bytes()[entry.start : entry.start + entry.num_bytes])
-    return paths
 
 
 def test_wrong_bodies_are_refused_by_the_plan(tmp_path: Path, models) -> None:
@@ -165,6 +189,15 @@ def test_wrong_bodies_are_refused_by_the_plan(tmp_path: Path, models) -> None:
     if is_bytes:
         rows_of = {**models, "body": gguf_models.save_gguf(trained, tmp_path / "rows.gguf")}
         cases.append((rows_of, "rows of token_embd.weight"))
+    fields = GgufFile(models["body"]).fields
+    changes = {
+        "its architecture is qwen2": {"general.architecture": field_of(STRING, "qwen2")},
+        "block_count is 3, but 2": {"llama.block_count": field_of(UINT32, 3)},
+        "embedding_length is 32, but 64": {"llama.embedding_length": field_of(UINT32, 32)},
+    }
+    for part, change in changes.items():
+        changed = gguf_models.rewrite(models["body"], tmp_path / f"{len(cases)}.gguf", {**fields, **change})
+        cases.append(({**models, "body": changed}, part))
     cases.append(({**models, "body": tmp_path / "missing.gguf"}, "no file"))
     truncated = tmp_path / "truncated.gguf"
     truncated.write_bytes(models["body"].read_bytes()[:-100])

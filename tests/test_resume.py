@@ -1,7 +1,6 @@
 """A run that is killed at any moment is resumed by the next one, and the target never shows a partial model."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -267,13 +266,6 @@ def slowly(arguments: list[str], started) -> None:
     torch.manual_seed(0)
     started.set()
     main(arguments, standalone_mode=False)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pico", "test_resume", "lepmerge.merge.execute", "transformers.models.auto"])
-    return context
 
 
 @pytest.fixture

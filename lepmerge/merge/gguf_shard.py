@@ -31,6 +31,8 @@ SIZES = {
     "attention.head_count": ("num_attention_heads", "n_head"),
 }
 """GGUF field (without the architecture's name in front) → keys of config.json with the same meaning."""
+OTHER_ARCHITECTURES = {"mistral": "llama", "mixtral": "llama"}
+"""`model_type` in config.json → GGUF's architecture, where the two names differ."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,12 @@ def _check_body_unchanged(start: Model, final: Model) -> None:
 
 def _check_sizes(file: GgufFile, start: Model) -> None:
     config: dict[str, Any] = {**start.config, **(start.config.get("text_config") or {})}
+    expected = gguf_architecture(str(config.get("model_type")))
+    if expected not in (None, file.architecture):
+        raise CheckpointError(
+            f"{file.path}: its architecture is {file.architecture}, but {start.name} is a {config['model_type']} "
+            f"model: the file is not made from this model"
+        )
     for field, keys in SIZES.items():
         there = file.value(f"{file.architecture}.{field}")
         here = next((config[key] for key in keys if key in config), None)
@@ -195,6 +203,18 @@ def _check_sizes(file: GgufFile, start: Model) -> None:
             raise CheckpointError(
                 f"{file.path}: {field} is {there}, but {here} in {start.name}: the file is not made from this model"
             )
+
+
+def gguf_architecture(model_type: str) -> str | None:
+    """Return GGUF's name of the architecture of a `model_type`, or None if GGUF has no architecture of this name."""
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    known = {_plain_name(name): name for name in MODEL_ARCH_NAMES.values()}
+    return OTHER_ARCHITECTURES.get(model_type, known.get(_plain_name(model_type)))
+
+
+def _plain_name(architecture: str) -> str:
+    return architecture.replace("_", "").replace("-", "").removesuffix("text")
 
 
 def _check_rows(there: GgufTensor, here: LazyTensor, name: str) -> None:

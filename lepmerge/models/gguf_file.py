@@ -209,8 +209,8 @@ class _Parser:
         fields: dict[str, Field] = {}
         for _ in range(num_fields):
             key = self.string()
-            if key in fields:
-                self.fail(f"the field {key} occurs twice")
+            if key in fields or not key.isprintable():
+                self.fail(f"the field {key!r} occurs twice or has an unprintable name")
             start = self.at
             value = self.value(self.number("I"))
             fields[key] = Field(value, self.data[start : self.at])
@@ -220,6 +220,8 @@ class _Parser:
             num_dimensions = self.number("I")
             if name in infos or num_dimensions > MAX_DIMENSIONS:
                 self.fail(f"tensor {name!r} occurs twice" if name in infos else f"{name!r} has too many dimensions")
+            if not name.isprintable() or "/" in name or "\\" in name:
+                self.fail(f"the tensor name {name!r} is not a plain name")
             dimensions = tuple(self.number("Q") for _ in range(num_dimensions))
             if 0 in dimensions:
                 self.fail(f"tensor {name!r} has no elements")
