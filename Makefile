@@ -31,7 +31,7 @@ test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/installed-slow
-	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py

@@ -12,6 +12,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores: torch's th
 
 import pico  # noqa: E402 -- torch and transformers read these variables when they are imported
 
+LONGEST = (
+    "test_smollm2",
+    "test_tutorial",
+    "test_output_run",
+    "test_darumeru_command",
+    "test_tokenization_real",
+    "test_resume",
+    "test_darumeru_install",
+    "test_training_run",
+    "test_notebook",
+    "test_package",
+)
+"""Files of slow tests in the order of their length. A long one that begins last keeps one worker busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 @pytest.fixture(scope="session")
 def english():

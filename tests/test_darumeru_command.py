@@ -12,7 +12,6 @@ from pathlib import Path
 import darumeru_setting
 import pico
 import pytest
-import torch
 from darumeru_setting import DATA, NAMES, ROOT
 
 GROUPS = {
@@ -95,39 +94,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return darumeru_setting.save_model(tmp_path_factory.mktemp("model"), darumeru_setting.byte_level())
 
 
-def test_a_short_run_in_this_process(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All tasks with few documents and short answers; `lepmerge darumeru` notes both."""
-    from lm_eval.__main__ import cli_evaluate
-
-    arguments = of_the_page("--apply_chat_template")
-    given = ["--model", "hf", "--model_args", f"pretrained={model},max_length=4096", "--device", "cpu"]
-    given += [
-        "--output_path",
-        "results",
-        "--limit",
-        "1",
-        "--gen_kwargs",
-        "max_gen_toks=8",
-        "--include_path",
-        str(TASKS),
-    ]
-    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *given])
-    monkeypatch.setenv("DARUMERU_DATA", str(DATA))
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    cli_evaluate()
-    torch.set_num_threads(threads)
-    (path,) = (tmp_path / "results").glob("*/results_*.json")
-    results = assert_complete(capsys.readouterr().out, path)
-    shown = json.loads(pico.command("darumeru", path, "--paper", "none", "--json").stdout)
-    assert shown["rows"][0]["micro_avg"] == pytest.approx(results["darumeru"]["score,none"], abs=1e-12)
-    limited, shortened, *_ = shown["notes"]
-    assert "--limit 1" in limited and "--gen_kwargs" in shortened
-
-
 @pytest.mark.slow
 def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
     """As the README has it; then `lepmerge darumeru` on its file, whose rows are those of the harness."""
@@ -172,16 +138,14 @@ def test_the_command_on_a_base_model(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_groups_and_single_tasks(tmp_path: Path, model: Path) -> None:
-    for number, (tasks, expected) in enumerate(
-        {
-            "darumeru_copy_ru": {"DaruCopy RU", "darumeru_cp_sent_ru", "darumeru_cp_para_ru"},
-            "darumeru_rwsd,darumeru_sum_extractive": {"darumeru_rwsd", "darumeru_sum_extractive"},
-        }.items()
-    ):
-        (tmp_path / str(number)).mkdir()
-        output, _ = evaluated(tmp_path / str(number), model, "--tasks", tasks, "--limit", "4", DARUMERU_DATA=str(DATA))
-        assert set(printed(output)) == expected
+def test_a_group_and_single_tasks_with_few_documents_and_short_answers(tmp_path: Path, model: Path) -> None:
+    few = ("--limit", "4", "--gen_kwargs", "max_gen_toks=8")
+    tasks = "darumeru_copy_ru,darumeru_rwsd,darumeru_sum_extractive"
+    output, path = evaluated(tmp_path, model, "--tasks", tasks, *few, DARUMERU_DATA=str(DATA))
+    group = {"DaruCopy RU", "darumeru_cp_sent_ru", "darumeru_cp_para_ru"}
+    assert set(printed(output)) == {*group, "darumeru_rwsd", "darumeru_sum_extractive"}
+    limited, shortened, *_ = json.loads(pico.command("darumeru", path, "--paper", "none", "--json").stdout)["notes"]
+    assert "--limit 4" in limited and "--gen_kwargs" in shortened
 
 
 @pytest.mark.slow

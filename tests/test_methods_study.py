@@ -116,6 +116,7 @@ for name, draws in (("first", 0), ("again", 3)):
 """
 
 
+@pytest.mark.slow
 def test_models_hang_on_their_seed_alone(tmp_path: Path) -> None:
     study, quickstart = ROOT / "benchmarks/methods", ROOT / "recipes/quickstart"
     done = subprocess.run(

@@ -129,7 +129,13 @@ def study_cell(models: Models, strength: str, measuring: Measuring) -> list[dict
 
 
 def calibrated_cell(
-    models: Models, strength: str, measuring: Measuring, *, regimes: Sequence[str], starts: Sequence[str]
+    models: Models,
+    strength: str,
+    measuring: Measuring,
+    *,
+    regimes: Sequence[str],
+    starts: Sequence[str],
+    without_prompts: bool,
 ) -> list[dict[str, Any]]:
     """Return the scores of the old vocabulary, of each start of calibration, and of each calibrated model."""
     head = {"width": models.width, "seed": models.seed, "strength": strength}
@@ -144,8 +150,9 @@ def calibrated_cell(
             if start == "mean" and regime != "new":  # it knows no adapted model
                 continue
             student, calibrated = calibration(models, strength, regime, start, answered=True)
-            _, on_prompts = calibration(models, strength, regime, start, answered=False)
-            ways = {start: student, f"{start}, calibrated": calibrated, f"{start}, on prompts": on_prompts}
+            ways = {start: student, f"{start}, calibrated": calibrated}
+            if not without_prompts:
+                _, ways[f"{start}, on prompts"] = calibration(models, strength, regime, start, answered=False)
             for way, folder in ways.items():
 
                 def measure(folder: Path = folder) -> dict[str, Any]:
@@ -179,6 +186,7 @@ def main() -> None:
     parser.add_argument("--calibrated", action="store_true", help="measure calibrated models instead of the methods")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES, help="of --calibrated")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of --calibrated")
+    parser.add_argument("--without-prompts", action="store_true", help="leave out calibration without answers")
     parser.add_argument("--output", metavar="NAME", help="of the file in benchmarks/results: methods or calibrated")
     arguments = parser.parse_args()
     chosen = [
@@ -190,7 +198,12 @@ def main() -> None:
         parser.error("a part of the study needs --output NAME")
     study: Callable[[Models, str, Measuring], list[dict[str, Any]]] = study_cell
     if arguments.calibrated:
-        study = partial(calibrated_cell, regimes=arguments.regimes, starts=arguments.starts)
+        study = partial(
+            calibrated_cell,
+            regimes=arguments.regimes,
+            starts=arguments.starts,
+            without_prompts=arguments.without_prompts,
+        )
     torch.set_num_threads(1)  # more give other last bits
     report = Report(arguments.output or ("calibrated" if arguments.calibrated else "methods"))
     texts = Texts(arguments.cache)
