@@ -1,16 +1,31 @@
 """Errors in the user's input. Each message names the file, tensor or key, the shapes, and the remedy."""
 
+LONGEST_LINE = 2000
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line. Names in damaged files can contain control characters, or be megabytes long."""
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE - 500]} … {text[-400:]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class LepmergeError(Exception):
     """An error in lepmerge's input. Commands show it as one line, without a traceback."""
 
     exit_code = 1
+    has_lines = False
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return "\n".join(map(_one_line, message.split("\n"))) if self.has_lines else _one_line(message)
 
 
 class RecipeError(LepmergeError):
-    """A recipe is invalid: unknown key, wrong type, unknown model name, bad expression."""
+    """A recipe is invalid: unknown key, wrong type, unknown model name, bad expression. One line per error."""
 
     exit_code = 2
+    has_lines = True
 
 
 class OptionError(LepmergeError):

@@ -8,6 +8,8 @@ import codecs
 import gzip
 import io
 import json
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,6 +140,13 @@ def _translated(file: Path) -> Iterator[None]:
         raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
     except EOFError as error:
         raise CorpusError(f"{file} is truncated") from error
+    except _decompression_errors() as error:
+        raise CorpusError(f"{file} is damaged and cannot be decompressed: {error}") from error
+
+
+def _decompression_errors() -> tuple[type[Exception], ...]:
+    zstandard = sys.modules.get("zstandard")  # not imported unless a .zst file is read
+    return (zlib.error, *([zstandard.ZstdError] if zstandard else []))
 
 
 def _kind_and_remedy(value: Any, column: str, column_key: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lepmerge.errors import ResultError
 
@@ -105,7 +105,7 @@ def _read(path: Path) -> _Run:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not a JSON file: {error}") from error
     results = found.get("results") if isinstance(found, dict) else None
     if not isinstance(results, dict):
@@ -114,14 +114,20 @@ def _read(path: Path) -> _Run:
     if not tasks:
         raise ResultError(f"{path} has no Darumeru task: run lm_eval --tasks darumeru")
     for name, values in tasks.items():
-        if not isinstance(values, dict) or not isinstance(values.get("score,none"), int | float):
+        if not isinstance(values, dict) or not _is_number(values.get("score,none")):
             raise ResultError(f"{path}: darumeru_{name} has no score (was it run with --predict_only?)")
+        for key in ("exact_ids,none", "symbol_per_token,none"):
+            if values.get(key) is not None and not _is_number(values[key]):
+                raise ResultError(f"{path}: darumeru_{name}: {key} is {values[key]!r:.40}, not a number")
     config, all_shots = (_object(found, key) for key in ("config", "n-shot"))
     arguments = _object(config, "model_args")
     name = str(found.get("model_name") or arguments.get("pretrained") or path.stem)
     setting = [arguments, found.get("chat_template_sha"), found.get("system_instruction_sha")]
     setting += [config.get("limit"), config.get("gen_kwargs")]
-    shots = {all_shots.get(f"darumeru_{name}") or 0 for name in tasks if name != "sum_extractive"}
+    counts = [all_shots.get(f"darumeru_{name}") or 0 for name in tasks if name != "sum_extractive"]
+    if wrong := [number for number in counts if not isinstance(number, int)]:
+        raise ResultError(f"{path}: n-shot is {wrong[0]!r:.40}, not a whole number")
+    shots = set(counts)
     row = Row(model=Path(name).name, shots=max(shots, default=None), source=str(path))
     if len(shots) > 1:
         row.notes.append(f"{path}: the tasks have different numbers of shots, {sorted(shots)}")
@@ -134,9 +140,14 @@ def _read(path: Path) -> _Run:
             f"the paper's or with those of other settings"
         )
     for task, values in tasks.items():
-        if values.get("exact_ids,none", 1.0) < 1:
+        exact = values.get("exact_ids,none")
+        if exact is not None and exact < 1:
             row.notes.append(f"{path}: darumeru_{task}: the backend gave no token ids, its text was tokenized anew")
     return _Run(row, tasks, name, json.dumps(setting, sort_keys=True))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def _average(row: Row, tasks: dict[str, dict[str, Any]]) -> None:
         if all(name in tasks for name in members):
             row.scores[column] = math.fsum(tasks[name]["score,none"] for name in members) / len(members)
             errors = [tasks[name].get("score_stderr,none") for name in members]
-            known = [error for error in errors if isinstance(error, int | float)]
+            known = [error for error in errors if _is_number(error)]
             if len(known) == len(errors):
                 row.errors[column] = math.hypot(*known) / len(members)
     row.symbols_per_token = tasks.get("cp_para_ru", {}).get("symbol_per_token,none")

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.checkpoint import read_json
@@ -57,6 +57,17 @@ def lora_config(*, rank: int, alpha: float, modules: Sequence[str], **options: A
     }
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
 class AdapterConfig(BaseModel):
     """The keys of adapter_config.json that determine what the adapter computes."""
 
@@ -64,20 +75,20 @@ class AdapterConfig(BaseModel):
 
     folder: Path
     r: int = Field(8, ge=1)
-    lora_alpha: float = 8
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    lora_alpha: FiniteFloat = 8
+    rank_pattern: dict[Pattern, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[Pattern, FiniteFloat] = {}
     use_rslora: bool = False
     use_dora: bool = False
     fan_in_fan_out: bool = False
     bias: Literal["none"] = "none"
     ensure_weight_tying: bool = False
     init_lora_weights: bool | str = True
-    target_modules: str | list[str] | None = None
-    exclude_modules: str | list[str] | None = None
+    target_modules: Pattern | list[str] | None = None
+    exclude_modules: Pattern | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
-    layers_pattern: str | list[str] | None = None
-    modules_to_save: list[str] | None = None
+    layers_pattern: Pattern | list[Pattern] | None = None
+    modules_to_save: list[Pattern] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
 
     @classmethod
@@ -110,7 +121,7 @@ class AdapterConfig(BaseModel):
                 f"again with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
             )
         try:
-            return cls(**{key: value for key, value in values.items() if value is not None}, folder=folder)
+            return cls(**{**{key: value for key, value in values.items() if value is not None}, "folder": folder})
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in fault["loc"])

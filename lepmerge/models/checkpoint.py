@@ -1,6 +1,7 @@
 """Open a folder as a model. Only its small files and the headers of its shards are read and checked."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,11 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}")
@@ -143,7 +147,7 @@ def _indexed_files(index: Path) -> list[SafetensorsFile]:
         if Path(file_name).name != file_name or file_name in (".", "..") or "\\" in file_name:
             raise CheckpointError(f"{index} names the file {file_name!r}, which does not lie in its folder: refused")
         path = index.parent / file_name
-        if not path.exists():
+        if not os.path.exists(path):  # False also for names that no file system accepts
             raise CheckpointError(f"{path} is missing, though {index.name} names it; download it again")
         files[file_name] = SafetensorsFile(path)
     for tensor_name, file_name in weight_map.items():

@@ -239,19 +239,17 @@ def _not_safetensors(path: Path, head: bytes, length: int, size: int) -> str:
 
 def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
     try:
-        described = json.loads(header, object_pairs_hook=_no_duplicates)
+        described = json.loads(header.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_number)
         if not isinstance(described, dict):
             raise ValueError("the header is not an object")
-        metadata = described.pop("__metadata__", None) or {}
-        entries = {
-            name: Entry(
-                str(value["dtype"]),
-                tuple(int(size) for size in value["shape"]),
-                *(data_start + int(offset) for offset in value["data_offsets"]),
-            )
-            for name, value in described.items()
-        }
-    except (ValueError, KeyError, TypeError) as error:
+        if b"\\ud" in header.lower():  # an escaped surrogate, perhaps without its other half
+            json.dumps(described, ensure_ascii=False).encode()
+        metadata = described.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ should hold texts only")
+        entries = {name: _entry(value, data_start) for name, value in described.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged safetensors header ({error}); download it again") from error
     position = data_start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -273,6 +271,20 @@ def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[
         state = "truncated" if size < position else "longer than its header says"
         raise CheckpointError(f"{path} is {state}: expected {position} bytes, found {size}; download it again")
     return metadata, entries
+
+
+def _entry(value: Mapping[str, Any], data_start: int) -> Entry:
+    shape, offsets = value["shape"], value["data_offsets"]
+    if not all(
+        isinstance(numbers, list) and all(type(number) is int for number in numbers) for numbers in (shape, offsets)
+    ):
+        raise ValueError("shape and data_offsets should be lists of whole numbers")
+    start, stop = offsets
+    return Entry(str(value["dtype"]), tuple(shape), data_start + start, data_start + stop)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
