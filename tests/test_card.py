@@ -11,6 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 import lepmerge
+from lepmerge.comparison.card import check_cards, write_card
+from lepmerge.comparison.compare import Settings, compare
+from lepmerge.comparison.loading import load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS = [{"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "conversion"}]
@@ -111,3 +114,47 @@ def test_content_hashes_only_when_asked_for(tmp_path: Path, folder: Path, settin
         for path in model.glob("*.safetensors"):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             assert digest in inputs and digest not in (folder / "lepmerge_report.json").read_text()
+
+
+def test_compare_writes_metrics_into_the_card(tmp_path: Path, folder: Path, setting) -> None:
+    """The command with --card is in README.md: test_readme.py."""
+    out = Path(shutil.copytree(folder, tmp_path / "adapted-ru"))
+    before = (out / "README.md").read_text()
+    for name in ("ru", "uk"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(pico.RUSSIAN * (20 if name == "ru" else 30)))
+    models = [load_model(setting["instruct"], name="old"), load_model(out, name="new")]
+    settings = Settings(max_bytes=3000, copies=0, speed=False)
+    texts = {name: [str(tmp_path / f"{name}.txt")] for name in ("ru", "uk")}
+    results = compare(models, texts, settings=settings)
+    for _ in range(2):  # the second comparison replaces what the first one wrote
+        write_card(check_cards(models, None)["new"], results, "new")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.model_name == "adapted-ru" and "lepmerge" in card.data.tags and card.data.eval_results
+    keys = ("bits_per_byte", "symbols_per_token", "tokens_per_word")
+    old, new = (results["models"][name]["texts"] for name in ("old", "new"))
+    assert {(each.dataset_name, each.metric_type): each.metric_value for each in card.data.eval_results} == {
+        (text, key): round(new[text][key], 4) for text in texts for key in keys
+    }
+    assert {each.dataset_type for each in card.data.eval_results} == {"custom"}
+    shown = [round(each["ru"]["bits_per_byte"], 4) for each in (old, new)]
+    assert f"| ru | bits per byte | {shown[0]} | {shown[1]} |" in card.text
+    assert card.text.count("## Evaluation") == 1 and str(tmp_path) not in card.content
+    assert card.text.partition("<!--")[0].strip() == before.split("---\n", 2)[2].strip()
+
+
+def test_a_changed_card_does_not_make_an_output_incomplete(tmp_path: Path, setting) -> None:
+    out = pico.run_recipe(tmp_path, setting, STEPS)
+    with (out / "README.md").open("a") as file:
+        file.write("What people should know.\n")
+    before = pico.contents(out)
+    pico.run_recipe(tmp_path, setting, STEPS)
+    assert pico.contents(out) == before
+
+
+@pytest.mark.parametrize(("models", "part"), [(["made"], "another model"), (["made", "base"], "leave out this model")])
+def test_only_cards_of_lepmerge_are_changed(
+    tmp_path: Path, folder: Path, setting, models: list[str], part: str
+) -> None:
+    paths = {"made": folder, "base": setting["base"]}
+    result = pico.command("compare", *(paths[name] for name in models), "--text", tmp_path / "no.txt", "--card")
+    pico.assert_one_line_error(result, 1, part)

@@ -2,6 +2,7 @@
 
 import random
 import struct
+import sys
 from pathlib import Path
 
 import gguf_models
@@ -138,3 +139,10 @@ def test_a_quantized_table_needs_whole_blocks() -> None:
 
 def _plain(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def test_the_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    pico.assert_one_line_error(pico.command("inspect", file), 1, "need a package: pip install 'lepmerge[gguf]'")

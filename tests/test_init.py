@@ -61,6 +61,8 @@ def test_a_project_has_all_files_and_they_belong_together(models: Path) -> None:
     assert calibration.model.path == recipe.output.path == "out/start"
     assert calibration.teacher.path == recipe.models["instruct"].path == "../instruct"
     assert calibration.data[1].prompt == "Перекажи коротко:\n{text}"
+    assert "my project/text/held_out   other text" in result.stdout and "text/train" not in result.stdout
+    assert "96,000 for training, 96,000 for calibration\n" in result.stdout
     for shown in (result.stdout, (project / "README.md").read_text(encoding="utf-8")):
         assert re.findall(r"^ +lepmerge ((?!chain).*)$", shown, re.MULTILINE) == commands(project)
 
@@ -75,6 +77,14 @@ def test_without_a_base_the_model_alone_is_adapted(models: Path) -> None:
     assert (run, calibrate) == ("run recipe.yaml", "train calibrate.yaml --full out/instruct-de")
     (step,) = load_recipe(models / "project/recipe.yaml").steps
     assert step.op == "swap_vocabulary" and not (models / "project/train.yaml").exists()
+
+
+def test_init_says_where_text_goes_and_what_is_long(models: Path) -> None:
+    shown = pico.command("init", "instruct", "project").stdout
+    assert "\nFirst put text into:\n  project/text/train   for training: a few MB" in shown
+    assert "all the text once for training, 500,000 for calibration (hours on a CPU; --tokens 50K" in shown
+    both = pico.command("init", "instruct", "other", "--text", "a.txt", "--held-out", "b.txt").stdout
+    assert "First put" not in both and "\nRun all steps:\n  lepmerge chain other\n" in both
 
 
 def test_the_base_is_found_by_name_or_card_and_no_base_is_obeyed(hub: Path, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ comparison/copying
 comparison/task
 comparison/compare
 comparison/columns
+comparison/card
 comparison/report
 projects/languages
 projects/look

@@ -13,6 +13,7 @@ import paper_models
 import pico
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,6 +51,8 @@ def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(line.startswith("lepmerge run") for line in commands())
     monkeypatch.chdir(checkout)
     run(commands())
+    card = ModelCard.load(checkout / "out/delta/README.md")  # `compare --card` wrote into it
+    assert {"bits_per_byte", "accuracy"} <= {each.metric_type for each in card.data.eval_results or ()}
 
 
 @pytest.mark.parametrize("page", [name for name, path in DOCS.items() if commands(path.read_text())])

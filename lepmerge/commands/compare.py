@@ -45,6 +45,9 @@ from lepmerge.commands.console import print_json, table
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a report as a single HTML file."
 )
+@click.option("--card", is_flag=True,
+              help="Also write the metrics into the model card (README.md) of each model except the "
+                   "reference.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def compare(
     models: tuple[str, ...],
@@ -58,6 +61,7 @@ def compare(
     as_json: bool,
     plot: Path | None,
     html: Path | None,
+    card: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
@@ -84,6 +88,7 @@ def compare(
     from lepmerge.comparison.compare import compare as compare_models
 
     loaded = _loaded(models, device, dtype)
+    cards = _cards(loaded, reference) if card else {}
     files: dict[str, list[str]] = {}
     for text in texts:
         name, path = _named(text, Path(text).name.split(".")[0])
@@ -93,12 +98,12 @@ def compare(
         results = compare_models(
             loaded, files, chat=chat, task=task, reference=reference, settings=chosen, progress=progress
         )
-    _write(results, plot, html)
+    _write(results, plot, html, cards)
     if as_json:
         print_json(results)
     elif not quiet:
         show(results)
-        for path in (plot, html):
+        for path in (plot, html, *cards.values()):
             if path is not None:
                 click.echo(str(path))
 
@@ -133,7 +138,13 @@ def show(results: dict[str, Any]) -> None:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
 
 
-def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> None:
+def _cards(loaded: list[Any], reference: str | None) -> dict[str, Path]:
+    from lepmerge.comparison.card import check_cards
+
+    return check_cards(loaded, reference)
+
+
+def _write(results: dict[str, Any], plot: Path | None, html: Path | None, cards: dict[str, Path]) -> None:
     if plot is not None:
         from lepmerge.comparison.columns import charts_of
         from lepmerge.output.plots import panels
@@ -152,6 +163,11 @@ def _write(results: dict[str, Any], plot: Path | None, html: Path | None) -> Non
         from lepmerge.comparison.report import write_report
 
         write_report(html, results)
+    if cards:
+        from lepmerge.comparison.card import write_card
+
+        for name, path in cards.items():
+            write_card(path, results, name)
 
 
 def _named(argument: str, default: str) -> tuple[str, str]:

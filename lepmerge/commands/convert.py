@@ -24,16 +24,18 @@ def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool, as_json: bool
     """Convert a GGUF file to a model folder.
 
     FOLDER gets safetensors, tokenizer and chat template. Quantized weights are dequantized. Use this if a model is
-    available only as a GGUF file.
+    available only as a GGUF file. It needs a package: pip install 'lepmerge[gguf]'.
 
     \b
     Example:
       lepmerge convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from lepmerge.merge.convert import convert_gguf
 
+    disable_progress_bar()
     written = convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite)
     if as_json:
         print_json({"output": str(written), "dtype": dtype})

@@ -82,11 +82,25 @@ def _show(folder: Path, project: Any) -> None:
     click.echo(f"base      {base}")
     click.echo(f"values    {values.new_tokens:,} new tokens, learning rate {values.learning_rate:g}, "
                f"{values.batch_size} blocks of {values.block_size} tokens per step")  # fmt: skip
+    click.echo(f"tokens    {_tokens_line(choice)}")
     click.echo(f"memory    about {human_bytes(choice.needed)}")
-    click.echo(f"\nIn {folder}, put text into the places that README.md names, then run these commands in order:")
+    if missing := choice.texts_to_give:
+        click.echo("\nFirst put text into:")
+        for path, what in missing.items():
+            click.echo(f"  {path}   {what}")
+    click.echo(f"\n{'Then run' if missing else 'Run'} all steps:\n  lepmerge chain {shlex.quote(str(folder))}")
+    click.echo(f"\nThese are the steps. You can also run them one by one in {folder}:")
     for command in project.commands:
         click.echo(f"  lepmerge {command}")
-    click.echo(f"or all of them, from here:\n  lepmerge chain {shlex.quote(str(folder))}")
+
+
+def _tokens_line(choice: Any) -> str:
+    """Return how much the trainings read, and the remedy if that is much for a CPU."""
+    values = choice.values
+    calibration = f"{values.calibration_tokens:,} for calibration"
+    training = f"{values.max_tokens:,}" if values.max_tokens else "all the text once"
+    line = f"{training} for training, {calibration}" if choice.base else calibration
+    return line if choice.wishes.tokens else f"{line} (hours on a CPU; --tokens 50K for a first try)"
 
 
 def _memory(text: str | None) -> int | None:

@@ -27,11 +27,16 @@ def main() -> None:
     """Adapt an instruct LLM to another language: vocabulary swap, Learned Embedding Propagation, embedding arithmetic.
 
     \b
-    The order of work:
-      lepmerge tokenizer extend ...   1. build a vocabulary that fits the language
-      lepmerge train train.yaml       2. train the embeddings of the base model
-      lepmerge run recipe.yaml        3. propagate them into the instruct model
-      lepmerge compare ...            4. measure what was gained and what it cost
+    Your own model in two commands:
+      lepmerge init MODEL my-project   write a project: all files of the steps below
+      lepmerge chain my-project        run its steps, and resume after an interruption
+    \b
+    The steps one by one:
+      lepmerge tokenizer extend ...    1. build a vocabulary that fits the language
+      lepmerge train train.yaml        2. train the embeddings of the base model
+      lepmerge run recipe.yaml         3. propagate them into the instruct model
+      lepmerge train calibrate.yaml    4. learn from the original instruct model
+      lepmerge compare ...             5. measure what was gained and what it cost
     """
 
 

@@ -60,6 +60,7 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
+        check_package(path)
         self.path = path
         try:
             self.size = path.stat().st_size
@@ -123,6 +124,14 @@ def split_paths(path: Path) -> list[Path]:
     if missing or not paths:
         raise CheckpointError(f"{path.parent} lacks {missing[0] if missing else 'parts'} of the split file {path.name}")
     return paths
+
+
+def check_package(path: Path) -> None:
+    """Raise CheckpointError if the package that knows the types of GGUF tensors is not installed."""
+    try:
+        import gguf  # noqa: F401  # only to see whether it can be imported
+    except ImportError as error:
+        raise CheckpointError(f"{path}: GGUF files need a package: pip install 'lepmerge[gguf]'") from error
 
 
 def tensor_bytes(shape: Sequence[int], type: int) -> int | None:

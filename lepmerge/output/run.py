@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from lepmerge.models.references import CARD
 from lepmerge.output.checks import check_space, check_target
 from lepmerge.output.staging import Staging
 
@@ -121,7 +122,7 @@ class Run:
 
     def _write_record(self, *, seconds: float) -> None:
         output = self.staging.output
-        written = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != RUN_FILE]
+        written = [path for path in sorted(output.rglob("*")) if path.is_file() and not _may_change(path)]
         record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "seconds": round(seconds, 3),
@@ -132,6 +133,11 @@ class Run:
             },
         }
         self.staging.write_record(self.record, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _may_change(path: Path) -> bool:
+    """Return whether a file does not belong to the record: the record itself, and the card, which people complete."""
+    return path.name == RUN_FILE or path.name.endswith(CARD)
 
 
 def _identity(path: Path) -> list[int]:

@@ -70,6 +70,18 @@ class Choice:
         return self._text(self.wishes.text, TEXT), self._text(self.wishes.held_out, HELD_OUT)
 
     @property
+    def texts_to_give(self) -> dict[Path, str]:
+        """Return the paths where the user has to put text → what kind of text."""
+        given = self.wishes
+        missing = {
+            self.folder / TEXT: "" if given.text else "for training: a few MB to 50 GB",
+            self.folder / HELD_OUT: "" if given.held_out else "other text, for measuring: 100 kB",
+        }
+        return {
+            path: f"{what}, as a file or folder of .txt, .jsonl or .parquet" for path, what in missing.items() if what
+        }
+
+    @property
     def base_reason(self) -> str:
         if self.base is not None:
             return "given by `--base`" if self.wishes.base else "found by the model's card or name"
@@ -175,7 +187,7 @@ def _steps(choice: Choice) -> dict[str, str]:
         "train": ["train", "train.yaml"],
         "run": ["run", "recipe.yaml"],
         "calibrate": ["train", "calibrate.yaml", "--full", result],
-        "compare": ["compare", *models, *measured, "--html", "out/report.html"],
+        "compare": ["compare", *models, *measured, "--html", "out/report.html", "--card"],
     }
     if choice.base is None:
         del steps["train"]
