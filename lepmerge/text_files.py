@@ -282,5 +282,5 @@ def _parquet_rows(file: Path, column: str, column_key: str, progress: Progress) 
                 number += 1
                 yield f"{file}:{number}", _below(value, column)[1]
             progress(file.name, size * batch.num_rows // max(1, table.metadata.num_rows))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise CorpusError(f"{file} is not a readable parquet file: {error}") from error

@@ -288,6 +288,18 @@ def test_padded_rows_are_kept_or_padded_as_the_recipe_says(tmp_path: Path, setti
     assert counts[0]["without_source"] == 640 - russian.get_vocab_size()
 
 
+def test_an_error_of_the_disk_is_one_line_and_the_next_run_completes(tmp_path: Path, models, monkeypatch) -> None:
+    recipe = written(tmp_path, models)
+    with monkeypatch.context() as patch:
+
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        patch.setattr(os, "fsync", fail)
+        pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "Input/output error", "again")
+    assert pico.command("run", recipe, "--device", "cpu", "-q").exit_code == 0
+
+
 def test_four_runs_give_the_same_bytes(tmp_path: Path, setting) -> None:
     outputs = []
     for number in range(4):

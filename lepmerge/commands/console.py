@@ -1,5 +1,6 @@
 """Terminal output: one-line errors, progress bars, tables."""
 
+import errno
 import json
 import os
 import signal
@@ -35,15 +36,27 @@ class CommandGroup(click.Group):
                 if interruptions or isinstance(error, KeyboardInterrupt):
                     click.echo("stopped by Ctrl-C: run the same command again to continue", err=True)
                     sys.exit(130)
-                if not isinstance(error, LepmergeError):
+                if not isinstance(error, LepmergeError | OSError) or _is_broken_pipe(error):
                     raise
                 failed(error)
-                for line in str(error).splitlines():
+                for line in _lines_of(error):
                     click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
-                sys.exit(error.exit_code)
+                sys.exit(getattr(error, "exit_code", 1))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EPIPE  # click ends quietly, as with `| head`
+
+
+def _lines_of(error: LepmergeError | OSError) -> list[str]:
+    """Return the message of an error, a line per problem. The operating system's own errors get a remedy."""
+    if isinstance(error, LepmergeError):
+        return str(error).splitlines()
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    return [f"{what}: check the file and its disk, then run the same command again".replace("\n", " ")]
 
 
 @contextmanager

@@ -60,10 +60,11 @@ class TrainedEntry(Strict):
 def other_command(path: Path, *, key: str, instead_of: str) -> bool:
     """Return whether a YAML file is of the other kind of configuration: it has `key` but not `instead_of`."""
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
-    return isinstance(keys, dict) and key in keys and instead_of not in keys
+    keys = [name.value for name, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    return key in keys and instead_of not in keys
 
 
 class PerTable(Strict):

@@ -136,7 +136,7 @@ def plain_values(root: yaml.Node) -> Any:
         return SafeConstructor().construct_document(root)
     except yaml.YAMLError as error:
         raise _not_yaml(error, where(root.start_mark)) from error
-    except ValueError as error:  # a date such as 2024-13-01
+    except (ValueError, AttributeError, KeyError, IndexError) as error:  # 2024-13-01, !!timestamp x, !!bool x, !!int ""
         raise RecipeError(f"{where(root.start_mark)}: not YAML: {error}") from error
 
 
@@ -210,6 +210,8 @@ def _root_of(path: Path) -> yaml.MappingNode:
         raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise _not_yaml(error, f"{path}:1") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: nested too deeply") from error
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path} should hold keys with values, not a list or a text")
     return root

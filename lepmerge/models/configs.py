@@ -39,7 +39,8 @@ def context_in(config: Mapping[str, Any]) -> int:
 def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the end tokens (eos) of a config, those of the language model where the wrapper names none."""
     found = next((ids for part in (config, *text_configs(config)) if (ids := part.get("eos_token_id")) is not None), ())
-    return (found,) if isinstance(found, int) else tuple(found)
+    listed = found if isinstance(found, list | tuple) else [found]
+    return tuple(id for id in listed if isinstance(id, int))
 
 
 def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:

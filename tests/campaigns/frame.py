@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "peft")
 MOST_EXAMPLES = 200
@@ -79,16 +80,20 @@ class State:
         temporary.replace(path)
 
 
+Found = str | Counter[str] | tuple[str | Counter[str], list[str]]
+"""What a case returns: its outcome, or outcomes with their numbers; optionally with details."""
+
+
 @dataclass(frozen=True)
 class Campaign:
-    """case: (number, its random generator) → outcome, optionally with details. On a fault it raises any error.
+    """case: (number, its random generator) → what it found. On a fault it raises any error.
 
     limit: CPU seconds that one case may take. chunk: number of cases for one child process. prepare: called once, so
     that the children have its imports. setup, teardown: called in each child.
     """
 
     name: str
-    case: Callable[[int, random.Random], str | tuple[str, list[str]]]
+    case: Callable[[int, random.Random], "Found"]
     limit: float = 5.0
     chunk: int = 500
     prepare: Callable[[], None] = lambda: None
@@ -98,7 +103,8 @@ class Campaign:
     def run(self, state: State, count: int, *, minutes: float | None = None, path: Path | None = None) -> State:
         """Run cases until `count` are done or the minutes are over; save the state after each chunk."""
         began = time.monotonic()
-        self.prepare()
+        if state.done < count:
+            self.prepare()
         while state.done < count and (minutes is None or time.monotonic() - began < 60 * minutes):
             stop = min(count, state.done + self.chunk)
             found = self._watched(state.seed, state.done, stop)
@@ -174,10 +180,10 @@ class Campaign:
             state.examples.setdefault(signature, number)
             state.outcomes["fault"] += 1
             return
-        outcome, details = (outcome, None) if isinstance(outcome, str) else outcome
-        state.outcomes[outcome] += 1
-        if details is not None:
+        if isinstance(outcome, tuple):
+            outcome, details = outcome
             state.details.append(details)
+        state.outcomes.update([outcome] if isinstance(outcome, str) else outcome)
 
 
 def signature_of(error: BaseException) -> str:
