@@ -96,6 +96,7 @@ USES: list[tuple[list[str], int, str]] = [
     (["run", "trained.yaml"], 2, "--train"),
     (["train", "config.yaml", "-q", "--set", "model=./out"], 1, "no such folder"),
     (["compare", "base", "./out", "--text", "text.txt", "-q"], 1, "no such folder"),
+    (["compare", "base", "--text", "text.txt", "--card"], 1, "the reference and another model"),
     (["chain", "nowhere"], 2, "lepmerge init MODEL FOLDER"),
     (["chain", "recipe.yaml"], 2, "lepmerge run recipe.yaml"),
     (["run", "project.yaml"], 2, "lepmerge chain project.yaml"),
