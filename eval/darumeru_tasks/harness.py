@@ -1,8 +1,8 @@
-"""Add to lm-evaluation-harness 0.4.13 what these tasks need, by wrapping three of its functions.
+"""Add to lm-evaluation-harness 0.4.13 what these tasks need, by wrapping four of its functions.
 
-Only requests of these tasks, marked by the classes below, are treated differently. Texts that HFLM generates in the
-same run get their token ids. The classes are subclasses of str, so that the harness logs, hashes, caches and pickles
-them as usual.
+Only requests of these tasks, marked by the classes below, are treated differently. Texts that HFLM and VLLM generate
+in the same run get their token ids. The classes are subclasses of str, so that the harness logs, hashes, caches and
+pickles them as usual.
 """
 
 import os
@@ -101,6 +101,8 @@ def extend_harness() -> None:
     _wrap(evaluator_utils, "stderr_for_metric", _stderr_for_metric)
     if (huggingface := sys.modules.get("lm_eval.models.huggingface")) is not None:
         _wrap(huggingface.HFLM, "tok_decode", _tok_decode)
+    if (vllm := sys.modules.get("lm_eval.models.vllm_causallms")) is not None:
+        _wrap(vllm.VLLM, "_model_generate", _model_generate)
 
 
 def _wrap(owner: Any, name: str, wrapper: Any) -> None:
@@ -130,6 +132,18 @@ def _tok_decode(original: Any) -> Any:
         return Generated(text, tokens[:end])
 
     return tok_decode
+
+
+def _model_generate(original: Any) -> Any:
+    def model_generate(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        outputs = original(self, *arguments, **keywords)
+        for completion in (completion for output in outputs for completion in output.outputs):
+            ends_with_token = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+            ids = list(completion.token_ids)
+            completion.text = Generated(completion.text, ids[:-1] if ends_with_token else ids)
+        return outputs
+
+    return model_generate
 
 
 def _end_ids(model: Any) -> set[int]:
