@@ -30,7 +30,7 @@ from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, write_
 from lepmerge.tensors import Workspace, blocks
 
 Q8_0 = TABLE_TYPES["q8_0"]
-OLD_ROWS, NEW_ROWS, WIDTH, KV_WIDTH, INTERMEDIATE = 49152, 65536, 2048, 512, 8192
+OLD_ROWS, NEW_ROWS, WIDTH, KV_WIDTH, INTERMEDIATE = 16384, 20480, 2048, 512, 8192
 LAYERS = {"large": 18, "small": 1}
 BLOCK = os.urandom(1 << 20)
 TEXT = Path(__file__).parent.parent / "recipes" / "quickstart" / "train_ru.jsonl.gz"

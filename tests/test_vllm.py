@@ -63,7 +63,8 @@ def test_greedy_continuations_are_those_of_transformers(adapted: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(adapted), AutoTokenizer.from_pretrained(adapted)
     lines = [*pico.RUSSIAN, *pico.ENGLISH, *(QUICKSTART / "heldout_ru.txt").read_text().split("\n")[:14]]
     prompts = [tokenizer(line[:60], add_special_tokens=False).input_ids for line in lines if line]
-    found = json.loads(vllm("-c", CONTINUE, adapted, json.dumps(prompts)).splitlines()[-1])
+    said = vllm("-c", CONTINUE, adapted, json.dumps(prompts)).splitlines()
+    (found,) = (json.loads(line) for line in said if line.startswith("[["))  # vLLM also writes log lines
     for ids, continued in zip(prompts, found, strict=True):
         expected = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
         assert expected.tolist() == continued

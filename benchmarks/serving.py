@@ -1,0 +1,176 @@
+"""Compare real engines on an adapted model: token ids, greedy continuations and chat prompts.
+
+    python serving.py --model OUT --gguf OUT.gguf --old-model INSTRUCT --old-gguf BODY.gguf [--vllm vllm/bin/python]
+
+OUT and OUT.gguf are the results of one recipe, without and with `output.body`; BODY.gguf is that body, made from
+INSTRUCT. llama.cpp (xllamacpp) must give the ids of tokenizer.json. Its differences on the old file are listed next to
+those on the new one. Greedy continuations are compared with transformers in float32, so give files with f32 weights.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import random
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Report, aim, show_aims
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parent.parent
+RANGES = ((0x20, 0x7E), (0x400, 0x45F), (0xA0, 0x24F), (0x370, 0x3FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F5FF))
+NEW_TOKENS = 8
+PROMPTS = (
+    "The capital of France is", "def add(a, b):", "Столица России —", "1 2 3 4", "Once upon a time", "Water boils at",
+    "import numpy as", "The largest planet is", "Мама мыла", "Q: What is 2 + 2?\nA:", "She sells sea shells by",
+    "A recipe for bread:", "The opposite of hot is", "Dear Sir or Madam,", "for i in range(10):", "Жили-были",
+    "The first president of", "Roses are red,", "To be or not to be,", "HTTP status 404 means",
+)  # fmt: skip
+CHAT = [{"role": "user", "content": "Привет! What is 2 + 2?"}]
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams, TokensPrompt
+model = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=256)
+parameters = SamplingParams(temperature=0, max_tokens=int(sys.argv[3]), detokenize=False)
+prompts = [TokensPrompt(prompt_token_ids=ids) for ids in json.loads(sys.argv[2])]
+print(json.dumps([list(output.outputs[0].token_ids) for output in model.generate(prompts, parameters)]))
+"""
+
+
+@contextmanager
+def served(path: Path) -> Iterator[str]:
+    """Run llama.cpp's server on a file; yield its address."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx = 512
+    parameters.cpuparams.n_threads = 1  # more threads would wait busily for one another
+    server = xllamacpp.Server(parameters)
+    yield server.listening_address
+    del server
+
+
+def post(address: str, route: str, **body: object) -> dict[str, Any]:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(address + route, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
+def texts() -> dict[str, list[str]]:
+    """Return kind → texts: Russian, English and code (more than 1 MB together), and 10,000 random strings."""
+    with gzip.open(ROOT / "recipes" / "quickstart" / "train_ru.jsonl.gz", "rt") as lines:
+        russian = [json.loads(line)["text"] for line in lines]
+    choose = random.Random(0)
+    spans = [choose.choice(RANGES) for _ in range(10_000)]
+    return {
+        "Russian": russian,
+        "English": [path.read_text() for path in [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]],
+        "code": [path.read_text() for path in sorted(ROOT.glob("lepmerge/**/*.py"))],
+        "random": [
+            "".join(chr(choose.randint(*span)) if choose.random() < 0.8 else " " for _ in range(30)) for span in spans
+        ],
+    }
+
+
+def differences(address: str, tokenizer: Tokenizer, found: dict[str, list[str]]) -> dict[str, Any]:
+    """Return kind → number of texts, their bytes, and the texts whose ids in llama.cpp are not tokenizer.json's."""
+    out = {}
+    for kind, of_kind in found.items():
+        different = [
+            text
+            for text in of_kind
+            if post(address, "/tokenize", content=text, add_special=False)["tokens"]
+            != tokenizer.encode(text, add_special_tokens=False).ids
+        ]
+        out[kind] = {"texts": len(of_kind), "bytes": sum(len(text.encode()) for text in of_kind)}
+        out[kind] |= {"different": len(different), "examples": [text[:60] for text in different[:10]]}
+        print(f"  {kind}: {len(different)} of {len(of_kind)} texts differ", flush=True)
+    return out
+
+
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return the tokens before the first special one: the engines differ in what they return of the end."""
+    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def with_vllm(python: Path, folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [python, "-c", VLLM, folder, json.dumps(prompts), str(NEW_TOKENS)]
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=True)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[["))  # vLLM also writes log lines
+    return json.loads(line)
+
+
+def vllm_version(python: Path | None) -> str | None:
+    """Return the version of vLLM's package for CPUs in another environment."""
+    if python is None:
+        return None
+    code = "from importlib.metadata import version; print(version('vllm-cpu'))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "gguf", "old-model", "old-gguf"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--vllm", type=Path, help="the Python of an environment with vllm-cpu")
+    options = parser.parse_args()
+    report = Report("serving")
+    found = texts()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    ends = set(tokenizer.all_special_ids)
+    prompts = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
+    written: dict[str, list[list[int]]] = {"transformers": [], "llama.cpp": []}
+    with torch.no_grad():
+        for ids in prompts:
+            out = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
+            written["transformers"].append(out[0, len(ids) :].tolist())
+    with served(options.gguf) as address:
+        for ids in prompts:
+            answer = post(address, "/completion", prompt=ids, n_predict=NEW_TOKENS, temperature=0, return_tokens=True)
+            written["llama.cpp"].append(answer["tokens"])
+        prompt = post(address, "/apply-template", messages=CHAT)["prompt"]
+        new = differences(address, tokenizer.backend_tokenizer, found)
+    with served(options.old_gguf) as address:
+        old = differences(address, Tokenizer.from_file(str(options.old_model / "tokenizer.json")), found)
+    if options.vllm:
+        written["vLLM"] = with_vllm(options.vllm, options.model, prompts)
+    cut = {engine: [until_end(tokens, ends) for tokens in each] for engine, each in written.items()}
+    unequal = {
+        engine: [PROMPTS[n] for n, tokens in enumerate(each) if tokens != cut["transformers"][n]]
+        for engine, each in cut.items()
+    }
+    same_chat = prompt == tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    num_texts = sum(new[kind]["different"] for kind in new if kind != "random")
+    num_random = new["random"]["different"] - old["random"]["different"]
+    aims = [
+        aim("texts of Russian, English and code with other ids", num_texts, 0),
+        aim("random strings with other ids, beyond the old file's", num_random, 0),
+        *(aim(f"prompts that {engine} continues otherwise", len(each), 0) for engine, each in unequal.items()),
+        aim("chat prompts rendered otherwise", int(not same_chat), 0),
+    ]
+    show_aims(aims)
+    report.write(
+        {
+            "engines": {"xllamacpp": version("xllamacpp"), "vllm": vllm_version(options.vllm)},
+            "token_ids": {"adapted file": new, "file of the instruct model": old},
+            "continued_otherwise": unequal,
+            "prompts": len(PROMPTS),
+            "aims": aims,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
