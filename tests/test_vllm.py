@@ -20,7 +20,7 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
 PYTHON = os.environ.get("LEPMERGE_VLLM")
 needs_vllm = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="LEPMERGE_VLLM names no Python with vLLM (docs/serving.md)"),
+    pytest.mark.skipif(not PYTHON, reason="LEPMERGE_VLLM names no Python with vLLM (make test-vllm)"),
 ]
 TASKS = ("darumeru_parus", "darumeru_rcb", "darumeru_cp_sent_ru", "darumeru_cp_sent_en")
 CONTINUE = """

@@ -59,7 +59,7 @@ class Output(Strict):
     """A GGUF file of the start model. The result is then a GGUF file, and `path` must end in `.gguf`. Everything except
     the vocabulary and the tables is copied from this file."""
     tables: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
-    """GGUF type of the tables (default: their type in `body`, or q8_0 if that type cannot be written)."""
+    """GGUF type of the tables (default: their type in `body`, or q8_0 if that type cannot be written, as K-quants)."""
 
     @model_validator(mode="after")
     def _one_kind_of_output(self) -> "Output":
