@@ -122,6 +122,11 @@ def test_mutated_headers_end_in_clean_errors(tmp_path: Path, folder: Path) -> No
     _mutations(tmp_path, folder, 300)
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_headers(tmp_path: Path, folder: Path) -> None:
+    _mutations(tmp_path, folder, 100_000)
+
+
 def test_split_files_are_found(tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"m-0000{part}-of-00002.gguf").touch()
