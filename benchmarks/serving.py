@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).parent.parent
 RANGES = ((0x20, 0x7E), (0x400, 0x45F), (0xA0, 0x24F), (0x370, 0x3FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F5FF))
 NEW_TOKENS = 8
+TEXTS_AT_ONCE = 50
 PROMPTS = (
     "The capital of France is", "def add(a, b):", "Столица России —", "1 2 3 4", "Once upon a time", "Water boils at",
     "import numpy as", "The largest planet is", "Мама мыла", "Q: What is 2 + 2?\nA:", "She sells sea shells by",
@@ -83,17 +84,25 @@ def texts() -> dict[str, list[str]]:
 
 
 def differences(address: str, tokenizer: Tokenizer, found: dict[str, list[str]]) -> dict[str, Any]:
-    """Return kind → number of texts, their bytes, and the texts whose ids in llama.cpp are not tokenizer.json's."""
+    """Return kind → number of texts, their bytes, and the texts whose ids in llama.cpp are not tokenizer.json's.
+
+    Many texts are tokenized at once, joined by line ends. They are tokenized one by one where the ids differ.
+    """
+
+    def differ(text: str) -> bool:
+        ids = post(address, "/tokenize", content=text, add_special=False)["tokens"]
+        return ids != tokenizer.encode(text, add_special_tokens=False).ids
+
     out = {}
     for kind, of_kind in found.items():
-        different = [
-            text
-            for text in of_kind
-            if post(address, "/tokenize", content=text, add_special=False)["tokens"]
-            != tokenizer.encode(text, add_special_tokens=False).ids
-        ]
+        groups = [of_kind[start : start + TEXTS_AT_ONCE] for start in range(0, len(of_kind), TEXTS_AT_ONCE)]
+        unequal = [group for group in groups if differ("\n".join(group))]
+        different = [text for group in unequal for text in group if differ(text)]
         out[kind] = {"texts": len(of_kind), "bytes": sum(len(text.encode()) for text in of_kind)}
-        out[kind] |= {"different": len(different), "examples": [text[:60] for text in different[:10]]}
+        out[kind] |= {
+            "different": max(len(different), len(unequal)),
+            "examples": [text[:60] for text in different[:10]],
+        }
         print(f"  {kind}: {len(different)} of {len(of_kind)} texts differ", flush=True)
     return out
 
@@ -103,11 +112,16 @@ def until_end(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def with_vllm(python: Path, folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [python, "-c", VLLM, folder, json.dumps(prompts), str(NEW_TOKENS)]
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=True)
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[["))  # vLLM also writes log lines
+def start_vllm(python: Path, folder: Path, prompts: list[list[int]]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    command = [str(python), "-c", VLLM, str(folder), json.dumps(prompts), str(NEW_TOKENS)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def written_by(process: subprocess.Popen[str]) -> list[list[int]]:
+    said, _ = process.communicate()
+    (line,) = (line for line in said.splitlines() if line.startswith("[["))  # vLLM also writes log lines
     return json.loads(line)
 
 
@@ -131,6 +145,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     ends = set(tokenizer.all_special_ids)
     prompts = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
+    process = start_vllm(options.vllm, options.model, prompts) if options.vllm else None
     written: dict[str, list[list[int]]] = {"transformers": [], "llama.cpp": []}
     with torch.no_grad():
         for ids in prompts:
@@ -144,8 +159,8 @@ def main() -> None:
         new = differences(address, tokenizer.backend_tokenizer, found)
     with served(options.old_gguf) as address:
         old = differences(address, Tokenizer.from_file(str(options.old_model / "tokenizer.json")), found)
-    if options.vllm:
-        written["vLLM"] = with_vllm(options.vllm, options.model, prompts)
+    if process:
+        written["vLLM"] = written_by(process)
     cut = {engine: [until_end(tokens, ends) for tokens in each] for engine, each in written.items()}
     unequal = {
         engine: [PROMPTS[n] for n, tokens in enumerate(each) if tokens != cut["transformers"][n]]

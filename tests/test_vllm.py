@@ -44,8 +44,9 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def vllm(*arguments: str | Path) -> str:
     assert PYTHON is not None
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    done = subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
