@@ -87,6 +87,11 @@ def test_init_says_where_text_goes_and_what_is_long(models: Path) -> None:
     assert "First put" not in both and "\nRun all steps:\n  lepmerge chain other\n" in both
 
 
+def test_a_link_to_a_model_gives_the_project_its_name(models: Path) -> None:
+    (models / "small").symlink_to(models / "instruct")
+    assert "--full out/small-ru" in pico.command("init", "small", "project").stdout
+
+
 def test_the_base_is_found_by_name_or_card_and_no_base_is_obeyed(hub: Path, tmp_path: Path) -> None:
     def base(name: str, *options: str) -> str | None:
         result = pico.command("init", LLAMA, tmp_path / name, "--memory", "16GB", "--json", *options)

@@ -61,7 +61,7 @@ class Look:
     def name(self) -> str:
         """The last part of the Hub id or of the folder."""
         hub_id = self.reference.hub_id
-        return hub_id.split("/")[-1] if hub_id else self.reference.folder.resolve().name
+        return hub_id.split("/")[-1] if hub_id else Path(os.path.abspath(self.reference.folder)).name
 
 
 def look_at(model: str) -> Look:
