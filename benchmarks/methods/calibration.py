@@ -1,4 +1,4 @@
-"""Calibration in the study: students from three starts learn from the instruct model, with or without its answers."""
+"""Calibration in the study: students from three starts learn from the instruct model, in the ways of KINDS."""
 
 import json
 import random
@@ -17,6 +17,10 @@ STARTS = {  # of calibration: the step that makes the student, and the rows that
     ),
     "conversion": ("{op: propagate_embeddings, base: base, adapted: adapted, method: conversion}", "all"),
 }
+
+KINDS = {"calibrated": "calibrated", "on prompts": "calibrated-prompts", "with LoRA": "calibrated-lora"}
+"""Way of calibration → beginning of the names of its folders. Without its answers; with them and an adapter."""
+LORA = "lora: {rank: 8, alpha: 4, modules: all-linear}\n"
 
 
 def answers(models: Models, strength: str) -> Path:
@@ -37,16 +41,17 @@ def answers(models: Models, strength: str) -> Path:
     return target / "chats.jsonl"
 
 
-def calibration(models: Models, strength: str, regime: str, start: str, *, answered: bool) -> tuple[Path, Path]:
-    """Return the student, a model in the new vocabulary, and its tables after calibration by the instruct model.
+def calibration(models: Models, strength: str, regime: str, start: str, kind: str) -> tuple[Path, Path]:
+    """Return the student, a model in the new vocabulary, and what it is after calibration by the instruct model.
 
-    `start` is one of STARTS. The texts are plain ones and, about as many, prompts of the three tasks made of
-    training texts. answered: with the instruct model's answers.
+    `start` is one of STARTS, `kind` one of KINDS. The texts are plain ones and, about as many, prompts of the three
+    tasks made of training texts. The result holds the tables; with LoRA it is a whole model.
     """
     step, trained_rows = STARTS[start]
     name = "-".join([strength, *([] if start == "mean" else [regime]), start.replace(" + ", "-")])
     student = models.folder / f"student-{name}"
-    target = models.folder / f"{'calibrated' if answered else 'calibrated-prompts'}-{name}"
+    target, has_lora = models.folder / f"{KINDS[kind]}-{name}", kind == "with LoRA"
+    whole = target.with_name(f"{target.name}-whole")
     if not (target / "lepmerge_train.json").exists():
         operands = f"{{base: base, instruct: instruct-{strength}, adapted: {models.adapted(regime).name}}}"
         recipe = models.folder / f"{name}.recipe.yaml"
@@ -54,23 +59,23 @@ def calibration(models: Models, strength: str, regime: str, start: str, *, answe
         config = models.folder / f"{target.name}.yaml"
         config.write_text(
             f"objective: distill\nteacher: instruct-{strength}\nmodel: {student.name}\n"
-            f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{_prompts(models, strength, answered)}"
+            f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{_prompts(models, strength, kind)}"
             f"train: {{tables: both, rows: {trained_rows}}}\n"
             f"block_size: {quickstart.NUM_CONTEXT_TOKENS}\nbatch_size: {CALIBRATION_ROWS}\nseed: {models.seed}\n"
             f"learning_rate: {models.new_rate}\nwarmup_steps: 20\nweight_decay: 0\nprecision: fp32\n"
             f"max_tokens: {CALIBRATION_STEPS * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
-            f"output: {target.name}\n"
+            f"output: {target.name}\n{LORA if has_lora else ''}"
         )
         print(f"{models.folder.name}: {target.name}", flush=True)
         if not student.exists():
             lepmerge("run", recipe)
-        lepmerge("train", config)
-    return student, target
+        lepmerge("train", config, *(("--full", whole) if has_lora else ()))
+    return student, whole if has_lora else target
 
 
-def _prompts(models: Models, strength: str, answered: bool) -> str:
+def _prompts(models: Models, strength: str, kind: str) -> str:
     """Return the sources of prompts, lines of a training configuration."""
-    if answered:
+    if kind != "on prompts":
         return f"  - {{path: {answers(models, strength).relative_to(models.folder)}, kind: chat}}\n"
     questions = [*quickstart.QUESTIONS.values(), QUESTION_PART]
     source = f"path: train_ru.jsonl, cut: 320, weight: {1 / len(questions):.3f}"

@@ -24,8 +24,8 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
 PROBE = "kept: "
 """In the names of ways that keep a part of the shared rows."""
-AFTER = (", calibrated", ", on prompts")
-"""Ends of the names of calibrated models: on the teacher's answers, and on prompts without answers."""
+AFTER = (", calibrated", ", on prompts", ", with LoRA")
+"""Ends of the names of calibrated models: on the teacher's answers, on prompts without answers, and with an adapter."""
 LEVEL = 0.05
 Row = dict[str, Any]
 Cell = tuple[int, str, str]

@@ -3,9 +3,9 @@
 python benchmarks/methods/study.py [--work FOLDER] [--widths 128] [--seeds 1]
 
 Makes what is not made yet in FOLDER (about 20 CPU minutes for a seed of width 128, 40 for one of 256), measures what is
-not measured yet, and writes benchmarks/results/methods.json. With --calibrated it measures calibration instead and
-writes benchmarks/results/calibrated.json. `report.py` makes docs/methods.md of it. Fewer widths or
-seeds need --output NAME, so that the committed results stay.
+not measured yet, and writes benchmarks/results/methods.json. Fewer widths or seeds need --output NAME, so that the
+committed results stay. With --calibrated it measures calibration instead and writes benchmarks/results/calibrated.json,
+where rows of earlier calls stay. `report.py` makes docs/methods.md of both files.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration import STARTS, calibration
+from calibration import KINDS, STARTS, calibration
 from models import REGIMES, STRENGTHS, TASKS, Models, Texts
 from scores import bits_per_byte, right_answers
 from tokenizers import Tokenizer
@@ -27,7 +27,7 @@ from ways import Cell, Tables, core, ideas, probes
 from lepmerge import open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from measure import Report  # noqa: E402  benchmarks/ is on the path only now
+from measure import RESULTS, Report  # noqa: E402  benchmarks/ is on the path only now
 
 LANGUAGES = ("ru", "en")
 CELLS = [
@@ -135,7 +135,7 @@ def calibrated_cell(
     *,
     regimes: Sequence[str],
     starts: Sequence[str],
-    without_prompts: bool,
+    kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return the scores of the old vocabulary, of each start of calibration, and of each calibrated model."""
     head = {"width": models.width, "seed": models.seed, "strength": strength}
@@ -149,14 +149,15 @@ def calibrated_cell(
         for start in starts:
             if start == "mean" and regime != "new":  # it knows no adapted model
                 continue
-            student, calibrated = calibration(models, strength, regime, start, answered=True)
-            ways = {start: student, f"{start}, calibrated": calibrated}
-            if not without_prompts:
-                _, ways[f"{start}, on prompts"] = calibration(models, strength, regime, start, answered=False)
-            for way, folder in ways.items():
+            folders: dict[str, Path] = {}
+            for kind in kinds:
+                folders[start], folders[f"{start}, {kind}"] = calibration(models, strength, regime, start, kind)
+            for way, folder in folders.items():
 
                 def measure(folder: Path = folder) -> dict[str, Any]:
                     model = open_model(folder)
+                    if len(model.tensors) > len(model.tables):  # a whole model
+                        return measuring.scores(LlamaForCausalLM.from_pretrained(folder).eval(), new, new)
                     tables = {role: model.table(role).rows() for role in model.tables}
                     return measuring.scores(with_tables(body, tables), new, new)
 
@@ -176,6 +177,14 @@ def shown(scores: dict[str, Any]) -> str:
     return f"{right}; " + ", ".join(f"{name} {bits:.3f}" for name, bits in scores["bits_per_byte"].items())
 
 
+def with_earlier(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Return the rows and those of a results file that were not measured again: calibration is measured in parts."""
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    names = ("width", "seed", "strength", "regime", "way")
+    found = {tuple(str(row[name]) for name in names): row for row in (*earlier, *rows)}
+    return [found[key] for key in sorted(found)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/lepmerge/quickstart")
@@ -186,7 +195,7 @@ def main() -> None:
     parser.add_argument("--calibrated", action="store_true", help="measure calibrated models instead of the methods")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES, help="of --calibrated")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of --calibrated")
-    parser.add_argument("--without-prompts", action="store_true", help="leave out calibration without answers")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of --calibrated")
     parser.add_argument("--output", metavar="NAME", help="of the file in benchmarks/results: methods or calibrated")
     arguments = parser.parse_args()
     chosen = [
@@ -202,7 +211,7 @@ def main() -> None:
             calibrated_cell,
             regimes=arguments.regimes,
             starts=arguments.starts,
-            without_prompts=arguments.without_prompts,
+            kinds=arguments.kinds,
         )
     torch.set_num_threads(1)  # more give other last bits
     report = Report(arguments.output or ("calibrated" if arguments.calibrated else "methods"))
@@ -211,6 +220,8 @@ def main() -> None:
     rows = []
     for width, seed, strength in chosen:
         rows += study(Models(arguments.work, texts, width=width, seed=seed), strength, measuring)
+    if arguments.calibrated:
+        rows = with_earlier(rows, RESULTS / f"{report.name}.json")
     report.write({"prompts": {task: len(found) for task, found in measuring.prompts.items()}, "rows": rows})
 
 
