@@ -131,7 +131,8 @@ def table_of_accuracy(cells: dict[Cell, dict[str, list[Row]]], tasks: Sequence[s
         line = [way]
         for found in cells.values():
             rows = found.get(way)
-            line.append(f"{percent(accuracy(rows, tasks))} ±{percent(spread(rows, tasks))}" if rows else "")
+            several = f" ±{percent(spread(rows, tasks))}" if rows and len(rows) > 1 else ""
+            line.append(f"{percent(accuracy(rows, tasks))}{several}" if rows else "")
         lines.append(line)
     return markdown(["way", *map(name_of, cells)], lines)
 
