@@ -17,6 +17,13 @@ from lepmerge.paths import did_you_mean
 from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import COMPRESSIONS, FORMATS, Counts, kind_of, texts_of
 
+REMEDIES = {
+    ".json": "; convert it with jq -c '.[]' to .jsonl",
+    ".csv": "; convert it with pandas.read_csv(…).to_parquet(…)",
+    ".tsv": "; convert it with pandas.read_table(…).to_parquet(…)",
+    ".ndjson": "; rename it to .jsonl",
+    ".md": "; rename it to .txt",
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -66,8 +73,10 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
                 raise CorpusError(f"{source}: no such file, folder or glob{did_you_mean(path)}")
         found += files
     for file in found:
+        if not file.exists():
+            raise CorpusError(f"{file} is a link to {file.readlink()}, which does not exist")
         if kind_of(file) is None:
-            remedy = "; convert it with jq -c '.[]' to .jsonl" if file.suffix.lower() == ".json" else ""
+            remedy = REMEDIES.get(file.suffix.lower(), "")
             raise CorpusError(
                 f"{file} is not a text corpus: expected {', '.join(FORMATS)}, also with .gz or .zst{remedy}"
             )

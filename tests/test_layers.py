@@ -28,6 +28,8 @@ config/entries
 config/numbers
 vocabulary/valid_json
 vocabulary/token_names
+vocabulary/chat_templates
+vocabulary/library
 vocabulary/autotokenizer
 vocabulary/tokenizer_json
 vocabulary/token_bytes

@@ -120,7 +120,7 @@ class LanguageModel:
             raise ComparisonError(f"{where}: {self.name} ({self.folder}) has no chat template")
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise ComparisonError(f"{where}: the chat template of {self.name} refuses it: {error}") from error
 
 
@@ -148,6 +148,7 @@ def load_model(
             f"{name} ({found.folder}) holds embeddings only: `lepmerge train CONFIG --full FOLDER` writes the whole "
             f"model, and a recipe carries them into another"
         )
+    _ = checkpoint.vocabulary.spec  # report a faulty tokenizer before anything is loaded
     tokenizer = load_tokenizer(checkpoint.vocabulary.folder or found.folder)
     if not tokenizer.chat_template and found.adapters:  # an adapter's folder may lack the template
         tokenizer.chat_template = load_tokenizer(found.folder).chat_template

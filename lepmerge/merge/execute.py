@@ -25,10 +25,11 @@ from lepmerge.models.safetensors_io import (
 )
 from lepmerge.output.carried_files import to_json
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.staging import TEMPLATES, Staging
+from lepmerge.output.staging import Staging
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks, num_not_finite
 from lepmerge.version import __version__
+from lepmerge.vocabulary.chat_templates import TEMPLATES
 
 
 def run_plan(

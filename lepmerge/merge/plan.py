@@ -158,7 +158,7 @@ def make_plan(
     if recipe.output.dtype is not None:
         model = _cast(model, getattr(torch, recipe.output.dtype))
     notes = [note for each in models.values() for note in each.vocabulary.notes]
-    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes, *left_out(start)])))
+    model = replace(model, notes=tuple(dict.fromkeys([*model.notes, *notes, *left_out(start, model)])))
     plan = Plan(recipe, references, models, start, model, (), {}, tuple(untrained))
     plan = _with_gguf_file(plan) if recipe.output.body is not None else _with_folder(plan)
     check_place(plan.target, inputs=plan.inputs, is_file=plan.is_file)

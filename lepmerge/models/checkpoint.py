@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.configs import TIES, set_untied, vocab_size
+from lepmerge.models.configs import TIES, check_values, first_number, set_untied, vocab_size
 from lepmerge.models.gguf_file import GgufFile
 from lepmerge.models.gguf_model import open_gguf
 from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
-from lepmerge.models.tables import FoundTables, find_tables
+from lepmerge.models.tables import FoundTables, find_tables, stored_layers
 from lepmerge.tensors import leaves_of
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 SINGLE, INDEX, EMBEDDINGS = "model.safetensors", "model.safetensors.index.json", "embeddings.safetensors"
+ADAPTER = "adapter_config.json"
 ONLY_SHARD = "model-00001-of-00001.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -34,6 +35,8 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         return open_gguf(reference.file, name=name)
     config = read_json(folder / "config.json", required=True)
     generation_config = read_json(folder / "generation_config.json")
+    check_values(config, folder / "config.json")
+    check_values(generation_config, folder / "generation_config.json")
     files = _weight_files(folder)
     tensors: dict[str, StoredTensor] = {}
     for file in files:
@@ -61,6 +64,7 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         tie_reason=found.reason,
     )
     _check_tables(model)
+    _check_layers(model)
     return model
 
 
@@ -106,6 +110,15 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
         raise CheckpointError(
             f"{folder} holds {SINGLE} and {INDEX}, and loaders would take the first: remove the stale one"
         )
+    lost = next((path for path in sorted(folder.glob("*.safetensors")) if not path.exists()), None)
+    if lost is not None:
+        raise CheckpointError(f"{lost} is a link to {lost.readlink()}, which does not exist; download the model again")
+    if (single.exists() or index.exists()) and (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds a whole model and {ADAPTER}: where PEFT is installed, transformers loads the base that "
+            f"the adapter names, else the model. Move the adapter's files away; to merge the adapter, name it as in "
+            f"BASE+FOLDER"
+        )
     if index.exists():
         return _indexed_files(index)
     if single.exists():
@@ -120,7 +133,7 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
             f"{folder / INDEX} is missing: it names the shard of each tensor, such as {numbered[0]}; download it again"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if others and not (folder / "adapter_config.json").exists():
+    if others and not (folder / ADAPTER).exists():
         raise CheckpointError(
             f"{folder} holds {others[0]}, which is not a file that transformers loads: expected {SINGLE} or {INDEX}; "
             f"download the model in the format of transformers"
@@ -131,7 +144,7 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
             f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded; convert "
             f"them first: AutoModelForCausalLM.from_pretrained(folder, weights_only=True).save_pretrained(new_folder)"
         )
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         raise CheckpointError(
             f"{folder} is a PEFT adapter: name its base, too, as in {{path: BASE, adapter: {folder}}} or BASE+{folder}"
         )
@@ -172,4 +185,14 @@ def _check_tables(model: Model) -> None:
         raise CheckpointError(
             f"{model.name} ({model.folder}): config.json says vocab_size {promised}, but "
             f"{model.tables['input_embeddings']} has {model.num_rows} rows: correct it or download the model again"
+        )
+
+
+def _check_layers(model: Model) -> None:
+    """Raise CheckpointError if the last layers are missing. transformers would fill them with random numbers."""
+    count, stored = first_number(model.config, "num_hidden_layers"), stored_layers(model.tensors)
+    if count is not None and stored and max(stored) + 1 < count:
+        raise CheckpointError(
+            f"{model.name} ({model.folder}): config.json says num_hidden_layers {count}, but the last stored layer is "
+            f"number {max(stored)}, counted from 0: download the model again, or correct the config"
         )

@@ -2,9 +2,30 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lepmerge.errors import CheckpointError
+
 TIES = "tie_word_embeddings"
+COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers")
+PAIRS = ("forced_decoder_ids", "sequence_bias")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_values(config: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError if a value of a config that lepmerge relies on has the wrong type."""
+    for part in (config, *text_configs(config)):
+        for key in (*COUNTS, *IDS, TIES):
+            value = part.get(key)
+            kind, what = (bool, "true or false") if key == TIES else (int, "a whole number")
+            values = value if key in IDS and isinstance(value, list) else [value]
+            if not all(item is None or type(item) is kind for item in values):
+                raise CheckpointError(f"{path}: {key} should be {what}, not {value!r:.60}: correct it")
+        for key in PAIRS:
+            pairs = part.get(key) or []
+            if isinstance(pairs, list) and not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+                raise CheckpointError(f"{path}: {key} should be a list of pairs, not {pairs!r:.60}: correct it")
 
 
 def text_configs(config: Mapping[str, Any]) -> list[Any]:
@@ -76,17 +97,23 @@ def ties(config: Mapping[str, Any]) -> tuple[bool | None, str]:
     return None, f"config.json does not say {TIES}, and transformers does not know its model type"
 
 
-def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
+def config_faults() -> tuple[type[Exception], ...]:
+    """Return the exceptions that transformers raises for a config from which it cannot build a config or a model."""
     import huggingface_hub.errors
-    import transformers
 
     # raised by transformers 5, whose configs check the types of their values
     wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", TypeError)
+    return (ValueError, KeyError, AttributeError, ImportError, TypeError, wrong_type)
+
+
+def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
+    import transformers
+
     try:
         config_class = transformers.CONFIG_MAPPING[str(config.get("model_type"))]
         built = config_class.from_dict(dict(config))
-    except (ValueError, KeyError, AttributeError, ImportError, TypeError, wrong_type):
-        return None  # a config that this transformers cannot build
+    except config_faults():
+        return None
     if int(transformers.__version__.partition(".")[0]) < 5:
         built = built.get_text_config()  # transformers 4 asks the language model, 5 the wrapper
     value = getattr(built, TIES, None)

@@ -1,7 +1,7 @@
 """Find the tensors of a checkpoint that have one row per token: its two tables, whether they are tied, and others."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.configs import first_number, ties
+from lepmerge.models.configs import config_faults, first_number, ties
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.tensors import LazyTensor, Workspace, blocks
 
@@ -24,6 +24,7 @@ INPUT_SUFFIXES = (
 OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _OF_TOKENS = re.compile(r"(^|[._])(embed|embeddings?|tokens?|wte|vocab|lm_head|head|logits)([._]|$)")
+_OF_HEADS = re.compile(r"(^|[._])(output|head|logits)\.weight$")
 _OF_POSITIONS = re.compile(r"position|(^|[._])(pos|wpe)([._]|$)")
 
 
@@ -59,6 +60,8 @@ def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Map
             f"decoder language models (names ending in {', '.join(INPUT_SUFFIXES)})"
         )
     tied, reason = ties(config)
+    if not outputs and not tied:
+        outputs = _like_a_head(inputs[0], tensors)
     if not outputs:
         packed = [name for name in shapes if re.search(r"(^|\.)(lm_head|embed_out)\.(?!bias$)", name)]
         if packed:
@@ -121,6 +124,11 @@ def is_beyond_the_layers(name: str, config: Mapping[str, Any]) -> bool:
     return layer is not None and count is not None and int(layer[1]) >= count
 
 
+def stored_layers(names: Iterable[str]) -> set[int]:
+    """Return the numbers of the layers to which tensors of these names belong."""
+    return {int(layer[1]) for name in names if (layer := _LAYER.search(name))}
+
+
 def _body_sizes(config: Mapping[str, Any], largest: int) -> set[int]:
     """Return the possible sizes of body tensors: numbers in the config, their small multiples and products."""
     numbers: set[int] = set()
@@ -140,6 +148,17 @@ def _ending(names: Mapping[str, tuple[int, ...]], suffixes: tuple[str, ...]) -> 
     return [name for name in names if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes))]
 
 
+def _like_a_head(table: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Return the name of the only other tensor outside the layers with the shape of the table, such as output.weight.
+
+    InternLM2 and its like, whose code transformers does not have, name their head so.
+    """
+    shape = tensors[table].shape
+    found = [name for name, tensor in tensors.items() if tensor.shape == shape and tensor.dtype.is_floating_point]
+    found = [name for name in found if name != table and not _LAYER.search(name)]
+    return found if len(found) == 1 and _OF_HEADS.search(found[0]) else []
+
+
 def _asking_transformers(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[str], list[str]]:
@@ -150,13 +169,7 @@ def _asking_transformers(
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        TypeError,
-    ):  # a config that this transformers cannot build
+    except config_faults():
         return [], []
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 

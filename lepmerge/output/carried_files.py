@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.models.checkpoint import files_of, read_json
+from lepmerge.models.configs import remap_ids
 from lepmerge.models.model import Model
-from lepmerge.output.staging import TEMPLATES
 from lepmerge.vocabulary.autotokenizer import check_loads
+from lepmerge.vocabulary.chat_templates import TEMPLATES
 from lepmerge.vocabulary.token_names import generic_config
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -18,8 +19,8 @@ WEIGHTS = re.compile(
 )
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 OLD_TOKENIZER = re.compile(
-    r"^(tokenizer\.model.*|.*\.tiktoken|tekken\.json|vocab\.(json|txt)|merges\.txt|added_tokens\.json|spiece\.model|"
-    r"sentencepiece.*\.model|special_tokens_map\.json)$"
+    r"^(tokenizer\.model.*|.*\.model|.*\.tiktoken|tekken\.json|vocab\.(json|txt|bpe)|merges\.txt|bpe\.codes|"
+    r"added_tokens\.json|special_tokens_map\.json)$"
 )
 OTHER_FORMAT = {"params.json"}
 """Describes Mistral's consolidated weights, which are not copied. Loaders that find it would look for them."""
@@ -44,6 +45,7 @@ def carried_files(start: Model, final: Model, *, dtype: str | None) -> dict[str,
     if new_vocabulary:
         files["tokenizer.json"] = to_json(final.vocabulary.spec)
         files["tokenizer_config.json"] = to_json(tokenizer_config(start.vocabulary, final.vocabulary))
+        files |= {name: to_json(config) for name, config, _ in _processors(start, final)}
     return dict(sorted(files.items()))
 
 
@@ -68,8 +70,11 @@ def to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def left_out(start: Model) -> tuple[str, ...]:
-    """Return a note on what the output lacks from the start model's folder: other copies of the weights, subfolders."""
+def left_out(start: Model, final: Model) -> tuple[str, ...]:
+    """Return notes on what the output lacks from the start model's folder: other weights, subfolders, token ids.
+
+    The ids are those in settings of image and sound processors whose token the output's vocabulary lacks.
+    """
     read = {file.path.name for file in files_of(start)}
     if not read or not start.folder.is_dir():
         return ()
@@ -81,7 +86,24 @@ def left_out(start: Model) -> tuple[str, ...]:
         and not path.name.endswith("index.json")
         if path.is_dir() or path.name in OTHER_FORMAT or WEIGHTS.search(path.name)
     ]
-    return (f"left out, because nothing is read from it: {', '.join(names)}",) if names else ()
+    ids = [f"{name}: {id}: the output has no such token" for name, _, lost in _processors(start, final) for id in lost]
+    return (*([f"left out, because nothing is read from it: {', '.join(names)}"] if names else []), *ids)
+
+
+def _processors(start: Model, final: Model) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """Yield name, settings with the output's token ids, and lost ids of each file of processor settings with such ids.
+
+    Nothing is yielded if the vocabulary stays.
+    """
+    paths = [path for path in _small_files(start) if path.name.endswith("processor_config.json")]
+    if not paths or final.vocabulary is start.vocabulary:
+        return
+    new_id_of = start.vocabulary.ids_in(final.vocabulary)
+    for path in paths:
+        config, lost = read_json(path), []
+        changed = remap_ids(config, new_id_of, lost)
+        if changed != config:
+            yield path.name, changed, lost
 
 
 def _small_files(model: Model) -> Iterator[Path]:

@@ -1,8 +1,4 @@
-"""The chat template that a recipe chooses for its output: read it, try it with the output's tokenizer, put it in place.
-
-transformers reads chat_template.jinja and additional_chat_templates/NAME.jinja. In older folders tokenizer_config.json
-contains the template, or a list of named ones. The name of the template in use is `default`.
-"""
+"""The chat template that a recipe chooses for its output: try it with the output's tokenizer, put it in place."""
 
 import json
 import re
@@ -11,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import RecipeError
-from lepmerge.models.checkpoint import read_json
 from lepmerge.models.model import Model
 from lepmerge.output.carried_files import to_json
-from lepmerge.output.staging import TEMPLATES
 from lepmerge.paths import did_you_mean
+from lepmerge.vocabulary.chat_templates import CONFIG, DEFAULT, TEMPLATES, templates_in
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 KEY = "output.chat_template"
-DEFAULT = "default"
-CONFIG = "tokenizer_config.json"
 SHORT_CHAT = [
     {"role": "user", "content": "Who are you?"},
     {"role": "assistant", "content": "A model."},
@@ -28,19 +21,6 @@ SHORT_CHAT = [
 ]
 LIKE_A_TOKEN = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]*\]")
 """How chat templates write special tokens, such as <|im_start|>, </s> or [INST]."""
-
-
-def templates_in(folder: Path) -> dict[str, str]:
-    """Return name → chat template of a model's folder, as transformers reads them; {} if it has none."""
-    own = read_json(folder / CONFIG).get("chat_template")
-    if isinstance(own, list):
-        found = {str(entry["name"]): str(entry["template"]) for entry in own}
-    else:
-        found = {DEFAULT: own} if isinstance(own, str) else {}
-    found |= {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{TEMPLATES}/*.jinja"))}
-    if (folder / "chat_template.jinja").is_file():
-        found[DEFAULT] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return found
 
 
 def with_templates(files: Mapping[str, bytes | Path], templates: Mapping[str, str]) -> dict[str, bytes | Path]:

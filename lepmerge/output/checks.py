@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lepmerge.errors import OutputError
-from lepmerge.output.staging import TEMPLATES
+from lepmerge.vocabulary.chat_templates import TEMPLATES
 
 SMALL_FILES = 8 << 20
 """Free disk space in bytes to reserve for configs, tokenizer and reports."""

@@ -21,8 +21,6 @@ from lepmerge.models.safetensors_io import write_all
 
 _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-TEMPLATES = "additional_chat_templates"
-"""The only subfolder of a model's folder that is written."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

@@ -139,6 +139,10 @@ def _check_forward(body: Body, network: Any) -> None:
     table, head = network.get_input_embeddings().weight, network.get_output_embeddings()
     id_BL = _some_ids(table)
     expected = network(input_ids=id_BL, use_cache=False).logits
+    if not expected.isfinite().all():
+        raise CheckpointError(
+            "model: its logits are not finite: its weights hold NaN or infinite values, or overflow in this data type"
+        )
     got = body.transform(body(body.embed(table, id_BL)) @ head.weight.T)
     if not _are_close(got, expected):
         raise CheckpointError(

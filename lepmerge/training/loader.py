@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.configs import text_configs
+from lepmerge.models.configs import config_faults, text_configs
 from lepmerge.models.model import Model
 from lepmerge.tensors import LazyTensor, blocks, workspace_for
 from lepmerge.training.config import BodyPrecision
 from lepmerge.training.quantized import loading_options, prepare_quantized
+from lepmerge.vocabulary.autotokenizer import quiet_transformers
 
-FAULTS = (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
-"""Exceptions of transformers and its libraries for a model that they cannot build, load or run."""
+FAULTS = (OSError, RuntimeError, AssertionError)
+"""Exceptions of transformers for a model that it cannot load or run, besides those for a config."""
 
 
 def load_network(
@@ -41,25 +42,35 @@ def load_network(
     version = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
     key = "dtype" if version >= (4, 56) else "torch_dtype"
     loader = _loader(folder)
-    options = loading_options(precision, device)
+    options = {key: dtype or "auto", "output_loading_info": True, **loading_options(precision, device)}
 
     def loaded() -> Any:
         if merged is None:
-            network = loader.from_pretrained(folder, local_files_only=True, **{key: dtype or "auto"}, **options)
+            network, found = loader.from_pretrained(folder, local_files_only=True, **options)
         else:
             built = skeleton(folder, name=name)
             config = type(built.config).from_dict(dict(merged.config))
             weights = {name: _whole(tensor) for name, tensor in merged.tensors.items()}
-            network = type(built).from_pretrained(None, config=config, state_dict=weights, **{key: dtype or "auto"})
+            network, found = type(built).from_pretrained(None, config=config, state_dict=weights, **options)
         _drop_other_towers(network)
+        _check_complete(network, found["missing_keys"])
         quantized = getattr(network, "quantization_method", None) is not None
         return network if quantized and network.device == device else network.to(device)
 
-    network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
+    with quiet_transformers():
+        network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
     network.requires_grad_(False).eval()
     prepare_quantized(network)
     translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
     return network
+
+
+def _check_complete(network: Any, missing: Iterable[str]) -> None:
+    """Raise ValueError if the files lack a weight of the network. transformers fills it with random numbers."""
+    lacking = sorted(set(missing) & dict(network.named_parameters()).keys())
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(f"its files lack the weight {lacking[0]}{more}; download it again")
 
 
 def _whole(tensor: LazyTensor) -> torch.Tensor:
@@ -112,9 +123,12 @@ def translated(do: Callable[[], Any], what: str) -> Any:
     """Return do(), but turn exceptions of transformers into a one-line CheckpointError."""
     try:
         return do()
-    except FAULTS as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{what}: {lines[0].strip() if lines else type(error).__name__}") from error
+    except (*config_faults(), *FAULTS) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+        if "`CONVERSION`" in reason:  # it refers to a long report, which is not shown
+            reason = "its quantized weights are damaged, or were quantized in another way than config.json says"
+        raise CheckpointError(f"{what}: {reason}") from error
 
 
 def text_model(network: Any) -> Any:

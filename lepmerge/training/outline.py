@@ -3,7 +3,7 @@
 import torch
 
 from lepmerge.models.checkpoint import PICKLED, open_checkpoint, read_json
-from lepmerge.models.configs import text_configs
+from lepmerge.models.configs import check_values, text_configs
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference
 from lepmerge.models.tables import INPUT, find_tables
@@ -30,6 +30,7 @@ def open_outline(reference: Reference, *, name: str) -> Model:
     if not (folder / "config.json").exists() or any(any(folder.glob(pattern)) for pattern in weights):
         return open_checkpoint(reference, name=name)
     config = read_json(folder / "config.json", required=True)
+    check_values(config, folder / "config.json")
     parts = (config, *text_configs(config))
     stored = next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), "bfloat16")
     dtype = getattr(torch, str(stored), torch.bfloat16)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.chats import Message
-from lepmerge.errors import CheckpointError, CorpusError
+from lepmerge.errors import CheckpointError, CorpusError, VocabularyError
+from lepmerge.vocabulary.autotokenizer import load_tokenizer
 
 ASSISTANT = "assistant"
 
@@ -59,7 +60,7 @@ class Template:
 
         try:
             return self.tokenizer.apply_chat_template([*messages], tokenize=False, add_generation_prompt=asks)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise CorpusError(f"{where}: the chat template of {self.folder} refuses these messages: {error}") from error
 
     def record(self, messages: Sequence[Message], where: str) -> Record:
@@ -111,10 +112,7 @@ def chat_template_in(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path, key: str) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{key}: transformers cannot load the tokenizer of {folder}: {reason}") from error
+        return load_tokenizer(folder)
+    except VocabularyError as error:
+        raise CheckpointError(f"{key}: {error}") from error

@@ -20,6 +20,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
+from lepmerge.vocabulary.chat_templates import templates_in
+from lepmerge.vocabulary.library import as_the_library_reads, library_tokenizer
 from lepmerge.vocabulary.token_names import GENERIC, IN_TOKENIZER_JSON, LISTS, as_text, names_in, names_of, read_object
 from lepmerge.vocabulary.valid_json import FLAGS, check_spec, read_spec
 
@@ -37,12 +39,12 @@ class FolderTokenizer:
     """A tokenizer as AutoTokenizer loads it.
 
     spec: its tokenizer.json. names: key of tokenizer_config.json → special token, such as bos_token → "<s>";
-    `additional_special_tokens` → a list of tokens. note: how it differs from the stored tokenizer.json, for the user.
+    `additional_special_tokens` → a list of tokens. notes: how it differs from the stored tokenizer.json, for the user.
     """
 
     spec: dict[str, Any]
     names: Mapping[str, Any]
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_tokenizer(folder: Path) -> FolderTokenizer:
@@ -55,27 +57,33 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     stored = read_spec(path) if path.exists() else None
     settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
     named = names_in(settings.get("tokenizer_config.json", {}), settings.get("special_tokens_map.json", {}))
+    templates_in(folder)  # a fault in them is reported here, before any computing
+    notes: list[str] = []
     if stored is not None:
-        stored = {**stored, "truncation": None, "padding": None}  # transformers sets both again for every text
+        stored = as_the_library_reads(stored, folder, notes)
         if not (folder / "tekken.json").exists() and _is_loaded_as_stored(stored, settings):
-            return FolderTokenizer(stored, named)
+            return FolderTokenizer(stored, named, tuple(notes))
     try:
         loaded = load_tokenizer(folder)
     except VocabularyError:
         if stored is None or not any("auto_map" in value for value in settings.values()):
             raise
-        note = f"{folder} brings Python code for its tokenizer, which is not run; its tokenizer.json is read as it is"
-        return FolderTokenizer(stored, named, note)
-    spec = {**json.loads(loaded.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+        notes.append(
+            f"{folder} brings Python code for its tokenizer, which is not run; its tokenizer.json is read as stored"
+        )
+        return FolderTokenizer(stored, named, tuple(notes))
+    spec = json.loads(loaded.backend_tokenizer.to_str())
     check_spec(spec, f"what AutoTokenizer makes of {folder}")
+    spec = as_the_library_reads(spec, folder, notes if stored is None else [])
     changed = [] if stored is None else _changed_parts(stored, dict(spec), folder)
     if stored is not None and not changed:
-        return FolderTokenizer(stored, names_of(loaded))
-    note = (
-        f"{folder}: transformers {_version()} loads {type(loaded).__name__}, which changes {', '.join(changed)} of "
-        f"tokenizer.json; lepmerge reads the tokenizer as it is loaded"
-    )
-    return FolderTokenizer(spec, names_of(loaded), note if changed else None)
+        return FolderTokenizer(stored, names_of(loaded), tuple(notes))
+    if changed:
+        notes.append(
+            f"{folder}: transformers {_version()} loads {type(loaded).__name__}, which changes {', '.join(changed)} of "
+            f"tokenizer.json; lepmerge reads the tokenizer as it is loaded"
+        )
+    return FolderTokenizer(spec, names_of(loaded), tuple(notes))
 
 
 def check_loads(
@@ -141,7 +149,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     _require_what_converts(folder)
     is_five = int(_version().partition(".")[0]) >= 5
-    with _quiet():
+    with quiet_transformers():
         from transformers import AutoTokenizer
 
         config = read_object(folder / "tokenizer_config.json")
@@ -158,6 +166,11 @@ def load_tokenizer(folder: Path) -> Any:
             # transformers 4 asks for protobuf while it handles another exception, which is the true cause
             cause = error.__context__ or error if isinstance(error, ImportError) else error
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            if "custom code" in reason:
+                reason = (
+                    "it needs the Python code of the folder, which lepmerge does not run; without auto_map in "
+                    "tokenizer_config.json its tokenizer.json is used"
+                )
             raise VocabularyError(f"{folder}: transformers cannot load the tokenizer: {reason}") from error
     if not loaded.is_fast:
         raise VocabularyError(
@@ -193,8 +206,22 @@ def _require_what_converts(folder: Path) -> None:
                 f"{folder} has {models[0].name} but no tokenizer.json. Converting it needs {what}: "
                 f"pip install '{packages}'"
             )
+        if is_sentencepiece:
+            _require_matching_protobuf(folder / models[0].name)
     elif not any((folder / name).exists() for name in ("vocab.json", "vocab.txt", "merges.txt")):
         raise VocabularyError(f"{folder} has no tokenizer: expected tokenizer.json, tokenizer.model or tekken.json")
+
+
+def _require_matching_protobuf(path: Path) -> None:
+    """Raise VocabularyError if the installed sentencepiece does not work with the installed protobuf."""
+    try:
+        importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception as error:  # protobuf's VersionError, which older versions lack: ImportError
+        installed = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("sentencepiece", "protobuf"))
+        raise VocabularyError(
+            f"{path} cannot be converted to tokenizer.json with {installed}, which do not fit each other: "
+            f"pip install -U sentencepiece protobuf"
+        ) from error
 
 
 def _is_missing(package: str) -> bool:
@@ -209,8 +236,8 @@ def _version() -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' warnings on how to load a tokenizer: the user does not make these calls."""
+def quiet_transformers() -> Iterator[None]:
+    """Hide transformers' warnings on how to load a tokenizer or model: the user does not make these calls."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -236,6 +263,8 @@ def _is_loaded_as_stored(spec: Mapping[str, Any], settings: Mapping[str, Mapping
         return False
     same = all(id in by_id and isinstance(item, dict) and _same_token(by_id[id], item) for id, item in decoder.items())
     names = names_in(config, settings.get("special_tokens_map.json", {}))
+    if any(names[key] != value for key, value in names_in({}, settings.get("special_tokens_map.json", {})).items()):
+        return False  # which of the two files counts depends on transformers
     tokens = [token for value in names.values() for token in (value if isinstance(value, list) else [value])]
     return same and all(token in added and added[token].get("special") is True for token in tokens)
 
@@ -246,10 +275,7 @@ def _same_token(entry: Mapping[str, Any], token: Mapping[str, Any]) -> bool:
 
 def _changed_parts(stored: Mapping[str, Any], loaded: dict[str, Any], folder: Path) -> list[str]:
     """Return the keys of tokenizer.json that a loaded tokenizer changed."""
-    try:
-        canonical = json.loads(Tokenizer.from_str(json.dumps(stored, ensure_ascii=False)).to_str())
-    except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
-        raise VocabularyError(f"{folder / 'tokenizer.json'}: the tokenizers library refuses it: {error}") from error
+    canonical = json.loads(library_tokenizer(stored, folder).to_str())
     keys = ("normalizer", "pre_tokenizer", "decoder", "model", "added_tokens")
     for spec in (canonical, loaded):  # null, empty and absent mean the same for a prefix or an unknown token
         spec["model"] = {key: value for key, value in spec["model"].items() if value not in (None, "", False)}

@@ -71,6 +71,26 @@ def without_tokens_beyond(spec: dict[str, Any], num_rows: int, *, where: str) ->
     return {**spec, "model": model, "added_tokens": [entry for entry in added if entry["id"] < num_rows]}
 
 
+def check_post_processor(spec: Mapping[str, Any], *, where: str) -> None:
+    """Raise VocabularyError if the post-processor puts a token around texts that the tokenizer or the tables lack."""
+    used: dict[Any, str] = {}
+    for item in _flattened(spec.get("post_processor")):
+        pieces = [piece["SpecialToken"]["id"] for piece in item.get("single") or [] if "SpecialToken" in piece]
+        used |= {id: name for name in pieces for id in item["special_tokens"][name]["ids"]}
+        used |= {item[key][1]: item[key][0] for key in ("sep", "cls") if key in item}
+    if not used:
+        return
+    vocab = spec["model"]["vocab"]
+    known = {*(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))}
+    known |= {entry["id"] for entry in spec.get("added_tokens") or []}
+    for id, token in used.items():
+        if id not in known:
+            raise VocabularyError(
+                f"{where}: post_processor in tokenizer.json puts {token!r} (id {id}) around texts, but the tokenizer "
+                f"or the model has no such token: correct it"
+            )
+
+
 def _is_reached(token: str, model: Mapping[str, Any]) -> bool:
     """Return whether a text can contain an ordinary token. In a BPE, only characters and results of merges occur."""
     if model["type"] != "BPE" or model.get("ignore_merges") or len(token) == 1:

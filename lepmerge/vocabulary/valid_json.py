@@ -68,10 +68,14 @@ def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
     if model["type"] == "Unigram":
         if not isinstance(vocab, list):
             return "model.vocab should be a list of [token, score]"
+        if not vocab:
+            return "model.vocab is empty"
         wrong = [item for item in vocab if not _is_pair(item, str, (int, float))]
         return f"model.vocab should hold [token, score], not {wrong[0]!r}" if wrong else None
     if not isinstance(vocab, dict):
         return "model.vocab should be an object of token: id"
+    if not vocab:
+        return "model.vocab is empty"
     wrong = next(((token, id) for token, id in vocab.items() if not _is_id(id)), None)
     return None if wrong is None else f"model.vocab: the id of {wrong[0]!r} should be a whole number, not {wrong[1]!r}"
 

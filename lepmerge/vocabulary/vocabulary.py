@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.autotokenizer import FolderTokenizer, read_tokenizer
 from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, AddedToken, valid_parts
-from lepmerge.vocabulary.tokenizer_json import family_of, of_the_middle, without_tokens_beyond
+from lepmerge.vocabulary.tokenizer_json import check_post_processor, family_of, of_the_middle, without_tokens_beyond
 
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the byte tables and the library's copy (measured: 1.1 kB)."""
@@ -55,9 +55,11 @@ class Vocabulary:
         Raises:
             VocabularyError: it cannot be read, or texts can contain tokens that the model has no rows for.
         """
-        if self.num_rows is None:
-            return self.loaded.spec
-        return without_tokens_beyond(self.loaded.spec, self.num_rows, where=str(self.folder))
+        spec = self.loaded.spec
+        if self.num_rows is not None:
+            spec = without_tokens_beyond(spec, self.num_rows, where=str(self.folder))
+        check_post_processor(spec, where=str(self.folder))
+        return spec
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Vocabulary:
             return ()
         beyond = len(self.loaded.spec.get("added_tokens") or []) - len(self.added)
         left_out = f"{self.folder}: {beyond} added tokens beyond the {self.num_rows} rows of the tables are left out"
-        return tuple(note for note in (self.loaded.note, left_out if beyond else None) if note is not None)
+        return (*self.loaded.notes, left_out) if beyond else self.loaded.notes
 
     @property
     def names(self) -> Mapping[str, Any]:
