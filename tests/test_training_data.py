@@ -193,6 +193,16 @@ def test_training_names_its_own_key_and_shows_what_was_skipped(tmp_path: Path, e
         assert f"note: {key}: skipped 1 of 31 texts: 1 null\n" in shown
 
 
+def test_a_bad_row_in_a_later_source_is_found_before_anything_is_written(tmp_path: Path, english) -> None:
+    path = written(tmp_path, ["слово"] * 20, old=english)
+    (tmp_path / "late.jsonl").write_text(json.dumps({"text": "слово " * 99}) + '\n{"text": 5}\n')
+    before = pico.tree(tmp_path)
+    data = f"data=[{{path: {tmp_path}/corpus.jsonl}}, {{path: {tmp_path}/late.jsonl}}]"
+    result = pico.command("train", path, "--device", "cpu", "-q", "--set", data)
+    pico.assert_one_line_error(result, 1, "late.jsonl:2: 'text' holds 5, not a text")
+    assert pico.tree(tmp_path) == before
+
+
 def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:
     path = written(tmp_path, ["слово"] * 20, old=english)
     reported: list[str] = []

@@ -10,12 +10,14 @@ import torch
 from lepmerge.errors import LepmergeError
 from lepmerge.output.run import digest
 from lepmerge.progress import Progress, no_progress
+from lepmerge.text_files import Counts
 from lepmerge.training.batch import Batch, Reading, Totals
 from lepmerge.training.config import TrainingSource
 from lepmerge.training.lessons import Source, read_source
 from lepmerge.training.loss import IGNORED
+from lepmerge.training.records import records
 from lepmerge.training.setting import Setting
-from lepmerge.training.tokens import Tokens, in_memory, tokenized
+from lepmerge.training.tokens import Tokens, in_memory, place_of, tokenized
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,21 @@ def blocks_of(setting: Setting, folder: Path | None, progress: Progress = no_pro
     if len(setting.prefix_ids) + 2 > config.block_size:
         raise LepmergeError(f"block_size: {config.block_size} has no room for text after the tokenizer's prefix")
     return blocks_from(setting, [_source(setting, source, folder, progress) for source in config.data])
+
+
+def check_readable(setting: Setting, folder: Path) -> None:
+    """Read all text whose tokens are not in `folder` yet, so that a bad row is reported before anything is written.
+
+    Reading takes a small part of the time of tokenizing.
+
+    Raises:
+        CorpusError: a file, row or chat cannot be read, or a source has no text.
+    """
+    for source in setting.config.data:
+        if not place_of(setting, source, folder).exists():
+            template = setting.template if source.is_chats else None
+            for _ in records(source, setting.files(source), template, no_progress, Counts()):
+                pass
 
 
 def blocks_from(setting: Setting, sources: Sequence[Source]) -> Blocks:

@@ -13,7 +13,7 @@ import torch
 from lepmerge.errors import CheckpointError, CorpusError, OutputError
 from lepmerge.output.run import Run
 from lepmerge.output.staging import Staging
-from lepmerge.training.blocks import Blocks, blocks_of
+from lepmerge.training.blocks import Blocks, blocks_of, check_readable
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import Note, OnEvent, TextRead, ignore
@@ -104,9 +104,10 @@ def train(
         return config.target
     if not restart:
         _refuse_another(run.staging, setting)
-    working = _bytes_to_write(setting)
-    run.check({}, working=working)
-    held_out = held_out_texts(setting)  # read first, so that a fault in them is reported before anything is written
+    run.check({}, working=(working := _bytes_to_write(setting)))
+    held_out = held_out_texts(setting)  # all texts are read first, so that a fault is reported before writing
+    if group.rank == 0:
+        check_readable(setting, run.staging.folder / "tokens")
     with _opened(run, setting, group, working):
         with StopSignal().listening() as stop:
             folder = run.staging.folder

@@ -76,17 +76,22 @@ def tokenized(setting: Setting, source: Source, folder: Path, progress: Progress
 
 def stored(setting: Setting, source: Source, folder: Path, write: Callable[[list[Path], Path], None]) -> Path:
     """Return the folder of a source's tokens. If it does not exist, call `write` with the files and a new folder."""
-    files = setting.files(source)
-    described = source.model_dump(exclude={"weight"})
-    key = digest([READING, described, identities(files), setting.reading_digest, setting.config.block_size])[:16]
-    finished = folder / key
+    finished = place_of(setting, source, folder)
     if not finished.exists():
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(files, partial)
+        write(setting.files(source), partial)
         partial.rename(finished)
     return finished
+
+
+def place_of(setting: Setting, source: Source, folder: Path) -> Path:
+    """Return the folder of a source's tokens. Its name identifies everything that decides about them."""
+    files, described = setting.files(source), source.model_dump(exclude={"weight"})
+    return (
+        folder / digest([READING, described, identities(files), setting.reading_digest, setting.config.block_size])[:16]
+    )
 
 
 def _write(setting: Setting, source: Source, files: Sequence[Path], folder: Path, progress: Progress) -> None:
