@@ -19,6 +19,8 @@ from lepmerge.vocabulary.autotokenizer import quiet_transformers
 
 FAULTS = (OSError, RuntimeError, AssertionError)
 """Exceptions of transformers for a model that it cannot load or run, besides those for a config."""
+CAUSAL = 1e-5
+"""Largest relative difference of float32 logits that counts as rounding. For other data types it is two last places."""
 
 
 def load_network(
@@ -61,7 +63,8 @@ def load_network(
         network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
     network.requires_grad_(False).eval()
     prepare_quantized(network)
-    translated(lambda: _try(network), f"{name}: transformers cannot run {folder} on {device}")
+    logits = translated(lambda: _logits_of_pairs(network), f"{name}: transformers cannot run {folder} on {device}")
+    _check_causal(logits, name=name, architecture=type(network).__name__)
     return network
 
 
@@ -163,7 +166,23 @@ def _drop_other_towers(network: Any) -> None:
 
 
 @torch.inference_mode()
-def _try(network: Any) -> None:
-    """Run the model on one token. Quantized weights also load on devices that cannot compute with them."""
-    id_BL = torch.zeros(1, 1, dtype=torch.int64, device=network.device)
-    network(input_ids=id_BL, use_cache=False)
+def _logits_of_pairs(network: Any) -> torch.Tensor:
+    """Return the logits of the first token of (0, 1) and of (0, 2).
+
+    Quantized weights also load on devices that cannot compute with them, so this is tried at once.
+    """
+    id_BL = torch.tensor([[0, 1], [0, 2]], device=network.device)
+    return network(input_ids=id_BL, use_cache=False).logits[:, 0]
+
+
+def _check_causal(logit_BV: torch.Tensor, *, name: str, architecture: str) -> None:
+    """Raise CheckpointError if the logits of a token depend on the token after it.
+
+    In transformers 4 each token of PaliGemma's prompt attends to the whole prompt.
+    """
+    tolerance = max(CAUSAL, 2 * torch.finfo(logit_BV.dtype).eps)
+    if (logit_BV[0] - logit_BV[1]).abs().max() > tolerance * logit_BV.abs().max():
+        raise CheckpointError(
+            f"{name}: in {architecture} of transformers {importlib.metadata.version('transformers')} tokens attend to "
+            f"later tokens, so it does not predict text from left to right: lepmerge cannot train or measure it"
+        )
