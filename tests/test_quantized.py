@@ -108,6 +108,22 @@ def test_compare_runs_an_fp8_model_on_a_cpu(tmp_path: Path, setting) -> None:
     assert bits["fp8"] == pytest.approx(bits["plain"], rel=1e-3)
 
 
+@pytest.mark.parametrize("folder", ["bitsandbytes"], indirect=True)
+def test_damaged_quantized_weights_are_one_line_of_compare(
+    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """transformers logs a table with tracebacks first."""
+    pytest.importorskip("bitsandbytes")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH * 5))
+    capfd.readouterr()
+    result = pico.command("compare", folder, "--text", tmp_path / "text.txt", "--copies", 0, "--device", "cpu", "-q")
+    pico.assert_one_line_error(result, 1, f"instruct: transformers cannot load {folder}: ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_quantized_output_table_is_named(tmp_path: Path, setting) -> None:
     folder = Path(shutil.copytree(setting["instruct"], tmp_path / "instruct"))
     path = folder / "model.safetensors"
