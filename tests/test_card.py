@@ -14,6 +14,7 @@ import lepmerge
 from lepmerge.comparison.card import check_cards, write_card
 from lepmerge.comparison.compare import Settings, compare
 from lepmerge.comparison.loading import load_model
+from lepmerge.output.provenance import listed_in_cards
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS = [{"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "conversion"}]
@@ -50,6 +51,8 @@ def test_front_matter_names_hub_ids_and_the_languages_of_the_inputs(tmp_path: Pa
     out = pico.run_recipe(tmp_path / "run", models, STEPS)
     card = ModelCard.load(out / "README.md")
     assert card.data.base_model == ["someone/base"] and card.data.language == ["ru", "en"] and not card.data.datasets
+    (adapted / "README.md").write_text("---\nbase_model: someone/else\ntags: 5\n---\n")  # by somebody else
+    assert listed_in_cards([adapted], "base_model", only_ours=True) == []
     ours = "---\nlanguage: ru\ntags: [lepmerge]\nbase_model: someone/foundation\ndatasets: [someone/texts]\n---\n"
     (adapted / "README.md").write_text(ours)
     again = pico.run_recipe(tmp_path / "again", models, STEPS, language="uk")

@@ -17,7 +17,7 @@ from lepmerge.comparison.loading import LanguageModel
 from lepmerge.corpus import is_dataset
 from lepmerge.errors import OutputError
 from lepmerge.models.references import CARD
-from lepmerge.output.provenance import front_matter
+from lepmerge.output.provenance import front_matter, is_ours
 from lepmerge.output.staging import write_durably
 
 BEGIN, END = "<!-- begin: lepmerge compare -->", "<!-- end: lepmerge compare -->"
@@ -50,7 +50,7 @@ def check_cards(models: Sequence[LanguageModel], reference: str | None) -> dict[
         raise OutputError("--card writes into the cards of the compared models: name the reference and another model")
     cards = {model.name: model.reference.paths[-1] / CARD for model in others}
     for model in others:
-        if model.reference.hub_id is not None or "lepmerge" not in (front_matter(cards[model.name]).get("tags") or ()):
+        if model.reference.hub_id is not None or not is_ours(front_matter(cards[model.name])):
             raise OutputError(
                 f"--card: {model.reference.text} has no {CARD} that lepmerge wrote: leave out this model or --card"
             )

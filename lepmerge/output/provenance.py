@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ def front_matter(card: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def is_ours(front: Mapping[str, Any]) -> bool:
+    """Return whether the front matter of a model card says that lepmerge wrote it."""
+    tags = front.get("tags")
+    return isinstance(tags, list) and "lepmerge" in tags
+
+
 def listed_in_cards(folders: Iterable[Path], key: str, *, only_ours: bool = False) -> list[str]:
     """Return the entries under a key of the model cards in these folders, in order and without duplicates.
 
@@ -48,7 +54,7 @@ def listed_in_cards(folders: Iterable[Path], key: str, *, only_ours: bool = Fals
     for folder in folders:
         card = front_matter(folder / "README.md")
         listed = card.get(key)
-        if only_ours and "lepmerge" not in (card.get("tags") or ()):
+        if only_ours and not is_ours(card):
             continue
         named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
         found |= dict.fromkeys(name for name in named if isinstance(name, str))
