@@ -2,6 +2,7 @@
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
 # make test-vllm    the tests with vLLM on the CPU, in an environment of its own (4 GB)
+# make campaigns    try to break lepmerge for hours: fuzz, kills, two at once, vocabularies, architectures (MINUTES=30 each)
 # make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: docs quickstart test test-slow test-vllm test-environments lint clean
+.PHONY: campaigns docs quickstart test test-slow test-vllm test-environments lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -42,6 +43,11 @@ $(VENV)/vllm/installed: $(VENV)/installed
 
 test-vllm: $(VENV)/vllm/installed
 	LEPMERGE_VLLM=$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m slow tests/test_vllm.py
+
+campaigns: $(VENV)/installed-slow
+	for name in fuzz kills twice vocabularies decoders; do \
+	  $(BIN)/python tests/campaigns/$$name.py --record $(if $(MINUTES),--minutes $(MINUTES)) || exit 1; done
+	$(BIN)/python docs/make_reliability.py
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py

@@ -1,11 +1,15 @@
 """The campaigns of tests/campaigns in short form, and the inputs with which they once found a fault."""
 
+import runpy
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 CAMPAIGNS = Path(__file__).parent / "campaigns"
+DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(CAMPAIGNS))
 
 import readers  # noqa: E402
@@ -65,3 +69,20 @@ def test_fuzz_in_short_form() -> None:
 
     state = fuzz.CAMPAIGN.run(State("fuzz", 7), 4000)
     assert state.outcomes.total() == 4000 and not state.faults, state.examples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("kills", 8), ("twice", 7), ("vocabularies", 4), ("decoders", 5)])
+def test_other_campaigns_in_short_form(name: str, count: int) -> None:
+    """Run in a process of its own: it forks, and must not have computed before."""
+    command = [sys.executable, CAMPAIGNS / f"{name}.py", "--seed", "7", "--count", str(count), "--state"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([*command, f"{folder}/state.json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+        assert State.of_json(Path(folder, "state.json").read_text()).done == count
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    page = runpy.run_path(str(DOCS / "make_reliability.py"))["page"]()
+    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    assert text == page, "run: python docs/make_reliability.py (docs/reliability.md is out of date)"

@@ -191,6 +191,23 @@ def test_an_input_that_changed_starts_the_staging_over(recipe, tmp_path: Path, m
     assert neighbours(recipe) == ["out", "recipe.yaml"]
 
 
+def test_an_input_that_changes_during_a_run_is_not_mixed_in(recipe: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "inputs_were_changed").touch()
+    shards = sorted((tmp_path / "in" / "instruct").glob("*.safetensors"))
+    fsync = os.fsync
+
+    def change_one(descriptor: int) -> None:
+        if shards:
+            rewrite(shards.pop())
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", change_one)
+        pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "an input changed", "again")
+    assert not (recipe.parent / "out").exists()
+    assert pico.contents(run(recipe)) == reference_of(recipe, tmp_path)
+
+
 def test_another_recipe_starts_the_staging_over(recipe: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_before(patch, LAST_SHARD)

@@ -77,8 +77,19 @@ def extract(
     inputs = tuple(sorted({base.folder, tuned.folder}))
     files = [file.path for model in (base, tuned) for file in files_of(model)]
     described = {"lepmerge": __version__, "wanted": [wanted.rank, wanted.energy], "base": base_name}
-    fingerprint = digest({**described, "device": str(workspace.device), "inputs": identities(files)})
-    run = Run(target=target, fingerprint=fingerprint, inputs=inputs, key="-o", overwrite=overwrite, marker=CONFIG)
+
+    def fingerprint() -> str:
+        return digest({**described, "device": str(workspace.device), "inputs": identities(files)})
+
+    run = Run(
+        target=target,
+        fingerprint=fingerprint(),
+        current=fingerprint,
+        inputs=inputs,
+        key="-o",
+        overwrite=overwrite,
+        marker=CONFIG,
+    )
     if run.begin():
         return target
     run.check({})

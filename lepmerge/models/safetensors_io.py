@@ -239,7 +239,9 @@ def _not_safetensors(path: Path, head: bytes, length: int, size: int) -> str:
 
 def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
     try:
-        described = json.loads(header.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_number)
+        described = json.loads(
+            header.decode(), object_pairs_hook=_no_duplicates, parse_float=_no_number, parse_constant=_no_number
+        )
         if not isinstance(described, dict):
             raise ValueError("the header is not an object")
         if b"\\ud" in header.lower():  # an escaped surrogate, perhaps without its other half
@@ -284,7 +286,7 @@ def _entry(value: Mapping[str, Any], data_start: int) -> Entry:
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is not a whole number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

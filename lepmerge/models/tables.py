@@ -25,6 +25,8 @@ OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _OF_TOKENS = re.compile(r"(^|[._])(embed|embeddings?|tokens?|wte|vocab|lm_head|head|logits)([._]|$)")
 _OF_HEADS = re.compile(r"(^|[._])(output|head|logits)\.weight$")
+_PACKED_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(?!bias$|dense\.|layer_norm\.|decoder\.)")
+"""A tensor of a quantized head. Encoders such as RoBERTa have a dense layer, a norm and a decoder in theirs."""
 _OF_POSITIONS = re.compile(r"position|(^|[._])(pos|wpe)([._]|$)")
 
 
@@ -63,7 +65,7 @@ def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Map
     if not outputs and not tied:
         outputs = _like_a_head(inputs[0], tensors)
     if not outputs:
-        packed = [name for name in shapes if re.search(r"(^|\.)(lm_head|embed_out)\.(?!bias$)", name)]
+        packed = [name for name in shapes if _PACKED_HEAD.search(name)]
         if packed:
             raise CheckpointError(
                 f"{name} ({folder}): the output table is quantized ({packed[0]}), and lepmerge computes on "

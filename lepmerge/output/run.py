@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from lepmerge.errors import OutputError
 from lepmerge.models.references import CARD
 from lepmerge.output.checks import check_space, check_target
 from lepmerge.output.staging import Staging
@@ -49,6 +50,8 @@ class Run:
     marker: str = "config.json"
     """A file that every such output folder has. --overwrite deletes only folders that contain it."""
     is_file: bool = False
+    current: Callable[[], str] | None = None
+    """Compute the fingerprint again. If the inputs changed while they were read, nothing is published."""
     staged: str = ""
     """Identity of the staging folder, if a killed run may be resumed even with another fingerprint."""
 
@@ -98,7 +101,8 @@ class Run:
         """Lock the target and yield the staging folder. Publish the output if the block ends without an error.
 
         Raises:
-            OutputError: as check(); another run writes this target; the disk is full or cannot be written to.
+            OutputError: as check(); another run writes this target; the disk is full or cannot be written to; an input
+            changed.
         """
         began = time.time()
         with self.staging.opened(self.staged or self.fingerprint), self.staging.translated():
@@ -106,6 +110,11 @@ class Run:
             check_space(self.target, self.staging.remaining(sizes) + working)
             _LOG.info("writing %s, staged in %s", self.target, self.staging.folder)
             yield self.staging
+            if self.current is not None and self.current() != self.fingerprint:
+                raise OutputError(
+                    f"an input changed while {self.target} was written, so the output would be a mixture of old and "
+                    f"new: nothing was published; run the same command again when the inputs are complete"
+                )
             self._write_record(seconds=time.time() - began)
             self.staging.publish(overwrite=self.overwrite)
             _LOG.info("%s is complete after %.1f s", self.target, time.time() - began)

@@ -185,10 +185,15 @@ def build_tokenizer(
     """
     folders, corpus_files = job.tokenizers(), job.corpus.files()
     files = [*(path for folder in folders for path in tokenizer_files(folder).values()), *corpus_files]
-    described = {"lepmerge": __version__, "job": [type(job).__name__, asdict(job)], "inputs": identities(files)}
+    described = {"lepmerge": __version__, "job": [type(job).__name__, asdict(job)]}
+
+    def fingerprint() -> str:
+        return digest({**described, "inputs": identities(files)})
+
     run = Run(
         target=output,
-        fingerprint=digest(described),
+        fingerprint=fingerprint(),
+        current=fingerprint,
         inputs=(*folders, *corpus_files),
         key="--output",
         overwrite=overwrite,

@@ -183,6 +183,9 @@ class Campaign:
         if isinstance(outcome, tuple):
             outcome, details = outcome
             state.details.append(details)
+            faults = [f"{details[0]}: {detail}" for detail in details if detail.startswith("fault: ")]
+            state.faults.update(faults)
+            state.examples |= dict.fromkeys(faults, number)
         state.outcomes.update([outcome] if isinstance(outcome, str) else outcome)
 
 

@@ -105,7 +105,7 @@ def jobs_in(folder: Path) -> list[Job]:
 
 
 def child(job: Job, *, overwrite: bool = False, before_call: Callable[[int], None] | None = None) -> int:
-    """Start the command in a forked process and return its id. before_call: called with the number of each disk call."""
+    """Start the command in a forked process and return its id. before_call: receives the number of each disk call."""
     pid = os.fork()
     if pid:
         return pid
