@@ -60,7 +60,8 @@ def find_files(sources: Iterable[str | Path], *, split: str | None = None) -> li
         if not path.exists() and is_dataset(source):
             path = _downloaded(source)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file))
+            found_files = (file for file in path.rglob("*") if file.is_file() or not file.exists())  # or a broken link
+            files = sorted(file for file in found_files if kind_of(file))
             files = [file for file in files if split is None or _is_of_split(file.relative_to(path), split)]
             if not files:
                 of_split = f" of split {split!r}" if split else ""

@@ -239,6 +239,8 @@ def _jsonl_rows(file: Path, column: str, column_key: str, progress: Progress) ->
 def _not_json(line: str, error: Exception | None) -> str:
     if line.lstrip().startswith("["):
         return "a JSON array, not one object per line: convert it with jq -c '.[]'"
+    if "\r" in line.strip():
+        return "lines that end with a carriage return only: convert them with tr '\\r' '\\n'"
     if line.strip() == "{":
         return "not JSON on this line alone: convert the file to one object per line with jq -c ."
     return f"not JSON ({error}): repair or remove this line"

@@ -194,6 +194,12 @@ def test_endless_paragraph_is_cut_at_lines(tmp_path: Path) -> None:
         ("a.txt.gz", gzip.compress(b"x" * 10000)[:-20], "a.txt.gz is truncated"),
         ("a.parquet", b"not parquet", "a.parquet"),
         ("a.bin", b"x", "a.bin is not a text corpus"),
+        ("a.csv", b"text\nx", "; convert it with pandas.read_csv(…).to_parquet(…)"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\r{"text": "y"}\r',
+            "a.jsonl:1: lines that end with a carriage return only: convert them with tr '\\r' '\\n'",
+        ),
         ("a.txt", b"", "the corpus is empty"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
@@ -205,6 +211,14 @@ def test_faults(tmp_path: Path, name: str, data: bytes, part: str) -> None:
     with pytest.raises(CorpusError) as caught:
         list(texts([tmp_path / name]))
     assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("nowhere.txt")
+    (tmp_path / "b.txt").write_text("text")
+    for source in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(CorpusError, match=r"a.txt is a link to nowhere.txt, which does not exist"):
+            find_files([source])
 
 
 def test_a_missing_file_is_named_with_its_neighbour(tmp_path: Path) -> None:

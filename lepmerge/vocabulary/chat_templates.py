@@ -22,10 +22,11 @@ def templates_in(folder: Path) -> dict[str, str]:
         VocabularyError: a file is not UTF-8 text, or tokenizer_config.json has something else in place of a template.
     """
     own = read_object(folder / CONFIG).get("chat_template")
+    found: dict[str, str] = {}
     try:
         if isinstance(own, list):
             own = {entry["name"]: entry["template"] for entry in own}
-        found = {} if own is None else dict(own) if isinstance(own, dict) else {DEFAULT: own}
+        found = dict(own) if isinstance(own, dict) else {} if own is None else {DEFAULT: own}
         valid = all(isinstance(text, str) for item in found.items() for text in item)
     except (KeyError, TypeError):
         valid = False
