@@ -44,7 +44,7 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in {**content, **values}.items() if value is not None}))
 
 
-def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
