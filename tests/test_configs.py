@@ -8,7 +8,7 @@ import pico
 import pytest
 import transformers
 
-from lepmerge.models.configs import remap_ids, set_vocab_size
+from lepmerge.models.configs import as_read, remap_ids, set_vocab_size, ties
 
 NEW = {1: 11, 2: 12, 3: 13, 4: 14}
 VALUES = [
@@ -93,3 +93,12 @@ def test_a_new_vocabulary_renames_ids_and_notes_lost_ones(tmp_path: Path, settin
 def test_the_vocabulary_size_is_written_where_the_language_model_reads_it(config: dict, expected: dict) -> None:
     set_vocab_size(config, 9)
     assert config == expected
+
+
+def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    if not hasattr(transformers, "NemotronHConfig"):
+        pytest.skip(f"transformers {transformers.__version__} has no NemotronHConfig")
+    config = transformers.NemotronHConfig(vocab_size=9, time_step_limit=(0.0, float("inf")))
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert as_read(stored)["time_step_limit"] == [0.0, float("inf")] and ties(stored)[0] is False

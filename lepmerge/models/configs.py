@@ -97,6 +97,13 @@ def ties(config: Mapping[str, Any]) -> tuple[bool | None, str]:
     return None, f"config.json does not say {TIES}, and transformers does not know its model type"
 
 
+def as_read(value: Any) -> Any:
+    """Return a config as transformers reads it: a file holds {"__float__": "Infinity"} for a number JSON lacks."""
+    if isinstance(value, Mapping):
+        return float(value["__float__"]) if value.keys() == {"__float__"} else {k: as_read(v) for k, v in value.items()}
+    return [as_read(item) for item in value] if isinstance(value, list) else value
+
+
 def config_faults() -> tuple[type[Exception], ...]:
     """Return the exceptions that transformers raises for a config from which it cannot build a config or a model."""
     import huggingface_hub.errors
@@ -111,7 +118,7 @@ def _class_says(config: Mapping[str, Any]) -> tuple[bool, str] | None:
 
     try:
         config_class = transformers.CONFIG_MAPPING[str(config.get("model_type"))]
-        built = config_class.from_dict(dict(config))
+        built = config_class.from_dict(as_read(config))
     except config_faults():
         return None
     if int(transformers.__version__.partition(".")[0]) < 5:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.configs import config_faults, first_number, ties
+from lepmerge.models.configs import as_read, config_faults, first_number, ties
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
 from lepmerge.tensors import LazyTensor, Workspace, blocks
 
@@ -170,7 +170,7 @@ def _asking_transformers(
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**as_read(config)))
     except config_faults():
         return [], []
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -17,7 +17,7 @@ from lepmerge.training.config import BodyPrecision
 from lepmerge.training.quantized import loading_options, prepare_quantized
 from lepmerge.vocabulary.autotokenizer import quiet_transformers
 
-FAULTS = (OSError, RuntimeError, AssertionError)
+FAULTS = (OSError, RuntimeError, AssertionError, IndexError)
 """Exceptions of transformers for a model that it cannot load or run, besides those for a config."""
 CAUSAL = 1e-5
 """Largest relative difference of float32 logits that counts as rounding. For other data types it is two last places."""
