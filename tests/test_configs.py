@@ -102,3 +102,9 @@ def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(tmp_path: 
     config.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert as_read(stored)["time_step_limit"] == [0.0, float("inf")] and ties(stored)[0] is False
+
+
+def test_the_decoder_vocabulary_size_of_marian_follows() -> None:
+    config = {"vocab_size": 9, "decoder_vocab_size": 9}
+    set_vocab_size(config, 12)
+    assert config == {"vocab_size": 12, "decoder_vocab_size": 12}

@@ -68,8 +68,9 @@ def set_vocab_size(config: dict[str, Any], num_rows: int) -> None:
     """Write the number of rows wherever the config has it, and always where the language model's class reads it."""
     for part in text_configs(config) or [config]:
         part["vocab_size"] = num_rows
-    if "vocab_size" in config:
-        config["vocab_size"] = num_rows
+    for key in ("vocab_size", "decoder_vocab_size"):  # the second one is Marian's
+        if key in config:
+            config[key] = num_rows
 
 
 def set_untied(config: dict[str, Any]) -> None:

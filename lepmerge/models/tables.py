@@ -115,7 +115,8 @@ def other_rows_per_token(
         if name in tables.values() or not tensor.shape or tensor.shape[0] not in counts:
             continue
         names_tokens = _OF_TOKENS.search(name) and not _OF_POSITIONS.search(name)
-        if tensor.dtype.is_floating_point and (names_tokens or tensor.shape[0] not in ambiguous):
+        is_weight = tensor.dtype.is_floating_point and (names_tokens or tensor.shape[0] not in ambiguous)
+        if is_weight or name.endswith("tid2eid"):  # DeepSeek V4 stores the experts of each token
             found.append(name)
     return found
 
