@@ -5,12 +5,14 @@
 # make campaigns    try to break lepmerge for hours: fuzz, kills, two at once, vocabularies, architectures (MINUTES=30 each)
 # make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
+# make gpu          GPU tests and benchmarks, at most 9 minutes, without a network; the environment must be there
+# make gpu-wheels   the same in an environment made from the wheels in the folder WHEELS, without a network
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: campaigns docs quickstart test test-slow test-vllm test-environments lint clean
+.PHONY: campaigns docs quickstart test test-slow test-vllm test-environments gpu gpu-wheels lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -52,6 +54,19 @@ campaigns: $(VENV)/installed-slow
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py
+
+gpu:
+	@test -x $(BIN)/python || { echo "make gpu: there is no environment $(VENV): make it by make test, or use make gpu-wheels" >&2; exit 1; }
+	@$(BIN)/python benchmarks/gpu.py
+
+# WHEELS is filled where there is a network: pip download -d wheels torch==2.13.0 -c constraints.txt -e '.[dev]'
+WHEELS ?= wheels
+gpu-wheels:
+	@test -d "$(WHEELS)" || { echo "make gpu-wheels: the folder $(WHEELS) with the wheels is missing: fill it by pip download (see the Makefile), or name another: make gpu-wheels WHEELS=…" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install -q --no-index --find-links "$(WHEELS)" torch -c constraints.txt --no-build-isolation hatchling editables
+	.venv-gpu/bin/pip install -q --no-index --find-links "$(WHEELS)" -c constraints.txt --no-build-isolation -e ".[lora,quant]" pytest
+	@.venv-gpu/bin/python benchmarks/gpu.py
 
 docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict

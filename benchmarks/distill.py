@@ -36,7 +36,7 @@ def save_models(folder: Path) -> None:
     save_tokenizer(folder / "vocabulary", extended_spec(old, NUM_OLD + NUM_NEW, share=NUM_OLD / (NUM_OLD + NUM_NEW)))
 
 
-def opened(text: Path, work: Path) -> Any:
+def opened(text: Path, work: Path, device: str) -> Any:
     """Return the session of the benchmark. Both programs train on its batches. The last NUM_NEW rows are trained."""
     from dataclasses import replace
 
@@ -44,9 +44,9 @@ def opened(text: Path, work: Path) -> Any:
 
     from lepmerge.training.config import TrainConfig
     from lepmerge.training.events import ignore
-    from lepmerge.training.learner import Group
+    from lepmerge.training.group import Group
     from lepmerge.training.loop import StopSignal
-    from lepmerge.training.run import open_session
+    from lepmerge.training.session import open_session
     from lepmerge.training.setting import prepare
 
     config = TrainConfig.model_validate({
@@ -58,20 +58,25 @@ def opened(text: Path, work: Path) -> Any:
     setting = prepare(config)
     rows = range(setting.start.num_rows - NUM_NEW, setting.start.num_rows)
     setting = replace(setting, rows=dict.fromkeys(setting.rows, rows))
-    return open_session(setting, work / "tokens", Group(torch.device("cpu")), StopSignal(), ignore, held_out={})
+    return open_session(setting, work / "tokens", Group(torch.device(device)), StopSignal(), ignore, held_out={})
 
 
-def ours(text: Path, work: Path, steps: int) -> dict[str, Any]:
-    session = opened(text, work)
+def seconds(device: str) -> float:
+    """Return CPU seconds, or wall seconds if another device computes. Every step ends with reading its loss."""
+    return time.process_time() if device == "cpu" else time.perf_counter()
+
+
+def ours(text: Path, work: Path, steps: int, device: str) -> dict[str, Any]:
+    session = opened(text, work, device)
     learner = session.learner(1e-4)
     losses, began = [], 0.0
     for number in range(steps):
         losses.append(learner.step(number, micro_batch=BATCH, between=lambda: None).loss)
-        began = began or time.process_time()
-    return {"seconds": time.process_time() - began, "losses": losses}
+        began = began or seconds(device)
+    return {"seconds": seconds(device) - began, "losses": losses}
 
 
-def plain(text: Path, work: Path, steps: int) -> dict[str, Any]:
+def plain(text: Path, work: Path, steps: int, device: str) -> dict[str, Any]:
     """Train in a plain torch loop: two whole models, full logits of both, autograd.
 
     AdamW updates the whole tables; the old rows are restored after every step.
@@ -80,13 +85,15 @@ def plain(text: Path, work: Path, steps: int) -> dict[str, Any]:
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM
 
-    session = opened(text, work)
+    session = opened(text, work, device)
     learner, config = session.learner(1e-4), session.setting.config
-    batches = [session.blocks.batch(learner.places(number)) for number in range(steps)]
+    batches = [session.blocks.batch(learner.places(number)).to(torch.device(device)) for number in range(steps)]
     start = {role: table.table_VD.clone() for role, table in learner.tables.items()}
     first = session.setting.rows["input_embeddings"].start
     del session, learner
-    teacher, student = (AutoModelForCausalLM.from_pretrained(work / "teacher", dtype=torch.float32) for _ in range(2))
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(work / "teacher", dtype=torch.float32).to(device) for _ in range(2)
+    )
     student.resize_token_embeddings(len(start["input_embeddings"]), mean_resizing=False)
     tables = [student.get_input_embeddings().weight, student.get_output_embeddings().weight]
     student.requires_grad_(False)
@@ -116,8 +123,8 @@ def plain(text: Path, work: Path, steps: int) -> dict[str, Any]:
             for weight, rows in zip(tables, start.values(), strict=True):
                 weight[:first] = rows[:first]
         losses.append(loss.item())
-        began = began or time.process_time()
-    return {"seconds": time.process_time() - began, "losses": losses}
+        began = began or seconds(device)
+    return {"seconds": seconds(device) - began, "losses": losses}
 
 
 def main() -> None:
@@ -125,16 +132,19 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="on a GPU, wall seconds are counted")
     for name in ("one", "work", "output"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = {"lepmerge": ours, "plain": plain}[options.one](options.text, Path(options.work), options.steps)
+        found = {"lepmerge": ours, "plain": plain}[options.one](
+            options.text, Path(options.work), options.steps, options.device
+        )
         found["tokens_per_cpu_s"] = BATCH * BLOCK * (options.steps - 1) / found["seconds"]
         Path(options.output).write_text(json.dumps(found))
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the measured processes
-    report = Report("distill")
+    report = Report("distill" if options.device == "cpu" else f"distill_{options.device.partition(':')[0]}")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         save_models(work)
@@ -142,6 +152,7 @@ def main() -> None:
         def run(way: str) -> dict[str, Any]:
             output = work / "figures.json"
             arguments = ["--one", way, "--steps", options.steps, "--work", work, "--output", output]
+            arguments += ["--device", options.device]
             figures = measured(script("distill.py", options.text, *arguments), label=way)
             return {**figures, **json.loads(output.read_text())}
 
@@ -156,7 +167,8 @@ def main() -> None:
         aim("peak memory, lepmerge / plain", less, 0.7),
     ]
     show_aims(aims)
-    report.write({"setting": {"batch": BATCH, "block": BLOCK, "steps": options.steps}, "runs": raw, "aims": aims})
+    setting = {"batch": BATCH, "block": BLOCK, "steps": options.steps, "device": options.device}
+    report.write({"setting": setting, "runs": raw, "aims": aims})
 
 
 if __name__ == "__main__":

@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--new-rows", type=int, default=48000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()
-    report = Report("propagate")
+    report = Report("propagate" if options.device == "cpu" else f"propagate_{options.device.partition(':')[0]}")
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         sizes = ["--old-rows", options.rows, "--new-rows", options.new_rows, "--width", options.width]
@@ -57,7 +58,8 @@ def main() -> None:
 
         def ours() -> dict[str, Any]:
             remove(folder / "out")
-            return measured(lepmerge("run", folder / "recipe.yaml", "--device", "cpu", "-q"), label="lepmerge run")
+            command = lepmerge("run", folder / "recipe.yaml", "--device", options.device, "-q")
+            return measured(command, label="lepmerge run")
 
         def plain() -> dict[str, Any]:
             remove(folder / "plain")
@@ -78,7 +80,13 @@ def main() -> None:
     print(table(rows, ["", "CPU s", "wall s", "peak MiB"]))
     print(f"{fewer:.1f} times fewer CPU seconds, {memory:.3f} of the memory; {exact}")
     show_aims(aims)
-    sizes = {"rows": options.rows, "new_rows": options.new_rows, "width": options.width, "layers": 6}
+    sizes = {
+        "rows": options.rows,
+        "new_rows": options.new_rows,
+        "width": options.width,
+        "layers": 6,
+        "device": options.device,
+    }
     report.write({"setting": sizes, "medians": mid, "runs": raw, "accuracy": exact, "aims": aims})
 
 

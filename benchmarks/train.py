@@ -48,9 +48,9 @@ def opened(model: Path, text: Path, work: Path, precision: str, rows: str):
     import torch
 
     from lepmerge.training.config import TrainConfig
-    from lepmerge.training.learner import Group
+    from lepmerge.training.group import Group
     from lepmerge.training.loop import StopSignal
-    from lepmerge.training.run import open_session
+    from lepmerge.training.session import open_session
     from lepmerge.training.setting import prepare
 
     config = TrainConfig.model_validate({

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+from lepmerge.training.config import BodyPrecision
 from lepmerge.training.loader import skeleton
 from lepmerge.training.memory import Demand, Sizes, memory_of
+from lepmerge.training.sharding import can_shard
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- written by docs/make_fit.py -->\n", "<!-- end -->\n"
@@ -23,7 +25,7 @@ MODELS = {
 }
 NEW_ROWS = 46_560
 """New rows of the paper's Llama-3-8B."""
-DEVICES = {"12 GB": (12, 1), "16 GB": (16, 1), "24 GB": (24, 1), "80 GB": (80, 1)}
+DEVICES = {"12 GB": (12, 1), "16 GB": (16, 1), "24 GB": (24, 1), "80 GB": (80, 1), "8 × 80 GB": (80, 8)}
 """Title → (GB per device, processes)."""
 
 
@@ -57,7 +59,10 @@ def cell(sizes: Sizes, config: dict, trained: str, gigabytes: int, processes: in
     """Return the highest precision that fits and its memory; † if it needs activation checkpointing."""
     tables = 1 if config["tie_word_embeddings"] else 2
     rows = config["vocab_size"] + NEW_ROWS
-    for precision, checkpointing in product(("bf16", "int8", "nf4"), (False, True)):
+    precisions: tuple[BodyPrecision, ...] = ("bf16", "int8", "nf4")
+    for precision, checkpointing in product(precisions, (False, True)):
+        if processes > 1 and not can_shard(precision):
+            continue
         demand = Demand(
             precision=precision,
             num_rows=rows,

@@ -13,8 +13,9 @@ import training
 from huggingface_hub.utils import filter_repo_objects
 
 from lepmerge.models.references import resolve
+from lepmerge.training.fitting import Choice, settings_of
 from lepmerge.training.loader import skeleton
-from lepmerge.training.memory import Demand, Sizes, memory_of
+from lepmerge.training.memory import OFFLOAD_BYTES, Demand, Sizes, host_bytes, memory_of
 
 CONFIGS = Path(__file__).parent / "configs"
 PUBLISHED = {  # weights of the text model and its tables, as on the models' cards; layers; tables
@@ -84,6 +85,26 @@ def test_llama_3_8b_with_new_rows_fits_16_gb(tmp_path: Path) -> None:
     assert sum(memory_of(sizes, replace(demand, trained=2 * (128256 + NEW))).values()) > 16 * GB
 
 
+def test_memory_of_a_sharded_or_offloaded_training(tmp_path: Path) -> None:
+    """Eight processes share out the body, masters and states; the host takes masters and states."""
+    sizes = sizes_of("Llama-3.1-8B", tmp_path)
+    demand = demand_of("Llama-3.1-8B", 128256)
+    trained = 2 * 128256 * 4096
+    whole, sharded = memory_of(sizes, demand), memory_of(sizes, replace(demand, shards=8))
+    layer = 2 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336 + 2 * 4096)
+    assert sharded["body"] == 2 * sizes.body // 8 + 2 * layer
+    assert (sharded["masters"], sharded["optimizer"]) == (4 * trained // 8, 8 * trained // 8)
+    assert all(sharded[part] == whole[part] for part in whole.keys() - {"body", "masters", "optimizer"})
+    nf4 = [memory_of(sizes, replace(demand, precision="nf4", shards=n))["body"] for n in (1, 8)]
+    assert nf4[1] < nf4[0] / 4  # the scales are in every process
+    offloaded = replace(demand, offload=True)
+    assert sum(whole.values()) - sum(memory_of(sizes, offloaded).values()) == 12 * trained - OFFLOAD_BYTES
+    assert host_bytes(sizes, offloaded) == 12 * trained == 8 * host_bytes(sizes, replace(offloaded, shards=8))
+    assert host_bytes(sizes, demand) == 0
+    changes = Choice(1, True, "bf16").changes(Choice(1, True, "bf16", offload=True, processes=8))
+    assert settings_of(changes) == "offload=optimizer, 8 processes and --shard"
+
+
 def outline(tmp_path: Path, english) -> Path:
     """Write a training of Llama-3.1-8B of which only config and tokenizer are there; return its configuration."""
     path = training.write_setting(
@@ -109,9 +130,13 @@ def test_dry_run_needs_no_weights_and_says_what_to_change(tmp_path: Path, englis
     # without a size for the micro batch and checkpointing, the smallest is tried
     assert not found["fits"] and found["micro_batch"] == 1 and found["activation_checkpointing"]
     assert found["changes"] == {"precision": "int8"} and found["memory_with_changes"] < 12 * GB
-    others = {(e["precision"], e["rows"]): e["bytes"] for e in found["memory_with_one_block"]}
+    entries = found["memory_with_one_block"]
+    others = {(e["precision"], e["rows"]): e["bytes"] for e in entries if e["processes"] == 1 and not e["offload"]}
     assert others["nf4", "new"] < others["int8", "new"] == found["memory_with_changes"] < others["bf16", "new"]
     assert others["bf16", "all"] > others["bf16", "new"] == found["memory"]["total"]
+    places = {(e["processes"], e["offload"]) for e in entries if e["precision"] == "nf4"}
+    assert places == {(1, False), (1, True), (2, False), (4, False), (8, False), (8, True)}
+    assert {e["processes"] for e in entries if e["precision"] == "int8"} == {1}  # it cannot be sharded
     changed = dry("--set", "precision=int8")
     assert changed["fits"] and found["memory_with_changes"] <= changed["memory"]["total"] <= 12 * GB
     roomy = dry("--memory", "80GB")

@@ -120,6 +120,8 @@ tokenization/build
 training/sources
 training/config
 training/events
+training/group
+training/optimizer
 training/tables
 training/templates
 training/quantized
@@ -135,6 +137,7 @@ training/batch
 training/blocks
 training/transform
 training/lora
+training/sharding
 training/body
 training/teacher
 training/distill
@@ -148,6 +151,7 @@ training/loop
 training/output
 training/trained
 training/processes
+training/session
 training/run
 training/probe
 comparison/darumeru

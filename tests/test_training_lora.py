@@ -109,14 +109,14 @@ def plain_loop(session, learner, *, steps: int):
 def test_steps_equal_a_plain_loop_with_peft(tmp_path: Path, english, objective, tied, train, layers) -> None:
     options = {"tied": tied, "train": train, "max_tokens": 2000, "lora": {**LORA, "layers": layers}}
     session = training.session_of(WRITERS[objective](tmp_path, english, **options))
-    start = {key: matrix.detach().clone() for key, matrix in session.learner(1e-2).parameters.items()}
+    start = {key: part.parameter.detach().clone() for key, part in session.learner(1e-2).trainables.items()}
     tables, matrices = plain_loop(session, session.learner(1e-2), steps=STEPS)
     learner, losses = training.stepped(session, steps=STEPS)
     assert losses[-1] < losses[0]
-    assert learner.parameters.keys() == start.keys() == tables.keys() | matrices.keys()
+    assert learner.trainables.keys() == start.keys() == tables.keys() | matrices.keys()
     for key, matrix in matrices.items():
         moved = (matrix - start[key]).abs().max()
-        assert moved > 1e-3 and (learner.parameters[key] - matrix).abs().max() <= 2e-3 * moved, key
+        assert moved > 1e-3 and (learner.trainables[key].parameter - matrix).abs().max() <= 2e-3 * moved, key
     for role, table in tables.items():
         moved = (table - session.setting.start.table(role).rows().float()).abs().max()
         assert moved > 1e-3 and (learner.tables[role].table_VD - table).abs().max() <= 2e-3 * moved, role
@@ -177,9 +177,9 @@ def test_a_teacher_of_the_same_body_does_not_move(tmp_path: Path, english, check
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[0], before[1]) and (after[1] - before[1]).abs().max() > 1e-2
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, hidden(), strict=True))  # no dropout at rest
-    moved = {key: matrix.detach().clone() for key, matrix in learner.parameters.items()}
+    moved = {key: part.parameter.detach().clone() for key, part in learner.trainables.items()}
     again, _ = training.stepped(session, steps=3)  # a new learner begins with a new adapter
-    assert all(torch.equal(matrix, moved[key]) for key, matrix in again.parameters.items())
+    assert all(torch.equal(part.parameter, moved[key]) for key, part in again.trainables.items())
 
 
 def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path: Path, english) -> None:
@@ -271,7 +271,7 @@ def test_the_matrices_are_float32_whatever_the_body_is(tmp_path: Path, english, 
     path = training.write_setting(tmp_path, english, **options)
     _, exact = training.stepped(training.session_of(path), steps=3)
     session = training.session_of(path, f"precision={{body: {precision}}}")
-    before = {key: matrix.detach().clone() for key, matrix in session.learner(1e-4).parameters.items()}
+    before = {key: part.parameter.detach().clone() for key, part in session.learner(1e-4).trainables.items()}
     learner, losses = training.stepped(session, steps=3)
     assert losses == pytest.approx(exact, rel=5e-3)
     assert len(learner.body.adapter.parameters) == 2 * 14

@@ -8,7 +8,7 @@ import torch
 import training
 
 from lepmerge.training.loop import Track
-from lepmerge.training.run import Session
+from lepmerge.training.session import Session
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs lepmerge[quant]")
 

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from lepmerge.training.config import TrainConfig, load_train_config
 from lepmerge.training.events import ignore
+from lepmerge.training.group import Group
 from lepmerge.training.held_out import held_out_texts
-from lepmerge.training.learner import Group, Learner, num_steps
+from lepmerge.training.learner import Learner, num_steps
 from lepmerge.training.loop import StopSignal
-from lepmerge.training.run import Session, open_session
+from lepmerge.training.session import Session, open_session
 from lepmerge.training.setting import Setting, prepare
 
 CPU = torch.device("cpu")

@@ -83,10 +83,11 @@ def _show_memory(found: dict[str, Any]) -> None:
     others = found["memory_with_one_block"]
     columns = list(dict.fromkeys((entry["processes"], entry["offload"]) for entry in others))
     lines = list(dict.fromkeys((entry["precision"], entry["rows"]) for entry in others))
-    sizes = {(e["precision"], e["rows"], e["processes"], e["offload"]): human_bytes(e["bytes"]) for e in others}
+    of = {(e["precision"], e["rows"], e["processes"], e["offload"]): human_bytes(e["bytes"]) for e in others}
     click.echo("memory per device with one block per forward pass:")
     header = ["precision", "rows", *(_heading(*column) for column in columns)]
-    click.echo(table([[*line, *(sizes[(*line, *column)] for column in columns)] for line in lines], header=header))
+    lines = [[*line, *(of.get((*line, *column), "–") for column in columns)] for line in lines]
+    click.echo(table(lines, header=header))
 
 
 def _heading(processes: int, offload: bool) -> str:

@@ -37,6 +37,9 @@ from lepmerge.commands.logs import show_started
               help="Discard an unfinished training of another configuration at the same output.")  # fmt: skip
 @click.option("--log-with", "trackers", multiple=True, metavar="TRACKER",
               help="Log metrics to this tracker of accelerate: tensorboard, wandb, … Repeatable.")  # fmt: skip
+@click.option("--shard", is_flag=True,
+              help="Share out the body, the float32 masters and the optimizer states over the processes of `accelerate "
+              "launch` (FSDP2).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of text.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def train(
@@ -51,6 +54,7 @@ def train(
     overwrite: bool,
     restart: bool,
     trackers: tuple[str, ...],
+    shard: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -62,7 +66,7 @@ def train(
     \b
     Example:
       lepmerge train mistral-7b-ru.train.yaml --set batch_size=64
-      accelerate launch -m lepmerge train mistral-7b-ru.train.yaml
+      accelerate launch -m lepmerge train mistral-7b-ru.train.yaml --shard
     """
     from lepmerge.training.config import load_train_config
 
@@ -83,7 +87,7 @@ def train(
         return
     report = run_training(
         loaded, device=chosen, memory=memory, compile=compile, overwrite=overwrite, restart=restart, trackers=trackers,
-        quiet=quiet or as_json,
+        shard=shard, quiet=quiet or as_json,
     )  # fmt: skip
     if report is None:  # not the main process, which prints the report
         return
@@ -106,6 +110,7 @@ def run_training(
     overwrite: bool = False,
     restart: bool = False,
     trackers: tuple[str, ...] = (),
+    shard: bool = False,
 ) -> dict[str, Any] | None:
     """Train with a progress bar. Return the report in the main process, None in the others."""
     from transformers.utils.logging import disable_progress_bar
@@ -117,10 +122,10 @@ def run_training(
     from lepmerge.training.run import train as train_embeddings
 
     disable_progress_bar()
-    processes = Processes(device, trackers)
+    processes = Processes(device, trackers, shard=shard)
     processes.track(config)
     is_main = processes.group.rank == 0
-    with training_progress(quiet or not is_main) as show:
+    with processes.noticing_losses(), training_progress(quiet or not is_main) as show:
 
         def on_event(event: TrainingEvent) -> None:
             show(event)
@@ -185,7 +190,7 @@ def _write_full(config: Any, folder: Path, device: str, overwrite: bool, quiet: 
 
 def _probed(config: Any, steps: int, device: Any, memory: int | None, quiet: bool) -> list[dict[str, Any]]:
     from lepmerge.commands.training_progress import training_progress
-    from lepmerge.training.learner import Group
+    from lepmerge.training.group import Group
     from lepmerge.training.probe import probe
 
     with training_progress(quiet) as on_event:

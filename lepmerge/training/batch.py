@@ -3,12 +3,13 @@
 Legend: B rows of a batch, L tokens per row of the model, T tokens per row of the teacher, P pairs of tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from lepmerge.training.lessons import Lessons
+from lepmerge.training.loss import IGNORED
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Batch:
     position_BL: torch.Tensor
     label_BL: torch.Tensor
     lesson: "Lesson | None" = None
+
+    def without_loss(self) -> "Batch":
+        """Return the same inputs, such that nothing is learned from them."""
+        lesson = self.lesson and replace(self.lesson, weight_P=torch.zeros_like(self.lesson.weight_P))
+        return replace(self, label_BL=torch.full_like(self.label_BL, IGNORED), lesson=lesson)
 
     def to(self, device: torch.device) -> "Batch":
         if device.type != "cuda":

@@ -6,6 +6,7 @@ Legend: B rows of a batch, L tokens in a row, V rows of a table, D width.
 import importlib.metadata
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 
 from lepmerge.errors import CheckpointError
 from lepmerge.training.config import BodyPrecision, Lora
+from lepmerge.training.group import Group
 from lepmerge.training.loader import load_network, skeleton, text_model, translated
 from lepmerge.training.lora import Adapter
 from lepmerge.training.loss import LogitTransform
+from lepmerge.training.sharding import shard
 from lepmerge.training.transform import measured_scale, measured_transform, require_single_table
 
 CLOSE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -83,15 +86,17 @@ def load_body(
     lora: Lora | None = None,
     precision: BodyPrecision | None = None,
     activation_checkpointing: bool = False,
+    group: Group | None = None,
 ) -> Body:
     """Load the body of the model in a folder. num_rows: number of rows of the embedding tables to train.
 
-    lora: add this adapter to the body.
+    lora: add this adapter to the body. group: shard the body over these processes, if they share it out.
 
     Raises:
         CheckpointError: transformers cannot load it, or its forward pass does more than embedding, body and head.
     """
-    network = load_network(folder, name="model", dtype=dtype, device=device, precision=precision)
+    place = partial(shard, group=group) if group is not None and group.sharded else None
+    network = load_network(folder, name="model", dtype=dtype, device=device, precision=precision, place=place)
     body = Body(network, isolated=isolated, lora=lora)
     _check_bias(body.transform, num_rows)
     if activation_checkpointing:

@@ -143,6 +143,9 @@ class TrainConfig(Strict):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, about a third more time. `auto`: only if the training
     would not fit the memory of its GPU otherwise."""
+    offload: Literal["optimizer"] | None = None
+    """`optimizer`: keep the float32 masters and the optimizer states of the tables in the memory of the host, and
+    update them on the device block by block. The result is exactly the same, and each step takes longer."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of the blocks."""
     evaluate: Evaluation | None = None
@@ -225,9 +228,9 @@ class TrainConfig(Strict):
     def plain(self) -> dict[str, Any]:
         """Return every setting that decides what is learned, as plain values.
 
-        `micro_batch` and `activation_checkpointing` are left out: at most they change rounding.
+        `micro_batch`, `activation_checkpointing` and `offload` are left out: at most they change rounding.
         """
-        how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing"}
+        how = {"output", "checkpoint_every", "micro_batch", "activation_checkpointing", "offload"}
         return {**self.model_dump(mode="json", exclude=how), "precision": self.precision.body}
 
 

@@ -18,14 +18,15 @@ from lepmerge.training.distill import divergence_chunk
 from lepmerge.training.lora import Adapter
 from lepmerge.training.memory import Demand, Sizes, host_bytes, memory_of
 from lepmerge.training.setting import Setting
+from lepmerge.training.sharding import can_shard
 from lepmerge.training.tables import new_rows
 from lepmerge.training.teacher import alike
 
 AUTO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens per micro batch if it is chosen automatically and memory allows it. More do not make a step faster."""
 PRECISIONS: tuple[BodyPrecision, ...] = ("fp32", "bf16", "int8", "nf4")
-OFFLOADS = (False,)
-PROCESSES = (1,)
+PLACES = ((1, False), (1, True), (2, False), (4, False), (8, False), (8, True))
+"""The choices of an estimate: processes that share out the training, and whether the optimizer is on the host."""
 COST = {"micro_batch": 1, "activation_checkpointing": 2, "precision": 4, "offload": 8, "rows": 16, "processes": 32}
 """Weights by which the proposed changes are ranked: first speed, then precision, then what is learned, then devices."""
 
@@ -91,7 +92,13 @@ class Fitting:
         else:
             batches = [min(config.micro_batch, config.batch_size)]
         choices = [
-            Choice(micro, recompute, config.precision.body, processes=self.processes)
+            Choice(
+                micro,
+                recompute,
+                config.precision.body,
+                offload=config.offload is not None,
+                processes=self.processes,
+            )
             for recompute in checkpointing
             for micro in batches
         ]
@@ -108,7 +115,10 @@ class Fitting:
         models = (setting.base, setting.start, setting.teacher)
         parts["process"] += sum(v.num_bytes for v in {id(m.vocabulary): m.vocabulary for m in models if m}.values())
         # transformers maps the files and copies them; quantizing reads bfloat16
-        read = self.sizes.body + sum(prod(setting.base.table(role).shape) for role in setting.base.tables)
+        read = sum(prod(setting.base.table(role).shape) for role in setting.base.tables)
+        is_converted = setting.base.table(INPUT).dtype.itemsize != demand.itemsize
+        # the pages of a layer are dropped when it was sharded
+        read += self.sizes.layer if demand.shards > 1 and not is_converted else self.sizes.body
         loading = parts["process"] + parts["body"] + demand.itemsize * read
         return parts | {"loading": max(0, loading - sum(parts.values()))}
 
@@ -131,7 +141,8 @@ class Fitting:
         one = replace(chosen, micro_batch=1)
         others = [
             replace(one, precision=precision, rows=rows, offload=offload, processes=processes)
-            for precision, rows, offload, processes in product(PRECISIONS, self._rows, OFFLOADS, PROCESSES)
+            for precision, rows, (processes, offload) in product(PRECISIONS, self._rows, PLACES)
+            if can_shard(precision) or processes == 1
         ]
         found: dict[str, Any] = {
             "memory": {**self.parts(chosen), "total": self.total(chosen)},
@@ -179,10 +190,14 @@ class Fitting:
     def _choices(self, start: Choice) -> Iterator[Choice]:
         rows = ("", "new") if "new" in self._rows and self.setting.config.train.rows == "all" else ("",)
         now = PRECISIONS.index(start.precision)
-        for micro, checkpointing, precision, row, offload, processes in product(
-            {start.micro_batch, 1}, {start.checkpointing, True}, PRECISIONS[now:], rows, OFFLOADS, PROCESSES
+        for micro, checkpointing, precision, row, (processes, offload) in product(
+            {start.micro_batch, 1}, {start.checkpointing, True}, PRECISIONS[now:], rows, PLACES
         ):
-            yield Choice(micro, checkpointing, precision, row, offload, max(processes, start.processes))
+            choice = Choice(
+                micro, checkpointing, precision, row, offload or start.offload, max(processes, start.processes)
+            )
+            if can_shard(precision) or choice.processes == 1:
+                yield choice
 
     def _demand(self, choice: Choice) -> Demand:
         setting = self.setting

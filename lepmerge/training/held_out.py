@@ -67,7 +67,7 @@ def bits_per_byte(learner: Learner, held_out: Mapping[str, HeldOut]) -> dict[str
 def _bits(learner: Learner, texts: tuple[tuple[int, ...], ...]) -> float:
     group = learner.group
     total = torch.zeros((), dtype=torch.float64, device=group.device)
-    for rows in group.share(list(_batches(texts))):
+    for (rows,), counts in group.turns(list(_batches(texts))):
         length = len(rows[-1])
         id_BL = torch.zeros(len(rows), length, dtype=torch.int64)
         label_BL = torch.full_like(id_BL, IGNORED)
@@ -78,14 +78,15 @@ def _bits(learner: Learner, texts: tuple[tuple[int, ...], ...]) -> float:
         id_BL, label_BL = id_BL.to(group.device), label_BL.to(group.device)
         hidden_BLD = learner.body(learner.body.embed(learner.input.table_VD, id_BL))
         hidden_ND, label_N = hidden_BLD.flatten(0, 1), label_BL.flatten()
-        total += linear_cross_entropy(
+        entropy, _ = linear_cross_entropy(
             hidden_ND,
             learner.output.table_VD,
             label_N,
             scale=1.0,
             transform=learner.body.transform,
             needs_hidden=False,
-        )[0]
+        )
+        total += entropy if counts else 0
     return float(group.sum(total)) / math.log(2)
 
 

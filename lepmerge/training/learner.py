@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 
 from lepmerge.models.model import INPUT, OUTPUT
 from lepmerge.tensors import ahead
@@ -20,34 +19,12 @@ from lepmerge.training.blocks import Blocks, digest_seed
 from lepmerge.training.body import Body
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.distill import head_divergence
+from lepmerge.training.group import Group
 from lepmerge.training.loss import linear_cross_entropy
+from lepmerge.training.optimizer import AdamW, Trainable
 from lepmerge.training.setting import Setting
 from lepmerge.training.tables import TrainedTable
 from lepmerge.training.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Group:
-    """The process group of a training: the rank of this process, the number of processes, the device."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over the processes, in place."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def wait(self) -> None:
-        """Wait until every process has called this."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    def share(self, items: Sequence) -> Sequence:
-        """Return the part of a list that this process has to work on."""
-        return items[self.rank :: self.size]
 
 
 @dataclass(frozen=True)
@@ -63,7 +40,7 @@ class StepResult:
 class Learner:
     """The body, tables and optimizer of a training at one learning rate.
 
-    parameters: name → what is trained. A new learner resets the adapter of the body.
+    trainables: name → what is trained. A new learner resets the adapter of the body.
     """
 
     def __init__(
@@ -81,21 +58,23 @@ class Learner:
         self.body, self.blocks, self.group, self.teacher = body, blocks, group, teacher
         self.rate, self.steps = rate, steps
         dtype = torch.float32 if setting.config.is_float32 else torch.bfloat16
+        offload = setting.config.offload == "optimizer"
         self.tables = {
-            role: TrainedTable.of(setting.start.table(role), rows, dtype=dtype, device=group.device)
+            role: TrainedTable.of(setting.start.table(role), rows, dtype=dtype, group=group, offload=offload)
             for role, rows in setting.rows.items()
         }
-        self.parameters = {role: table.master_RD for role, table in self.tables.items() if table.is_trained}
+        self.trainables = {
+            role: Trainable.of(table.master_RD, table.grad_RD[table.own_rows.start : table.own_rows.stop])
+            for role, table in self.tables.items()
+            if table.grad_RD is not None
+        }
         if body.adapter is not None:
             body.adapter.reset(self.config.seed)
-            self.parameters |= body.adapter.parameters
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=rate,
-            betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
+            self.trainables |= {
+                name: Trainable.of(parameter, _gradient_of(parameter))
+                for name, parameter in body.adapter.parameters.items()
+            }
+        self.optimizer = AdamW(self.config.betas, self.config.weight_decay)
         self._order: dict[int, torch.Tensor] = {}
 
     @property
@@ -126,31 +105,48 @@ class Learner:
         # the micro batch and any number of processes.
         totals = self.blocks.totals(places)
         sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
-        mine = self.group.share(places)
-        starts = range(0, len(mine), micro_batch)
-        batches = ahead(self.blocks.batch(mine[s : s + micro_batch]).to(self.group.device) for s in starts)
+        turns = self.group.turns(places, micro_batch)
+        batches = ahead(self._batch(part, counts).to(self.group.device) for part, counts in turns)
         for index, batch in enumerate(batches):
             between()
             with self._dropping(number, index):
                 sums += self.accumulate(batch, totals)
         self.group.sum(sums)
-        for parameter in self.parameters.values():
-            assert parameter.grad is not None
-            self.group.sum(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm or math.inf)
+        norm = self._clipped_norm()
         cross_entropy, divergence = (sums / sums.new_tensor(totals.divisors)).tolist()
         terms = {} if self.teacher is None else {"cross_entropy": cross_entropy, "divergence": divergence}
         loss = cross_entropy + self.config.distill.weight * divergence
         result = StepResult(loss, float(norm), totals.num_labels, terms)
         # An update with NaN would ruin the parameters. Without it they stay good, and the caller reports the step.
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            for options in self.optimizer.param_groups:
-                options["lr"] = self.learning_rate(number)
-            self.optimizer.step()
+            self.optimizer.step(self.trainables, rate=self.learning_rate(number), number=number)
             for table in self.tables.values():
                 table.update()
         self.forget_gradients()
         return result
+
+    def _batch(self, places: Sequence[list[int]], counts: bool) -> Batch:
+        batch = self.blocks.batch(places)
+        return batch if counts else batch.without_loss()
+
+    def _clipped_norm(self) -> torch.Tensor:
+        """Sum the gradients over the processes and clip them. Return their norm before clipping."""
+        for table in self.tables.values():
+            if table.grad_RD is not None:
+                self.group.reduce_rows(table.grad_RD)
+        square = torch.zeros((), device=self.group.device)
+        for name, trainable in self.trainables.items():
+            if name not in self.tables:
+                self.group.sum(trainable.gradient)
+            # a sharded table has a part of the norm in each process, an adapter has the same norm in all
+            if name in self.tables or self.group.rank == 0 or not self.group.sharded:
+                square += torch.linalg.vector_norm(trainable.gradient) ** 2
+        norm = (self.group.sum(square) if self.group.sharded else square).sqrt()
+        if self.config.max_grad_norm is not None:
+            factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+            for trainable in self.trainables.values():
+                trainable.gradient.mul_(factor)
+        return norm
 
     def _dropping(self, step: int, micro_batch: int) -> AbstractContextManager[None]:
         """Return a context with the dropout of the adapter. What is dropped depends only on the seed and the place."""
@@ -173,7 +169,7 @@ class Learner:
             scale=1 / totals.divisors[0],
             transform=self.body.transform,
             grad_RD=self.output.grad_RD,
-            first_row=self.output.first_row,
+            first_row=self.output.rows.start,
             needs_hidden=needs_hidden,
         )
         divergence = torch.zeros_like(cross_entropy)
@@ -202,9 +198,11 @@ class Learner:
         )
 
     def forget_gradients(self) -> None:
-        for parameter in self.parameters.values():
-            assert parameter.grad is not None
-            parameter.grad.zero_()
+        for table in self.tables.values():
+            if table.grad_RD is not None:
+                table.grad_RD.zero_()
+        for trainable in self.trainables.values():
+            trainable.gradient.zero_()
 
     def places(self, number: int) -> list[list[int]]:
         """Return the (source, block) of every block of a step. An epoch may end within a step."""
@@ -215,6 +213,11 @@ class Learner:
         self._order = {epoch: self._order[epoch] if epoch in self._order else self.blocks.order(epoch)
                        for epoch in epochs}  # fmt: skip
         return [self._order[place // size][place % size].tolist() for place in range(first, last)]
+
+
+def _gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def num_blocks_in_all(config: TrainConfig, blocks: Blocks) -> int:

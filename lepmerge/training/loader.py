@@ -31,11 +31,13 @@ def load_network(
     device: torch.device,
     precision: BodyPrecision | None = None,
     merged: Model | None = None,
+    place: Callable[[Any], None] | None = None,
 ) -> Any:
     """Load the transformers model of a folder on a device, frozen. dtype None keeps the stored data type.
 
     precision: `int8` or `nf4` quantizes its linear layers, except the head, which stays in `dtype`. merged: take the
     tensors and the config of this model, which was made from that of the folder, instead of the stored ones.
+    place: another way to move the network to its device.
     Of a multimodal model, only the text model and the head are kept; images and sound are not supported.
 
     Raises:
@@ -57,12 +59,14 @@ def load_network(
         _drop_other_towers(network)
         _check_complete(network, found["missing_keys"])
         quantized = getattr(network, "quantization_method", None) is not None
-        return network if quantized and network.device == device else network.to(device)
+        return network if place or quantized and network.device == device else network.to(device)
 
     with quiet_transformers():
         network: Any = translated(loaded, f"{name}: transformers cannot load {folder}")
     network.requires_grad_(False).eval()
     prepare_quantized(network)
+    if place is not None:
+        translated(lambda: place(network), f"{name}: transformers cannot load {folder}")
     logits = translated(lambda: _logits_of_pairs(network), f"{name}: transformers cannot run {folder} on {device}")
     _check_causal(logits, name=name, architecture=type(network).__name__)
     return network
@@ -165,13 +169,13 @@ def _drop_other_towers(network: Any) -> None:
                 setattr(base, name, None)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a sharded body keeps the memory into which its weights are gathered
 def _logits_of_pairs(network: Any) -> torch.Tensor:
     """Return the logits of the first token of (0, 1) and of (0, 2).
 
     Quantized weights also load on devices that cannot compute with them, so this is tried at once.
     """
-    id_BL = torch.tensor([[0, 1], [0, 2]], device=network.device)
+    id_BL = torch.tensor([[0, 1], [0, 2]], device=network.get_input_embeddings().weight.device)
     return network(input_ids=id_BL, use_cache=False).logits[:, 0]
 
 

@@ -23,8 +23,9 @@ import torch
 
 from lepmerge.errors import Stopped, TrainingError
 from lepmerge.training.events import Note, OnEvent, StepDone
+from lepmerge.training.group import Group
 from lepmerge.training.held_out import HeldOut, bits_per_byte
-from lepmerge.training.learner import Group, Learner, StepResult
+from lepmerge.training.learner import Learner, StepResult
 from lepmerge.training.state import Position, load_checkpoint, save_checkpoint
 
 WINDOW = 10
@@ -167,8 +168,7 @@ def run_steps(
             stop.check_together(learner.group)
             result, micro_batch = _step(learner, step, micro_batch, stop, on_event)
         except Stopped:
-            if is_main:
-                save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
+            save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             raise stop.error(f"stopped after step {step} of {until}; the same command continues from there") from None
         step += 1
         history.add(result)
@@ -179,7 +179,7 @@ def run_steps(
         _append(track.metrics, done.metrics(), is_main)
         _append(track.speed, done.speed(), is_main)
         on_event(done)
-        if is_main and (step % config.checkpoint_every == 0 or step == until):
+        if step % config.checkpoint_every == 0 or step == until:
             save_checkpoint(track.checkpoint, learner, Position(step, micro_batch, _size(track.metrics)))
             saved = step
 
@@ -207,10 +207,12 @@ def _step(learner: Learner, step: int, micro_batch: int, stop: StopSignal, on_ev
         learner.forget_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if micro_batch == 1:
+        if micro_batch == 1 or learner.group.sharded:  # sharded, the other processes wait for this one's weights
+            blocks = f"{micro_batch} blocks" if micro_batch > 1 else "a single block"
+            smaller = "a smaller micro_batch or block_size" if micro_batch > 1 else "a smaller block_size"
             raise TrainingError(
-                f"out of memory with a single block of {learner.config.block_size} tokens ({problem}): a smaller "
-                f"block_size, train.rows: new, or activation_checkpointing: true need less"
+                f"out of memory with {blocks} of {learner.config.block_size} tokens ({problem}): {smaller}, "
+                f"train.rows: new, or activation_checkpointing: true need less"
             )
         micro_batch = (micro_batch + 1) // 2
         on_event(Note(f"out of memory: micro_batch is now {micro_batch}"))

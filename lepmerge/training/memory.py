@@ -106,12 +106,13 @@ def memory_of(sizes: Sizes, demand: Demand) -> dict[str, int]:
     """Return the memory of a process by part, in bytes: on a GPU its device memory, on a CPU its resident memory."""
     size, trained = demand.itemsize, demand.trained * sizes.width
     rows = demand.num_rows * demand.num_tables * sizes.width
-    # float32 tables that are neither sharded nor offloaded are their own masters
-    masters = 0 if size == 4 and demand.shards == 1 and not demand.offload else 4 * trained
+    # float32 tables are their own masters, unless the masters are on the host
+    masters = 0 if size == 4 and not demand.offload else 4 * trained
     states = {"masters": masters // demand.shards, "optimizer": 8 * trained // demand.shards}
     if demand.offload and demand.device != "cpu":
         states = {"masters": 0, "optimizer": min(OFFLOAD_BYTES, 12 * trained)}
-    gathered = 2 * size * sizes.layer if demand.shards > 1 else 0
+    layer = WEIGHT_BYTES["nf4"] if demand.precision == "nf4" else size
+    gathered = int(2 * layer * sizes.layer) if demand.shards > 1 else 0
     quantized = demand.precision in ("int8", "nf4")
     chunk = chunk_length(demand.num_rows, torch.device(demand.device), size)
     adapter_inputs = demand.adapter_inputs / (sizes.layers if demand.checkpointing else 1)
@@ -120,7 +121,7 @@ def memory_of(sizes: Sizes, demand: Demand) -> dict[str, int]:
     return {
         "process": PROCESS_BYTES.get(demand.device, 0)
         + (PEFT_BYTES if demand.adapter and demand.device == "cpu" else 0),
-        "body": body_bytes(sizes, demand.precision) // demand.shards + gathered,
+        "body": body_bytes(sizes, demand.precision, demand.shards) + gathered,
         "tables": size * rows,
         "masters": states["masters"],
         "gradients": 4 * trained,
@@ -132,14 +133,19 @@ def memory_of(sizes: Sizes, demand: Demand) -> dict[str, int]:
     }
 
 
-def body_bytes(sizes: Sizes, precision: BodyPrecision) -> int:
-    """Return the bytes of the frozen body. Only its linear layers are quantized."""
-    return int(sizes.linear * WEIGHT_BYTES[precision] + sizes.other * (4 if precision == "fp32" else 2))
+def body_bytes(sizes: Sizes, precision: BodyPrecision, shards: int = 1) -> int:
+    """Return the bytes of the frozen body in a process. Only its linear layers are quantized.
+
+    The scales of nf4 are no parameters, so every process keeps all of them.
+    """
+    scales = (WEIGHT_BYTES["nf4"] - 0.5) * sizes.linear if precision == "nf4" else 0
+    weights = sizes.linear * WEIGHT_BYTES[precision] - scales + sizes.other * (4 if precision == "fp32" else 2)
+    return int(weights / shards + scales)
 
 
 def host_bytes(sizes: Sizes, demand: Demand) -> int:
-    """Return the memory of the host that `offload: optimizer` uses: masters and both moments in float32."""
-    return 12 * demand.trained * sizes.width if demand.offload else 0
+    """Return the memory of the host that `offload: optimizer` uses per process: float32 masters and both moments."""
+    return 12 * demand.trained * sizes.width // demand.shards if demand.offload else 0
 
 
 def _kept(sizes: Sizes, demand: Demand) -> float:

@@ -31,6 +31,7 @@ from lepmerge.training.config import TrainConfig
 from lepmerge.training.learner import Learner
 from lepmerge.training.loop import Track
 from lepmerge.training.setting import Setting
+from lepmerge.training.state import masters_in
 from lepmerge.version import __version__
 
 REPORT, METRICS, SPEED, CURVES, CARD = "lepmerge_train.json", "metrics.jsonl", "speed.jsonl", "curves.png", "README.md"
@@ -43,7 +44,7 @@ def write_output(
 ) -> None:
     """Write the finished files into the staging folder."""
     adapter = learner.body.adapter
-    staging.write_file(EMBEDDINGS if adapter is None else WEIGHTS, _weights_writer(setting, learner))
+    staging.write_file(EMBEDDINGS if adapter is None else WEIGHTS, _weights_writer(setting, learner, track))
     lines = track.lines()
     report = report_of(setting, learner, lines, sweep)
     files: dict[str, bytes | Path] = dict(carried_files(setting.base, setting.start, dtype=None))
@@ -258,22 +259,23 @@ def _table_keys(setting: Setting, learner: Learner) -> dict[str, str]:
     return adapter.table_keys([role for role, rows in setting.rows.items() if rows or is_new], tied=start.tied)
 
 
-def _weights_writer(setting: Setting, learner: Learner) -> Callable[[int], dict[str, Any]]:
+def _weights_writer(setting: Setting, learner: Learner, track: Track) -> Callable[[int], dict[str, Any]]:
     matrices = learner.body.adapter.parameters if learner.body.adapter else {}
-    tables = {
-        key: (learner.tables[role], setting.start.table(role)) for key, role in _table_keys(setting, learner).items()
-    }
+    roles = _table_keys(setting, learner)
+    tables = {key: setting.start.table(role) for key, role in roles.items()}
     shapes = {key: (DTYPE_NAMES[matrix.dtype], tuple(matrix.shape)) for key, matrix in matrices.items()}
-    shapes |= {key: (DTYPE_NAMES[stored.dtype], tuple(stored.shape)) for key, (_, stored) in tables.items()}
+    shapes |= {key: (DTYPE_NAMES[stored.dtype], tuple(stored.shape)) for key, stored in tables.items()}
 
     def write(descriptor: int) -> dict[str, Any]:
         write_all(descriptor, build_header(shapes, {"format": "pt"}).encoded)
         for matrix in matrices.values():
             write_all(descriptor, to_bytes(matrix.detach()))
-        for trained, stored in tables.values():
+        for role in roles.values():
+            trained, stored = learner.tables[role], setting.start.table(role)
+            masters = masters_in(track.checkpoint, role) if trained.is_trained else None
             workspace = workspace_for(stored)
             for block in blocks(stored):
-                write_all(descriptor, to_bytes(trained.final_rows(block, stored, workspace)))
+                write_all(descriptor, to_bytes(trained.final_rows(block, stored, workspace, masters)))
         return {}
 
     return write

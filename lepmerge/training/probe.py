@@ -8,10 +8,10 @@ from lepmerge.computation.inits import INITS
 from lepmerge.errors import RecipeError
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import Note, OnEvent
+from lepmerge.training.group import Group
 from lepmerge.training.held_out import held_out_texts
-from lepmerge.training.learner import Group
 from lepmerge.training.loop import StopSignal, Track
-from lepmerge.training.run import fitted, open_session
+from lepmerge.training.session import fitted, open_session
 from lepmerge.training.setting import prepare
 
 PROBED_RATES = (2e-5, 5e-5, 1e-4, 2e-4)

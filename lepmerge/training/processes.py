@@ -1,7 +1,9 @@
 """The processes of one training, as started by `accelerate launch`, and accelerate's trackers."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,21 +11,54 @@ import torch
 from lepmerge.errors import TrainingError
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import StepDone, TrainingEvent
-from lepmerge.training.learner import Group
+from lepmerge.training.group import Group
+
+LOST = re.compile(r"connection|gloo|nccl|broken pipe|timed? ?out|socket|store", re.IGNORECASE)
+"""What torch's errors name when a process of the group cannot be reached."""
 
 
 class Processes:
-    """This process and its process group. Without `accelerate launch` it is the only one, on `device`."""
+    """This process and its process group. Without `accelerate launch` it is the only one, on `device`.
 
-    def __init__(self, device: torch.device, trackers: Sequence[str] = ()) -> None:
+    shard: let the processes share out the body, the masters and the states of the optimizer. FSDP in accelerate's own
+    configuration has the same effect.
+
+    Raises:
+        TrainingError: there is only one process to shard over.
+    """
+
+    def __init__(self, device: torch.device, trackers: Sequence[str] = (), *, shard: bool = False) -> None:
         self.group = Group(device)
         self.accelerator: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or trackers:
+        by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if (shard or by_accelerate) and not several:
+            what = "--shard" if shard else "FSDP (in accelerate's configuration)"
+            raise TrainingError(
+                f"{what} needs several processes, and this is the only one: start them with `accelerate launch "
+                f"--num_processes 2 -m lepmerge train …`, or train without sharding"
+            )
+        if several or trackers:
             from accelerate import Accelerator
+            from accelerate.utils import disable_fsdp_ram_efficient_loading
 
+            disable_fsdp_ram_efficient_loading()  # otherwise transformers loads weights in one process only
             self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None)
             state = self.accelerator.state
-            self.group = Group(state.device, state.process_index, state.num_processes)
+            self.group = Group(state.device, state.process_index, state.num_processes, shard or by_accelerate)
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """Turn torch's errors about a process that cannot be reached into a TrainingError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.group.size == 1 or not LOST.search(str(error)):
+                raise
+            raise TrainingError(
+                f"process {self.group.rank} stops: another process of the training has ended, see its error. The same "
+                f"command continues from the last checkpoint, with any number of processes"
+            ) from error
 
     def track(self, config: TrainConfig) -> None:
         """Start the trackers. TensorBoard writes to NAME.logs next to the output folder NAME."""

@@ -10,79 +10,96 @@ import torch
 from lepmerge.errors import VocabularyError
 from lepmerge.models.model import Model
 from lepmerge.tensors import LazyTensor, Workspace, blocks, workspace_for
+from lepmerge.training.group import Group
+from lepmerge.training.optimizer import row_blocks
 from lepmerge.vocabulary.conversion import ADDED, EXACT, build_conversion
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class TrainedTable:
-    """A table whose rows first_row … first_row + R are trained.
+    """A table of which a range of rows is trained, R rows. A frozen table has no trained rows.
 
-    table_VD is used for computing and has the precision of the model. master_RD is the parameter: the trained rows in
-    float32. If the table is float32 too, both share memory. Otherwise the masters are rounded into the table after
-    every step. Rows outside the range are never written. Gradients are added to master_RD.grad. A frozen table has no
-    trained rows.
+    table_VD is used for computing and has the precision of the model. master_RD is the parameter: those of the trained
+    rows that this process owns, in float32. It shares the memory of a float32 table, unless it is kept on the host.
+    Otherwise the masters are rounded into the table after every step. Rows outside the range are never written.
+    grad_RD is the gradient of all trained rows.
     """
 
     table_VD: torch.Tensor
+    rows: range
     master_RD: torch.nn.Parameter
-    first_row: int
+    grad_RD: torch.Tensor | None
+    group: Group
 
     @classmethod
-    def of(cls, tensor: LazyTensor, rows: range, *, dtype: torch.dtype, device: torch.device) -> "TrainedTable":
-        """Read a table in `dtype`. The masters of its trained rows start in float32, before rounding to `dtype`."""
+    def of(
+        cls, tensor: LazyTensor, rows: range, *, dtype: torch.dtype, group: Group, offload: bool = False
+    ) -> "TrainedTable":
+        """Read a table in `dtype`. The masters of its trained rows start in float32, before rounding to `dtype`.
+
+        offload: keep the masters on the host.
+        """
         workspace = workspace_for(tensor)
-        table = torch.empty(tensor.shape, dtype=dtype, device=device)
-        shares_memory = dtype == torch.float32
-        master = table[rows.start : rows.stop]
+        table = torch.empty(tensor.shape, dtype=dtype, device=group.device)
+        part = group.own(len(rows))
+        own = range(rows.start + part.start, rows.start + part.stop)
+        shares_memory = dtype == torch.float32 and not offload
+        master = table[own.start : own.stop]
         if not shares_memory:
-            master = torch.empty(master.shape, dtype=torch.float32, device=device)
+            device = torch.device("cpu") if offload else group.device
+            pinned = offload and group.device.type == "cuda"  # copies to and from a GPU are faster
+            master = torch.empty(master.shape, dtype=torch.float32, device=device, pin_memory=pinned)
         for block in blocks(tensor):
             read = tensor.read(block, workspace)
             table[block.start : block.stop] = read
-            both = range(max(block.start, rows.start), min(block.stop, rows.stop))
+            both = range(max(block.start, own.start), min(block.stop, own.stop))
             if not shares_memory and both:
                 trained = read[both.start - block.start : both.stop - block.start]
-                master[both.start - rows.start : both.stop - rows.start] = trained
-        master_RD = torch.nn.Parameter(master)
-        if rows:
-            master_RD.grad = torch.zeros_like(master)
-        return cls(table, master_RD, rows.start)
-
-    @property
-    def rows(self) -> range:
-        return range(self.first_row, self.first_row + len(self.master_RD))
+                master[both.start - own.start : both.stop - own.start] = trained
+        gradient = torch.zeros(len(rows), table.shape[1], device=group.device) if rows else None
+        return cls(table, rows, torch.nn.Parameter(master), gradient, group)
 
     @property
     def is_trained(self) -> bool:
-        return len(self.master_RD) > 0
+        return len(self.rows) > 0
 
     @property
-    def grad_RD(self) -> torch.Tensor | None:
-        return self.master_RD.grad
+    def own_rows(self) -> range:
+        """The place of master_RD among the trained rows."""
+        return self.group.own(len(self.rows))
 
     def add_gradient(self, id_N: torch.Tensor, grad_ND: torch.Tensor) -> None:
         """Add the gradients of looked-up rows to the gradient of the trained rows."""
-        place_N = id_N - self.first_row
-        if len(self.master_RD) < len(self.table_VD):
-            chosen = ((place_N >= 0) & (place_N < len(self.master_RD))).nonzero().squeeze(1)
+        place_N = id_N - self.rows.start
+        if len(self.rows) < len(self.table_VD):
+            chosen = ((place_N >= 0) & (place_N < len(self.rows))).nonzero().squeeze(1)
             place_N, grad_ND = place_N[chosen], grad_ND[chosen]
         assert self.grad_RD is not None
         self.grad_RD.index_add_(0, place_N, grad_ND.to(self.grad_RD.dtype))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Round the masters into the table."""
-        if self.table_VD.dtype != torch.float32:
-            self.table_VD[self.first_row : self.first_row + len(self.master_RD)] = self.master_RD
+        """Round the masters of all processes into the table."""
+        trained_RD = self.table_VD[self.rows.start : self.rows.stop]
+        own_RD = trained_RD[self.own_rows.start : self.own_rows.stop]
+        if own_RD.data_ptr() != self.master_RD.data_ptr():
+            for block in row_blocks(own_RD):
+                own_RD[block] = self.master_RD[block].to(own_RD.device)
+        self.group.spread_rows(trained_RD)
 
-    def final_rows(self, block: range, stored: LazyTensor, workspace: Workspace) -> torch.Tensor:
-        """Return rows on the CPU in the dtype of `stored`. Rows that were not trained equal `stored` bit for bit."""
+    def final_rows(
+        self, block: range, stored: LazyTensor, workspace: Workspace, masters: LazyTensor | None
+    ) -> torch.Tensor:
+        """Return rows on the CPU in the dtype of `stored`. Rows that were not trained equal `stored` bit for bit.
+
+        masters: the masters of all trained rows, as the last checkpoint holds them; None for a frozen table.
+        """
         rows = stored.read(block, workspace).to(stored.dtype)
         first, stop = max(block.start, self.rows.start), min(block.stop, self.rows.stop)
-        if first < stop:
-            trained = self.master_RD.detach()[first - self.first_row : stop - self.first_row]
-            rows[first - block.start : stop - block.start] = trained.to("cpu", stored.dtype)
+        if masters is not None and first < stop:
+            trained = masters.read(range(first - self.rows.start, stop - self.rows.start), workspace)
+            rows[first - block.start : stop - block.start] = trained.to(stored.dtype)
         return rows
 
 

@@ -16,6 +16,7 @@ from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.tensors import LazyTensor, blocks, workspace_for
 from lepmerge.training.body import Body, load_body
 from lepmerge.training.config import BodyPrecision
+from lepmerge.training.group import Group
 
 OF_THE_FILE = {"architectures", "dtype", "torch_dtype", "transformers_version", "vocab_size", "tie_word_embeddings",
                "_name_or_path", "use_cache"}  # fmt: skip
@@ -30,7 +31,7 @@ class Teacher:
     input_VD: torch.Tensor
     output_VD: torch.Tensor
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a sharded body keeps the memory into which its weights are gathered
     def hidden(self, id_BL: torch.Tensor, position_BL: torch.Tensor) -> torch.Tensor:
         """Return the hidden states after the final norm, (B, L, D). The student's adapter has no part in them."""
         with self.body.without_adapter():
@@ -45,6 +46,7 @@ def load_teacher(
     dtype: torch.dtype,
     device: torch.device,
     precision: BodyPrecision | None = None,
+    group: Group | None = None,
 ) -> Teacher:
     """Load the teacher. `body` is the student's body, which is reused if the teacher's is the same.
 
@@ -54,8 +56,9 @@ def load_teacher(
     own = body
     if not same_body(model, student):
         own = load_body(
-            model.folder, dtype=dtype, device=device, isolated=True, num_rows=model.num_rows, precision=precision
-        )
+            model.folder, dtype=dtype, device=device, isolated=True, num_rows=model.num_rows, precision=precision,
+            group=group,
+        )  # fmt: skip
     tables = {role: _read(model.table(role), dtype, device) for role in model.tables}
     return Teacher(own, tables[INPUT], tables.get(OUTPUT, tables[INPUT]))
 
