@@ -75,10 +75,12 @@ def described(result: dict[str, Any]) -> str:
     about, name = result["machine"], result["campaign"]
     versions = ", ".join(f"{key} {about[key]}" for key in ("python", "torch", "transformers", "tokenizers"))
     command = f"python tests/campaigns/{name}.py --seed {result['seed']} --count {result['done']}"
+    kills = sum(number for outcome, number in result["outcomes"].items() if outcome.endswith(": kills"))
+    cases = f"{result['done']:,} cases" + (f" with {kills:,} kills" if kills else "")
     lines = [
         f"\n    {command}\n",
-        f"\n{result['done']:,} cases in {result['seconds']:,.0f} CPU seconds, {sum(result['faults'].values())} faults "
-        f"({versions}; commit {about['commit']}).\n",
+        f"\n{cases}, {sum(result['faults'].values())} faults in the code as it is now ({versions}; commit "
+        f"{about['commit']}).\n",
     ]
     if name == "decoders":
         return "".join([*lines, *architectures(result["details"])])
