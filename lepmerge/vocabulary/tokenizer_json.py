@@ -74,10 +74,13 @@ def without_tokens_beyond(spec: dict[str, Any], num_rows: int, *, where: str) ->
 def check_post_processor(spec: Mapping[str, Any], *, where: str) -> None:
     """Raise VocabularyError if the post-processor puts a token around texts that the tokenizer or the tables lack."""
     used: dict[Any, str] = {}
-    for item in _flattened(spec.get("post_processor")):
-        pieces = [piece["SpecialToken"]["id"] for piece in item.get("single") or [] if "SpecialToken" in piece]
-        used |= {id: name for name in pieces for id in item["special_tokens"][name]["ids"]}
-        used |= {item[key][1]: item[key][0] for key in ("sep", "cls") if key in item}
+    try:
+        for item in _flattened(spec.get("post_processor")):
+            pieces = [piece["SpecialToken"]["id"] for piece in item.get("single") or [] if "SpecialToken" in piece]
+            used |= {id: name for name in pieces for id in item["special_tokens"][name]["ids"]}
+            used |= {item[key][1]: item[key][0] for key in ("sep", "cls") if key in item}
+    except (TypeError, KeyError, IndexError) as error:
+        raise VocabularyError(f"{where}: post_processor in tokenizer.json is not valid; download it again") from error
     if not used:
         return
     vocab = spec["model"]["vocab"]
