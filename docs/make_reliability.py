@@ -79,8 +79,7 @@ def described(result: dict[str, Any]) -> str:
     cases = f"{result['done']:,} cases" + (f" with {kills:,} kills" if kills else "")
     lines = [
         f"\n    {command}\n",
-        f"\n{cases}, {sum(result['faults'].values())} faults in the code as it is now ({versions}; commit "
-        f"{about['commit']}).\n",
+        f"\n{cases}, {sum(result['faults'].values())} faults ({versions}; commit {about['commit']}).\n",
     ]
     if name == "decoders":
         return "".join([*lines, *architectures(result["details"])])
