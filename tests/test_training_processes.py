@@ -19,18 +19,9 @@ from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
 from lepmerge.training.state import load_checkpoint, save_checkpoint
 
-LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
-
-def launched(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [*LAUNCH, "-m", "lepmerge", "train", str(path), "--device", "cpu", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-
-
-def started(path: Path, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Start two processes without a launcher, so that what one of them does is seen apart."""
+def started(path: Path, *arguments: str, **variables: str) -> list[subprocess.Popen[str]]:
+    """Start two processes without a launcher: `accelerate launch --cpu` would start one, whatever its number says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -38,11 +29,17 @@ def started(path: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **address, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "RANK": str(rank),
-                 "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            env={**os.environ, **address, **variables, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
         )
         for rank in range(2)
     ]  # fmt: skip
+
+
+def train_by_two(path: Path, *arguments: str, **variables: str) -> None:
+    for process in started(path, *arguments, **variables):
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors[-3000:]
 
 
 def assert_same_training(first: Path, second: Path) -> None:
@@ -74,14 +71,13 @@ def assert_same_training(first: Path, second: Path) -> None:
 )
 def test_two_processes_train_what_one_does(tmp_path: Path, english, options, variables) -> None:
     path = training.write_setting(tmp_path, english, **options)
-    done = launched(path, **variables)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_by_two(path, **variables)
     assert_same_training(tmp_path / "out", train(load_train_config(path, [f"output={tmp_path / 'alone'}"])))
 
 
 @pytest.mark.slow
 def test_a_sharded_training_loses_a_process_and_continues(tmp_path: Path, english) -> None:
-    """With the rows of an odd vocabulary, a last step of fewer blocks than processes, and a body in bfloat16."""
+    """With the rows of an odd vocabulary, and a last step of fewer blocks than processes."""
     options = {"batch_size": 3, "micro_batch": 1, "repeat": 12, "checkpoint_every": 1, "learning_rate": 1e-3}
     path = training.write_setting(tmp_path, english, **options)
     assert training.setting_of(path).start.num_rows % 2 == 1
@@ -110,7 +106,7 @@ def test_a_sharded_training_loses_a_process_and_continues(tmp_path: Path, englis
     whole = train(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
     shutil.copytree(staging, tmp_path / ".one.lepmerge")
     assert_same_training(train(load_train_config(path, [f"output={tmp_path / 'one'}"])), whole)
-    assert [process.wait(600) for process in started(path, "--shard", "-q")] == [0, 0]
+    train_by_two(path, "--shard", "-q")
     assert_same_training(tmp_path / "out", whole)
     assert (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[1 : position.step] == (
         tmp_path / "one" / "metrics.jsonl"
