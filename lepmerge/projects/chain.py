@@ -141,8 +141,8 @@ def run_chain(
         before(number, step, "complete" if is_complete else "to run")
         began = time.monotonic()
         if not is_complete:
-            code = _run([*step.words, *more], chain.folder, output)
-            if code in INTERRUPTED:
+            code, interrupted = _run([*step.words, *more], chain.folder, output)
+            if code in INTERRUPTED or (interrupted and code != 0):
                 raise KeyboardInterrupt
             if code != 0:
                 raise ChainError(
@@ -150,29 +150,44 @@ def run_chain(
                     f"names, then run the chain again: complete steps are skipped"
                 )
             chain.remember(step)
+            if interrupted:  # a library may swallow a Ctrl-C while it is imported; then the command ends as usual
+                raise KeyboardInterrupt
         finished.append(Finished(step, "complete" if is_complete else "done", time.monotonic() - began))
     return finished
 
 
-def _run(words: Sequence[str], folder: Path, output: Any) -> int:
-    """Run a lepmerge command in a folder and return its exit code. A signal to this process reaches it, too."""
+def _run(words: Sequence[str], folder: Path, output: Any) -> tuple[int, bool]:
+    """Run a lepmerge command in a folder. Return its exit code, and whether Ctrl-C was pressed.
+
+    A signal to this process reaches the command, too.
+    """
     program = "from lepmerge.commands.main import main; main(prog_name='lepmerge')"
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a project's folder may be called like a library
     command = [sys.executable, "-c", program, *words]
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=output) as process, _forwarded(process):
-        return process.wait()
+    with (
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=output) as process,
+        _forwarded(process) as received,
+    ):
+        return process.wait(), bool(received)
 
 
 @contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let the process end by itself after Ctrl-C, which the terminal sends to both, and send it a SIGTERM on."""
+def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Let the process end by itself after Ctrl-C, which the terminal sends to both, and send it a SIGTERM on.
+
+    Yield a list that holds the signal of each Ctrl-C so far.
+    """
+    received: list[int] = []
 
     def terminate(*_: object) -> None:
         process.send_signal(signal.SIGTERM)
 
-    old = [signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, terminate)]
+    old = [
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number)),
+        signal.signal(signal.SIGTERM, terminate),
+    ]
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGINT, old[0])
         signal.signal(signal.SIGTERM, old[1])
