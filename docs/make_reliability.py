@@ -11,9 +11,9 @@ PAGE = Path(__file__).parent / "reliability.md"
 CAMPAIGNS = Path(__file__).parent.parent / "tests/campaigns"
 HEAD = """# Reliability
 
-Campaigns try to break lepmerge. Each one makes numbered cases from a seed, so anyone can repeat a single case. An
-interrupted campaign goes on where it stopped. `make campaigns` runs all of them, `make test-slow` a short form of each.
-This page is written by `docs/make_reliability.py` from their results in `tests/campaigns/results`.
+Campaigns try to break lepmerge. Each campaign makes numbered cases from a seed, so anyone can repeat a single case. An
+interrupted campaign resumes. `make campaigns` runs all campaigns, and `make test-slow` runs a few cases of each.
+`docs/make_reliability.py` writes this page from the results in `tests/campaigns/results`.
 """
 TITLES = {
     "fuzz": (
@@ -31,7 +31,7 @@ TITLES = {
         "`extract` and `generate` are killed with SIGKILL after a random share of their CPU time or right "
         "before a random disk call, up to four times in a row. In one of five cases a disk call fails with "
         "EIO, ENOSPC or EINTR instead. After each kill the target is old, new or absent. Then the same "
-        "command completes without help, with the bytes of an undisturbed run and nothing left beside them.",
+        "command completes. Its output is byte for byte that of a run without kills, and no other files remain.",
     ),
     "twice": (
         "Two at once",

@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pico  # noqa: E402
+import pico  # noqa: E402 -- transformers reads HF_HUB_OFFLINE when it is imported
 
 ROOT = Path(__file__).parent.parent
 READY = ROOT / "recipes/ready"

@@ -7,14 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import readers
+from frame import State
 
 CAMPAIGNS = Path(__file__).parent / "campaigns"
 DOCS = Path(__file__).parent.parent / "docs"
-sys.path.insert(0, str(CAMPAIGNS))
-
-import readers  # noqa: E402
-from frame import State  # noqa: E402
-
 FOUND = sorted(path for path in (CAMPAIGNS / "found").rglob("*") if path.is_file())
 KIND = {kind.name: kind for kind in readers.KINDS}
 

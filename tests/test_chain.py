@@ -6,13 +6,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pico
 import pytest
 
-from lepmerge.projects.chain import Step, open_chain
+from lepmerge.projects.chain import Step, open_chain, run_chain
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes/quickstart"
@@ -91,6 +92,22 @@ def test_steps_run_in_order_and_a_failure_stops_them(tmp_path: Path, setting) ->
         step["state"] for step in json.loads(pico.command("chain", folder, "--dry-run", "--json").stdout)["steps"]
     ]
     assert states == ["complete", "to run", "to run"]
+
+
+def test_ctrl_c_stops_a_chain_although_its_command_swallows_it(tmp_path: Path, setting) -> None:
+    """The signal reaches this process only, as if a library of the command had swallowed it while it was imported."""
+    chain = open_chain(
+        write(tmp_path / "p", *[f"inspect {setting['base']} {option}" for option in ("", "--json")]), lambda words: None
+    )
+    begun = []
+
+    def before(number: int, step: Step, state: str) -> None:
+        begun.append(number)
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(chain, output=subprocess.DEVNULL, before=before)
+    assert begun == [0] and [chain.is_complete(step) for step in chain.steps] == [True, False]
 
 
 def start(project: Path, log: Path) -> subprocess.Popen[bytes]:

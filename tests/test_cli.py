@@ -1,5 +1,6 @@
 """The commands as a user meets them: output, JSON, exit codes, help, and silence where it was asked for."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pico
 import pytest
 
-from lepmerge.commands.main import main
+from lepmerge.commands.main import SUMMARIES, main
 
 LEPMERGE = str(Path(sys.executable).parent / "lepmerge")
 
@@ -90,11 +91,12 @@ def test_diff(recipe: Path, setting) -> None:
     assert {entry["state"] for entry in found["tensors"]} == {"equal"}
 
 
-@pytest.mark.parametrize("name", list(main.commands))
-def test_help_shows_an_example(name: str) -> None:
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_help_shows_an_example_and_the_summary(name: str) -> None:
     result = pico.command(name, "--help")
     assert result.exit_code == 0
     command = main.commands[name]
+    assert inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ") == SUMMARIES[name]
     assert "Example:" in result.stdout or getattr(command, "commands", None), name
 
 

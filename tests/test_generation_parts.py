@@ -9,7 +9,7 @@ import pico
 import pytest
 
 from lepmerge.chats import Chat
-from lepmerge.commands.main import main
+from lepmerge.commands.generate import generate as command_of_generate
 from lepmerge.errors import GenerationError
 from lepmerge.generation.copies import copies, num_copies
 from lepmerge.generation.engine import Answer
@@ -269,6 +269,6 @@ def test_prompts_of_the_paper(tmp_path: Path) -> None:
 def test_the_command_of_the_paper_has_options_that_exist() -> None:
     text = (Path(__file__).parent.parent / "recipes/paper/self_calibration/README.md").read_text()
     command = next(part for part in text.split("\n\n") if part.lstrip().startswith("lepmerge generate"))
-    known = {name for parameter in main.commands["generate"].params for name in parameter.opts}
+    known = {name for parameter in command_of_generate.params for name in parameter.opts}
     used = [word for word in command.split() if word.startswith("-")]
     assert len(used) > 8 and set(used) <= known

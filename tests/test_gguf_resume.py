@@ -9,7 +9,7 @@ import gguf_models
 import pico
 import pytest
 import torch
-from test_resume import Crash, Killed, slowly
+from test_resume import crashed, slowly
 
 from lepmerge.merge import execute
 
@@ -49,22 +49,20 @@ def crash(recipe: Path, monkeypatch: pytest.MonkeyPatch, *, first: int, step: in
     """Crash a run before every `step`-th disk call, and let the next one recover; return the number of crashes."""
     new, old = undisturbed(recipe), b"GGUF of an earlier run"
     plan = pico.plan_file(recipe)
+
+    def job() -> Path:
+        return execute.run_plan(plan, device="cpu", overwrite=overwrite)
+
     for number, point in enumerate(range(first, 100_000, step)):
         clear(recipe)
         if overwrite:
             plan.target.write_bytes(old)
-        is_killed = False
-        with monkeypatch.context() as patch:
-            Crash(patch, point)
-            try:
-                execute.run_plan(plan, device="cpu", overwrite=overwrite)
-            except Killed:
-                is_killed = True
+        is_killed = crashed(job, monkeypatch, point)
         if plan.target.exists():
             assert plan.target.read_bytes() in ([old, new["out.gguf"]] if overwrite else [new["out.gguf"]]), point
         else:
             assert not overwrite, point
-        execute.run_plan(plan, device="cpu", overwrite=overwrite)
+        job()
         assert contents(recipe) == new, point
         if not is_killed:
             return number

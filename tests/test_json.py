@@ -18,9 +18,14 @@ ROWS = dict(re.findall(r"^\| `([\w -]+)` \| (.*?) \|", DOCS.partition("The other
 """Command → the cell with its keys. A key in parentheses is not always there."""
 
 
+def members(group: click.Group) -> dict[str, Any]:
+    context = click.Context(group)
+    return {name: group.get_command(context, name) for name in group.list_commands(context)}
+
+
 def commands(group: click.Group, prefix: str = "") -> list[str]:
     found = []
-    for name, command in group.commands.items():
+    for name, command in members(group).items():
         found += commands(command, f"{name} ") if isinstance(command, click.Group) else [f"{prefix}{name}"]
     return found
 
@@ -31,7 +36,7 @@ def test_every_command_has_json_and_a_row() -> None:
     for name in commands(main):
         command: Any = main
         for word in name.split():
-            command = command.commands[word]
+            command = members(command)[word]
         assert {"as_json", "verbose", "log_file"} <= {parameter.name for parameter in command.params}, name
 
 

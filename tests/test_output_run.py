@@ -9,7 +9,7 @@ from pathlib import Path
 import pico
 import pytest
 import training
-from test_resume import Crash, Killed
+from test_resume import Killed, crashed
 from test_training_run import SPEED
 
 from lepmerge.corpus import Corpus
@@ -40,14 +40,7 @@ def crashes(job: Callable[[], object], target: Path, monkeypatch: pytest.MonkeyP
     assert expected is not None
     for number, point in enumerate(range(first, 100_000, step)):
         remove(target)
-        with monkeypatch.context() as patch:
-            Crash(patch, point)
-            try:
-                job()
-            except Killed:
-                is_killed = True
-            else:
-                is_killed = False
+        is_killed = crashed(job, monkeypatch, point)
         assert contents(target) in (None, expected), point
         job()
         assert contents(target) == expected, point

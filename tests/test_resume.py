@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pico
@@ -68,31 +69,39 @@ class Crash:
         return counted
 
 
+def crashed(job: Callable[[], object], monkeypatch: pytest.MonkeyPatch, point: int) -> bool:
+    """Run a job that is killed before this disk call. Return False if it ends without having such a call."""
+    with monkeypatch.context() as patch:
+        Crash(patch, point)
+        try:
+            job()
+        except Killed:
+            return True
+    return False
+
+
 def crash_everywhere(recipe: Path, tmp_path: Path, monkeypatch, *, overwrite: bool, first: int, step: int) -> int:
     """Crash a run before every `step`-th disk call, and let the next one recover; return the number of crashes."""
     new = reference_of(recipe, tmp_path)
     old = {"config.json": b"{}", "model-00009-of-00009.safetensors": b"old weights"}
     plan = pico.plan_file(recipe)
     target, aside = plan.target, plan.target.with_name(".out.lepmerge-old")
+
+    def job() -> Path:
+        return execute.run_plan(plan, device="cpu", overwrite=overwrite)
+
     for number, point in enumerate(range(first, 100_000, step)):
         shutil.rmtree(target, ignore_errors=True)
         if overwrite:
             target.mkdir()
             for name, data in old.items():
                 (target / name).write_bytes(data)
-        with monkeypatch.context() as patch:
-            Crash(patch, point)
-            try:
-                execute.run_plan(plan, device="cpu", overwrite=overwrite)
-            except Killed:
-                is_killed = True
-            else:
-                is_killed = False
+        is_killed = crashed(job, monkeypatch, point)
         if target.exists():
             assert pico.contents(target) in ([old, new] if overwrite else [new]), point
         elif overwrite:
             assert pico.contents(aside) == old, point
-        execute.run_plan(plan, device="cpu", overwrite=overwrite)
+        job()
         assert pico.contents(target) == new, point
         assert neighbours(recipe) == ["out", "recipe.yaml"], point
         if not is_killed:  # the run has no such call any more

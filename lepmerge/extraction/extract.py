@@ -75,16 +75,12 @@ def extract(
     _check(base, tuned)
     workspace = Workspace(device=torch.device(device), progress=progress)
     inputs = tuple(sorted({base.folder, tuned.folder}))
-    files = [file.path for model in (base, tuned) for file in files_of(model)]
+    files = tuple(file.path for model in (base, tuned) for file in files_of(model))
     described = {"lepmerge": __version__, "wanted": [wanted.rank, wanted.energy], "base": base_name}
-
-    def fingerprint() -> str:
-        return digest({**described, "device": str(workspace.device), "inputs": identities(files)})
-
     run = Run(
         target=target,
-        fingerprint=fingerprint(),
-        current=fingerprint,
+        fingerprint=digest({**described, "device": str(workspace.device), "inputs": identities(files)}),
+        files=files,
         inputs=inputs,
         key="-o",
         overwrite=overwrite,

@@ -36,11 +36,11 @@ def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat1
             f"{path} is split, and transformers reads one file: join it with llama-gguf-split --merge"
         )
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}: name a GGUF file")
+        raise CheckpointError(f"{path} does not exist: name a GGUF file")
     file = GgufFile(path)
     tokenizer = _tokenizer(file)
     fingerprint = digest([__version__, identities([path]), str(dtype)])
-    run = Run(target=target, fingerprint=fingerprint, inputs=(path,), key="folder", overwrite=overwrite)
+    run = Run(target=target, fingerprint=fingerprint, inputs=(path,), files=(path,), key="folder", overwrite=overwrite)
     if run.begin():
         return target
     size = 2 * sum(entry.num_bytes for entry in file.entries.values()) * dtype.itemsize

@@ -55,14 +55,14 @@ def run_plan(
     assert not plan.untrained, plan.untrained
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
-    options = {"device": str(workspace.device), "link": link, "hash": hash, "check": check}
+    fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
     run = Run(
         target=plan.target,
-        fingerprint=fingerprint_of(plan, options),
+        fingerprint=fingerprint,
         inputs=plan.inputs,
         overwrite=overwrite,
         is_file=plan.is_file,
-        current=lambda: fingerprint_of(plan, options),
+        files=tuple(_input_files(plan)),
     )
     if run.begin():
         return plan.target

@@ -6,6 +6,7 @@ their bytes, so a copied file differs only where it should. The `gguf` package a
 seconds per 100,000 tokens and trusts every length in the header.
 """
 
+import importlib.util
 import mmap
 import os
 import re
@@ -128,10 +129,8 @@ def split_paths(path: Path) -> list[Path]:
 
 def check_package(path: Path) -> None:
     """Raise CheckpointError if the package that knows the types of GGUF tensors is not installed."""
-    try:
-        import gguf  # noqa: F401  # only to see whether it can be imported
-    except ImportError as error:
-        raise CheckpointError(f"{path}: GGUF files need a package: pip install 'lepmerge[gguf]'") from error
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"{path}: GGUF files need a package: pip install 'lepmerge[gguf]'")
 
 
 def tensor_bytes(shape: Sequence[int], type: int) -> int | None:

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,10 +50,17 @@ class Run:
     marker: str = "config.json"
     """A file that every such output folder has. --overwrite deletes only folders that contain it."""
     is_file: bool = False
-    current: Callable[[], str] | None = None
-    """Compute the fingerprint again. If the inputs changed while they were read, nothing is published."""
+    files: tuple[Path, ...] = field(default=(), repr=False)
+    """Files that are read until the output is complete. If one of them changes meanwhile, nothing is published."""
     staged: str = ""
     """Identity of the staging folder, if a killed run may be resumed even with another fingerprint."""
+
+    def __post_init__(self) -> None:
+        _ = self._identities  # as they are before anything is read
+
+    @cached_property
+    def _identities(self) -> list[list[Any]]:
+        return identities(self.files)
 
     @cached_property
     def staging(self) -> Staging:
@@ -110,7 +117,7 @@ class Run:
             check_space(self.target, self.staging.remaining(sizes) + working)
             _LOG.info("writing %s, staged in %s", self.target, self.staging.folder)
             yield self.staging
-            if self.current is not None and self.current() != self.fingerprint:
+            if _identities_or_none(self.files) != self._identities:
                 raise OutputError(
                     f"an input changed while {self.target} was written, so the output would be a mixture of old and "
                     f"new: nothing was published; run the same command again when the inputs are complete"
@@ -166,6 +173,14 @@ def identities(paths: Iterable[Path]) -> list[list[Any]]:
         for path in paths
         for status in [os.stat(path)]
     ]
+
+
+def _identities_or_none(paths: Iterable[Path]) -> list[list[Any]] | None:
+    """Return identities(), or None if a file is gone."""
+    try:
+        return identities(paths)
+    except FileNotFoundError:
+        return None
 
 
 def digest(value: Any) -> str:

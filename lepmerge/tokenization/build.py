@@ -184,16 +184,12 @@ def build_tokenizer(
         LepmergeError: the inputs are unusable, a check failed, or the output is refused; nothing is written.
     """
     folders, corpus_files = job.tokenizers(), job.corpus.files()
-    files = [*(path for folder in folders for path in tokenizer_files(folder).values()), *corpus_files]
-    described = {"lepmerge": __version__, "job": [type(job).__name__, asdict(job)]}
-
-    def fingerprint() -> str:
-        return digest({**described, "inputs": identities(files)})
-
+    files = (*(path for folder in folders for path in tokenizer_files(folder).values()), *corpus_files)
+    described = {"lepmerge": __version__, "job": [type(job).__name__, asdict(job)], "inputs": identities(files)}
     run = Run(
         target=output,
-        fingerprint=fingerprint(),
-        current=fingerprint,
+        fingerprint=digest(described),
+        files=files,
         inputs=(*folders, *corpus_files),
         key="--output",
         overwrite=overwrite,

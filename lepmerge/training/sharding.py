@@ -14,9 +14,10 @@ from lepmerge.training.group import Group
 from lepmerge.training.loader import text_model
 
 M_MMAP_THRESHOLD = -3
-MADV_PAGEOUT = 21  # Python has no name for it
 """glibc's number of the option of mallopt: from which size a block is mapped, and returned as soon as it is freed."""
 MMAP_BYTES = 1 << 20
+MADV_PAGEOUT = 21
+"""Linux's number of the advice of madvise, for which Python has no name."""
 
 
 def can_shard(precision: BodyPrecision) -> bool:

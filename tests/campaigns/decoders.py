@@ -272,7 +272,7 @@ def prepare() -> None:
     import torch
     import transformers
 
-    import lepmerge.training.run  # noqa: F401
+    import lepmerge.training.run  # noqa: F401 -- imported before the forks, which need not repeat it
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -5,14 +5,17 @@ A child process that dies or hangs is a fault of the case that it was in; the ca
 """
 
 import argparse
+import atexit
 import importlib.metadata
 import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -188,6 +191,13 @@ class Campaign:
             state.faults.update(faults)
             state.examples |= dict.fromkeys(faults, number)
         state.outcomes.update([outcome] if isinstance(outcome, str) else outcome)
+
+
+def scratch_folder(name: str) -> Path:
+    """Return a new folder, in memory if possible. It is removed when this process ends; children end by os._exit."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def signature_of(error: BaseException) -> str:

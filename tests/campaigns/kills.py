@@ -5,7 +5,7 @@ python tests/campaigns/kills.py --seed 1 --count 500 --record
 A case kills one command one to four times with SIGKILL: after a random share of its CPU time, or right before a random
 disk call. Or it lets one disk call fail with EIO, ENOSPC or EINTR. Commands run in forked processes that have imported
 everything. After each kill the target must be old, new or absent. Then the same command must end well without help,
-with the bytes of an undisturbed run and nothing beside them.
+with the same bytes as without a disturbance, and leaves no other files.
 """
 
 import errno
@@ -14,14 +14,13 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from frame import Campaign, Fault, cpu_seconds, main
+from frame import Campaign, Fault, cpu_seconds, main, scratch_folder
 
 DISK_CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "link", "copy_file_range")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR)
@@ -189,12 +188,12 @@ def prepare() -> None:
     """Write the inputs and run every command undisturbed, twice: it must write the same bytes."""
     global FOLDER
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401 -- imported before the forks, which need not repeat it
 
-    import lepmerge.training.run  # noqa: F401 -- imported before the forks
+    import lepmerge.training.run  # noqa: F401 -- as above
 
     torch.set_num_threads(1)
-    FOLDER = Path(tempfile.mkdtemp(prefix="kills-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    FOLDER = scratch_folder("kills")
     os.chdir(FOLDER)
     JOBS.clear()
     for job in jobs_in(FOLDER):
@@ -303,9 +302,4 @@ def different(job: Job) -> list[str]:
 CAMPAIGN = Campaign("kills", case, limit=600.0, chunk=8, prepare=prepare)
 
 if __name__ == "__main__":
-    try:
-        code = main(CAMPAIGN, count=500)
-    finally:
-        if FOLDER is not None:
-            shutil.rmtree(FOLDER, ignore_errors=True)
-    sys.exit(code)
+    sys.exit(main(CAMPAIGN, count=500))

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from frame import Campaign, Fault, main
+from frame import Campaign, Fault, main, scratch_folder
 from kills import Job, child, ended, found_in, log
 
 KINDS = ("two processes", "input retrained", "symlink swapped", "read-only folder", "staging vanishes",
@@ -34,7 +34,7 @@ def prepare() -> None:
     import torch
 
     torch.set_num_threads(1)
-    FOLDER = Path(tempfile.mkdtemp(prefix="twice-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    FOLDER = scratch_folder("twice")
     models = FOLDER / "models"
     english, russian = pico.byte_level(pico.ENGLISH, 400), pico.byte_level([*pico.RUSSIAN, *pico.ENGLISH], 600)
     base = pico.save_model(models / "base", english)
@@ -185,9 +185,4 @@ def read_only(job: Job) -> tuple[list[int], str]:
 CAMPAIGN = Campaign("twice", case, limit=300.0, chunk=7, prepare=prepare)
 
 if __name__ == "__main__":
-    try:
-        code = main(CAMPAIGN, count=70)
-    finally:
-        if FOLDER is not None:
-            shutil.rmtree(FOLDER, ignore_errors=True)
-    sys.exit(code)
+    sys.exit(main(CAMPAIGN, count=70))
