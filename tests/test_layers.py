@@ -17,6 +17,7 @@ text_files
 corpus
 pieces
 chats
+allocator
 device
 tensors
 least_squares

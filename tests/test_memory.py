@@ -36,6 +36,41 @@ def test_huge_rows_count_once_for_every_operand(recipe: Path) -> None:
     assert with_rows - without == (12 + 4 * 2) * 4 * ROW
 
 
+ALLOCATE = """
+import ctypes, sys
+from pathlib import Path
+from lepmerge.allocator import return_freed_blocks
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+if sys.argv[1] == "yes":
+    return_freed_blocks()
+libc.free(libc.malloc(16 << 20))  # now glibc keeps blocks up to this size
+blocks = []
+for _ in range(20):
+    blocks.append(libc.malloc(8 << 20))
+    ctypes.memset(ctypes.c_void_p(blocks[-1]), 1, 8 << 20)
+    libc.malloc(100_000)  # without it the blocks would lie at the end of the heap, which is returned
+before = resident()
+for block in blocks:
+    libc.free(block)
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_blocks_go_back_to_the_system() -> None:
+    returned = [
+        int(subprocess.run([sys.executable, "-c", ALLOCATE, asked], capture_output=True, check=True).stdout)
+        for asked in ("yes", "no")
+    ]
+    assert returned[0] > 140 and returned[1] < 40, returned
+
+
 @pytest.mark.slow
 def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
     program = (

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
+from lepmerge.allocator import return_freed_blocks
 from lepmerge.errors import TrainingError
 from lepmerge.training.config import BodyPrecision
 from lepmerge.training.group import Group
 from lepmerge.training.loader import text_model
 
-M_MMAP_THRESHOLD = -3
-"""glibc's number of the option of mallopt: from which size a block is mapped, and returned as soon as it is freed."""
-MMAP_BYTES = 1 << 20
 MADV_PAGEOUT = 21
 """Linux's number of the advice of madvise, for which Python has no name."""
 
@@ -41,9 +39,7 @@ def shard(network: Any, group: Group) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if sys.platform == "linux":
-        # otherwise gathered weights fragment glibc's heap: 2.6 GB after two steps with a body of .65 GB
-        getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(M_MMAP_THRESHOLD, MMAP_BYTES)
+    return_freed_blocks()  # otherwise gathered weights fill the heap: 2.6 GB after two steps with a body of .65 GB
     mesh = init_device_mesh(group.device.type, (group.size,))
     tables = (network.get_input_embeddings(), network.get_output_embeddings())
     body = text_model(network)
