@@ -71,6 +71,28 @@ def test_freed_blocks_go_back_to_the_system() -> None:
     assert returned[0] > 140 and returned[1] < 40, returned
 
 
+THREAD = """
+import ctypes, sys
+from concurrent.futures import ThreadPoolExecutor
+from lepmerge.allocator import use_one_heap
+
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+if sys.argv[1] == "yes":
+    use_one_heap()
+print(abs(malloc(1000) - ThreadPoolExecutor(1).submit(malloc, 1000).result()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_threads_share_one_heap() -> None:
+    apart = [
+        int(subprocess.run([sys.executable, "-c", THREAD, asked], capture_output=True, check=True).stdout)
+        for asked in ("yes", "no")
+    ]
+    assert apart[0] < 1 << 30 < apart[1], apart
+
+
 @pytest.mark.slow
 def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
     program = (

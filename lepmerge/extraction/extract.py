@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lepmerge.allocator import return_freed_blocks
+from lepmerge.allocator import use_one_heap
 from lepmerge.errors import CheckpointError
 from lepmerge.extraction.low_rank import of_energy, of_rank
 from lepmerge.models.adapter_config import CONFIG, lora_config
@@ -74,7 +74,7 @@ def extract(
         OutputError: the target is unsafe to write.
     """
     _check(base, tuned)
-    return_freed_blocks()
+    use_one_heap()
     workspace = Workspace(device=torch.device(device), progress=progress)
     inputs = tuple(sorted({base.folder, tuned.folder}))
     files = tuple(file.path for model in (base, tuned) for file in files_of(model))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lepmerge.allocator import return_freed_blocks
+from lepmerge.allocator import use_one_heap
 from lepmerge.device import choose_device
 from lepmerge.merge.card import model_card, report_of
 from lepmerge.merge.gguf_shard import GgufShard
@@ -54,7 +54,7 @@ def run_plan(
             in the rows of a fit.
     """
     assert not plan.untrained, plan.untrained
-    return_freed_blocks()
+    use_one_heap()
     progress = progress or no_progress
     workspace = Workspace(device=choose_device(device), progress=progress)
     fingerprint = fingerprint_of(plan, {"device": str(workspace.device), "link": link, "hash": hash, "check": check})
