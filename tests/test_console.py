@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -151,8 +152,16 @@ def test_shell_completion(typed: str, expected: list[str]) -> None:
     assert [line.split(",")[1] for line in result.stdout.splitlines()] == expected
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Listen to Ctrl-C, which a test run in the background of a shell ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("error", [LepmergeError("the tokenizer cannot be loaded"), AttributeError("half imported")])
-def test_an_error_that_a_library_made_of_ctrl_c_is_told_as_ctrl_c(error: Exception) -> None:
+def test_an_error_that_a_library_made_of_ctrl_c_is_told_as_ctrl_c(listening: None, error: Exception) -> None:
     """transformers answers a Ctrl-C during one of its lazy imports with `Could not import module`."""
 
     @click.group(cls=CommandGroup)

@@ -1,5 +1,6 @@
 """The memory that a plan announces bounds what the run takes, for tensors with huge rows too."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import training
 from safetensors.torch import load_file, save_file
 
 MIB = 1 << 20
@@ -95,13 +97,28 @@ def test_threads_share_one_heap() -> None:
 
 @pytest.mark.slow
 def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
+    announced, taken = pico.plan_file(recipe).sizes["memory"], peak("run", recipe)
+    assert 0.5 * announced < taken < announced, (announced / MIB, taken / MIB)
+
+
+@pytest.mark.slow
+def test_a_training_on_one_row_of_12_mb_takes_no_more_than_its_dry_run_says(tmp_path: Path, english) -> None:
+    config = training.write_setting(tmp_path, english, max_tokens=3000, evaluate=None)
+    sentence = " ".join(pico.RUSSIAN)  # nearly a token per byte, which needs the most memory
+    row = {"text": f"{sentence} " * (12_000_000 // len(sentence.encode()))}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(row, ensure_ascii=False))
+    dry = pico.command("train", config, "--dry-run", "--device", "cpu", "--json")
+    announced, taken = json.loads(dry.stdout)["memory"]["total"], peak("train", config)
+    assert taken < announced, (announced / MIB, taken / MIB)
+
+
+def peak(command: str, path: Path) -> int:
+    """Return the peak of the resident memory of a lepmerge command on the CPU, in bytes."""
     program = (
-        "import lepmerge, re\n"
-        f"plan = lepmerge.make_plan(lepmerge.load_recipe({str(recipe)!r}))\n"
-        "lepmerge.run_plan(plan, device='cpu')\n"
-        "peak = re.search('VmHWM: *(.*) kB', open('/proc/self/status').read())[1]\n"  # ru_maxrss counts the parent
-        "print(plan.sizes['memory'], 1024 * int(peak))"
+        "import re\n"
+        "from lepmerge.commands.main import main\n"
+        f"main([{command!r}, {str(path)!r}, '--device', 'cpu', '-q'], standalone_mode=False)\n"
+        "print(re.search('VmHWM: *(.*) kB', open('/proc/self/status').read())[1])"  # ru_maxrss counts the parent
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    announced, taken = map(int, done.stdout.split())
-    assert 0.5 * announced < taken < announced, (announced / MIB, taken / MIB)
+    return 1024 * int(done.stdout)

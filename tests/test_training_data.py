@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lepmerge.corpus import cut
 from lepmerge.errors import CorpusError
+from lepmerge.text_files import Counts
 from lepmerge.training.blocks import blocks_of
 from lepmerge.training.config import load_train_config
 from lepmerge.training.events import Note
@@ -21,7 +22,7 @@ from lepmerge.training.held_out import held_out_texts
 from lepmerge.training.loss import IGNORED
 from lepmerge.training.run import train
 from lepmerge.training.setting import prepare
-from lepmerge.training.tokens import Packer, pieces
+from lepmerge.training.tokens import TEXTS_AT_ONCE, Packer, numbered, pieces
 
 
 @settings(max_examples=200, deadline=None)
@@ -214,6 +215,17 @@ def test_tokens_are_kept_and_follow_the_text(tmp_path: Path, english) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "иначе"}) + "\n")
     changed = blocks_of(prepare(load_train_config(path)), tmp_path / "tokens")
     assert changed.sources[0].tokens.num_bytes == len("иначе".encode())
+
+
+def test_a_long_row_is_read_in_parts_of_one_document(tmp_path: Path, english) -> None:
+    long = "слово и слово, " * (TEXTS_AT_ONCE // 10)
+    setting = training.setting_of(written(tmp_path, ["перед", long, "после"], old=english))
+    (source,) = setting.config.data
+    found = list(numbered(source, setting.files(source), lambda *_: None, Counts()))
+    *parts, last = found[1:-1]
+    assert len(parts) >= 2 and "".join(part for part, _ in [*parts, last]) == long
+    assert all(len(part.encode()) <= TEXTS_AT_ONCE and not is_last for part, is_last in parts)
+    assert found[0] == ("перед", True) and last[1] and found[-1] == ("после", True)
 
 
 def test_limit(tmp_path: Path, english) -> None:

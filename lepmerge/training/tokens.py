@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lepmerge.corpus import no_text
+from lepmerge.corpus import cut, no_text
 from lepmerge.errors import CorpusError
 from lepmerge.output.run import digest, identities
 from lepmerge.progress import Progress, no_progress
@@ -27,12 +27,12 @@ from lepmerge.text_files import Counts, kind_of, texts_of
 from lepmerge.training.config import Source
 from lepmerge.training.setting import Setting
 
-READING = 2
+READING = 3
 """Version of the rules for reading text. Tokens that were stored under older rules are not reused."""
 COLUMN_KEY = "the source's column:"
-TEXTS_AT_ONCE = 1 << 20
-"""Characters per tokenizer call. A call uses all cores."""
-LONGEST_DOCUMENT = 1 << 20
+TEXTS_AT_ONCE = 1 << 18
+"""Characters per tokenizer call. It uses all cores and about 150 bytes of memory per token. Longer texts are cut."""
+LONGEST_DOCUMENT = 1 << 18
 OPEN_BLOCKS = 1024
 """Maximum number of blocks that wait for a fitting piece. Beyond it, the fullest block is closed."""
 Item = TypeVar("Item")
@@ -148,8 +148,11 @@ def documents(
     collected: list[int] = []
     num_bytes = 0
     for batch in batches(numbered(source, files, progress, counts)):
-        encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-        for (text, is_last), encoding in zip(batch, encodings, strict=True):
+        texts = [text for text, _ in batch]
+        # no name keeps the encodings: they are freed before the next batch is encoded
+        for (text, is_last), encoding in zip(
+            batch, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
             collected += encoding.ids
             num_bytes += len(text.encode())
             if is_last or len(collected) > LONGEST_DOCUMENT:
@@ -158,7 +161,10 @@ def documents(
 
 
 def numbered(source: Source, files: Sequence[Path], progress: Progress, counts: Counts) -> Iterator[tuple[str, bool]]:
-    """Yield (text, whether it ends its document). The paragraphs of a .txt file, with blank lines, are one document."""
+    """Yield (text, whether it ends its document). The paragraphs of a .txt file, with blank lines, are one document.
+
+    Texts of more than TEXTS_AT_ONCE bytes are yielded in several parts.
+    """
     left = source.limit
     is_empty = True
     for file in files:
@@ -168,15 +174,21 @@ def numbered(source: Source, files: Sequence[Path], progress: Progress, counts: 
             if left is not None and left <= 0:
                 break
             if before is not None:
-                yield (before + "\n\n", False) if is_plain else (before, True)
+                yield from _in_parts(before + "\n\n", False) if is_plain else _in_parts(before, True)
             is_empty = False
             before = text
             if left is not None:
                 left -= len(text.encode())
         if before is not None:
-            yield before, True
+            yield from _in_parts(before, True)
     if is_empty:
         raise CorpusError(no_text(f"data: {source.path}", counts))
+
+
+def _in_parts(text: str, is_last: bool) -> Iterator[tuple[str, bool]]:
+    *parts, last = cut(text, TEXTS_AT_ONCE)
+    yield from ((part, False) for part in parts)
+    yield last, is_last
 
 
 def batches(texts: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
