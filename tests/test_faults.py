@@ -69,8 +69,9 @@ def test_index_that_names_a_file_elsewhere(tmp_path: Path, models, name: str) ->
 def test_tensor_missing_in_one_model(tmp_path: Path, models) -> None:
     path = models["base"] / "model.safetensors"
     tensors = load_file(path)
-    name = "model.layers.1.mlp.up_proj.weight"
-    del tensors[name]
+    name, *_ = missing = [f"model.layers.{number}.mlp.up_proj.weight" for number in (0, 1)]
+    for missing_name in missing:
+        del tensors[missing_name]
     save_file(tensors, path, metadata={"format": "pt"})
     recipe = written(tmp_path, models)
     step = "  - {op: arithmetic, tensors: body, expression: instruct + 0.5 * (instruct - base)}\noutput:"

@@ -44,6 +44,7 @@ models/gguf_tensor
 models/gguf_vocabulary
 models/configs
 models/tables
+models/missing_weights
 models/table_report
 models/model
 models/gguf_tokenizer

@@ -83,6 +83,20 @@ def test_any_other_tensor_with_a_row_per_token_is_refused(
     refused(tmp_path, folder, swap, name, str(list(shape)))
 
 
+def test_a_transposed_head_is_refused_by_the_plan(tmp_path: Path, folder: Path, swap: dict) -> None:
+    head = load_file(folder / "model.safetensors")[HEAD]
+    with_tensors(folder, **{"head.weight": head.T.contiguous()})
+    recipe = {"models": {"instruct": str(folder)}, "steps": [swap], "output": {"path": "out"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    shape = f"tensor head.weight {[head.shape[1], head.shape[0]]} also has one column per token"
+    before = pico.tree(tmp_path)
+    for command in ("plan", "run"):
+        pico.assert_one_line_error(pico.command(command, tmp_path / "recipe.yaml"), 1, str(folder), shape)
+    assert pico.tree(tmp_path) == before
+    out = pico.run_recipe(tmp_path / "run", {"instruct": folder}, [])  # without a new vocabulary it is carried over
+    assert torch.equal(load_file(out / "model.safetensors")["head.weight"], head.T)
+
+
 def test_rows_that_only_the_config_counts(tmp_path: Path, folder: Path, swap: dict) -> None:
     """Gemma 3n has a table per layer of fewer rows than its main one."""
     config = json.loads((folder / "config.json").read_text())

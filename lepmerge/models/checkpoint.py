@@ -11,6 +11,7 @@ from lepmerge.models.configs import TIES, check_values, first_number, set_untied
 from lepmerge.models.gguf_file import GgufFile
 from lepmerge.models.gguf_model import open_gguf
 from lepmerge.models.gguf_tensor import GgufTensor
+from lepmerge.models.missing_weights import missing_weights
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference
 from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, require_computable
@@ -60,11 +61,10 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
         config=config,
         generation_config=generation_config or None,
         vocabulary=Vocabulary.in_folder(folder, num_rows=tensors[found.names["input_embeddings"]].num_rows),
-        notes=_notes_on_ties(found),
+        notes=(*_notes_on_ties(found), *_check_layers(name, folder, config, tensors, found)),
         tie_reason=found.reason,
     )
     _check_tables(model)
-    _check_layers(model)
     return model
 
 
@@ -188,11 +188,23 @@ def _check_tables(model: Model) -> None:
         )
 
 
-def _check_layers(model: Model) -> None:
-    """Raise CheckpointError if the last layers are missing. transformers would fill them with random numbers."""
-    count, stored = first_number(model.config, "num_hidden_layers"), stored_layers(model.tensors)
+def _check_layers(
+    name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], found: FoundTables
+) -> list[str]:
+    """Raise CheckpointError if weights of the body are missing. transformers would fill them with random numbers.
+
+    Return notes on weights that may be missing, if transformers does not have the architecture.
+    """
+    count, stored = first_number(config, "num_hidden_layers"), stored_layers(tensors)
     if count is not None and stored and max(stored) + 1 < count:
         raise CheckpointError(
-            f"{model.name} ({model.folder}): config.json says num_hidden_layers {count}, but the last stored layer is "
+            f"{name} ({folder}): config.json says num_hidden_layers {count}, but the last stored layer is "
             f"number {max(stored)}, counted from 0: download the model again, or correct the config"
         )
+    missing, is_confirmed = missing_weights(config, tensors, found.names.values())
+    if not missing:
+        return []
+    lacking = f"the weight {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
+    if is_confirmed:
+        raise CheckpointError(f"{name} ({folder}): its files lack {lacking}; download the model again")
+    return [f"{name}: its files lack {lacking}, though other layers have such weights; is the download complete?"]

@@ -54,7 +54,7 @@ class Model:
 
     @property
     def other_rows_per_token(self) -> list[str]:
-        """Names of the tensors that have one row per token but are not tables."""
+        """Names of the tensors that have one row or column per token but are not tables."""
         return other_rows_per_token(self.tensors, self.tables, self.config)
 
     def with_tables(
@@ -111,8 +111,10 @@ class Model:
                 found[name] = converted(tensor, conversion)
                 notes.append(f"{name} is beyond num_hidden_layers; its new rows are means of its old rows")
             else:
+                first, *others = tensor.shape
+                one = "one column" if first != self.num_rows in others else "one row"
                 raise CheckpointError(
-                    f"{self.name} ({self.folder}): tensor {name} {list(tensor.shape)} also has one row per token (an "
+                    f"{self.name} ({self.folder}): tensor {name} {list(tensor.shape)} also has {one} per token (an "
                     f"output bias or an extra head?). lepmerge cannot convert it. Fold or remove it, then save the "
                     f"model again."
                 )

@@ -22,7 +22,7 @@ INPUT_SUFFIXES = (
     "tok_embeddings.weight",
 )
 OUTPUT_SUFFIXES = ("lm_head.weight", "embed_out.weight")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _OF_TOKENS = re.compile(r"(^|[._])(embed|embeddings?|tokens?|wte|vocab|lm_head|head|logits)([._]|$)")
 _OF_HEADS = re.compile(r"(^|[._])(output|head|logits)\.weight$")
 _PACKED_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(?!bias$|dense\.|layer_norm\.|decoder\.)")
@@ -52,7 +52,7 @@ def find_tables(name: str, folder: Path, config: Mapping[str, Any], tensors: Map
     Raises:
         CheckpointError: there is no table of input embeddings or more than one, or an untied model has no output table.
     """
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if not _LAYER.search(name)}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if not LAYER.search(name)}
     inputs, outputs = _ending(shapes, INPUT_SUFFIXES), _ending(shapes, OUTPUT_SUFFIXES)
     if len(inputs) != 1 or len(outputs) > 1:
         inputs, outputs = _asking_transformers(config, shapes)
@@ -102,20 +102,21 @@ def same_values(first: LazyTensor, second: LazyTensor) -> bool:
 def other_rows_per_token(
     tensors: Mapping[str, LazyTensor], tables: Mapping[str, str], config: Mapping[str, Any]
 ) -> list[str]:
-    """Return the names of all tensors with one row per token, except the tables.
+    """Return the names of all tensors with one row or column per token, except the tables.
 
-    They are found by their number of rows: that of the table, or the vocabulary size in the config. If this number is
-    also a possible size of the body, the tensor's name decides. Integer buffers are not weights and are skipped.
+    They are found by their sizes: the number of rows of the table, or the vocabulary size in the config. If this number
+    is also a possible size of the body, the tensor's name decides. Integer buffers are not weights and are skipped.
     """
     counts = {tensors[tables[INPUT]].shape[0]}
     counts |= {n for key in ("vocab_size", "vocab_size_per_layer_input") if (n := first_number(config, key))}
     ambiguous = counts & _body_sizes(config, max(counts))
     found = []
     for name, tensor in tensors.items():
-        if name in tables.values() or not tensor.shape or tensor.shape[0] not in counts:
+        sizes = counts.intersection(tensor.shape)
+        if name in tables.values() or not sizes:
             continue
         names_tokens = _OF_TOKENS.search(name) and not _OF_POSITIONS.search(name)
-        is_weight = tensor.dtype.is_floating_point and (names_tokens or tensor.shape[0] not in ambiguous)
+        is_weight = tensor.dtype.is_floating_point and (names_tokens or sizes - ambiguous)
         if is_weight or name.endswith("tid2eid"):  # DeepSeek V4 stores the experts of each token
             found.append(name)
     return found
@@ -123,13 +124,13 @@ def other_rows_per_token(
 
 def is_beyond_the_layers(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether a tensor belongs to a layer beyond num_hidden_layers, as those of multi-token prediction do."""
-    layer, count = _LAYER.search(name), first_number(config, "num_hidden_layers")
+    layer, count = LAYER.search(name), first_number(config, "num_hidden_layers")
     return layer is not None and count is not None and int(layer[1]) >= count
 
 
 def stored_layers(names: Iterable[str]) -> set[int]:
     """Return the numbers of the layers to which tensors of these names belong."""
-    return {int(layer[1]) for name in names if (layer := _LAYER.search(name))}
+    return {int(layer[1]) for name in names if (layer := LAYER.search(name))}
 
 
 def _body_sizes(config: Mapping[str, Any], largest: int) -> set[int]:
@@ -158,21 +159,27 @@ def _like_a_head(table: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
     """
     shape = tensors[table].shape
     found = [name for name, tensor in tensors.items() if tensor.shape == shape and tensor.dtype.is_floating_point]
-    found = [name for name in found if name != table and not _LAYER.search(name)]
+    found = [name for name in found if name != table and not LAYER.search(name)]
     return found if len(found) == 1 and _OF_HEADS.search(found[0]) else []
+
+
+def without_weights(config: Mapping[str, Any]) -> Any:
+    """Return the network that transformers builds for a config, on the meta device, or None if it cannot build one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**as_read(config)))
+    except config_faults():
+        return None
 
 
 def _asking_transformers(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[str], list[str]]:
-    """Build the architecture in transformers without weights, and return the stored names of its two tables."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**as_read(config)))
-    except config_faults():
+    """Return the stored names of the two tables of the architecture."""
+    model = without_weights(config)
+    if model is None:
         return [], []
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
