@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from base64 import b64encode
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,49 @@ class TestSentencePieceModel:
             # transformers 5 puts no second space before a text that begins with one, other than sentencepiece
             assert text.startswith(" ") or ids == own.encode(text), text
         assert vocabulary.names["bos_token"] == "<s>"
+
+
+class TestTekken:
+    """A folder with tekken.json, as Mistral publishes it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, english: Tokenizer) -> Path:
+        """A model with the 256 bytes and three words behind 1000 special tokens, and a vocabulary for them."""
+        words = [*(bytes([byte]) for byte in range(256)), b"th", b"the", b" the"]
+        pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        sizes = {"num_vocab_tokens": len(words), "default_vocab_size": len(words) + 1000}
+        config = {"pattern": pattern, **sizes, "default_num_special_tokens": 1000, "version": "v3"}
+        vocab = [
+            {"rank": rank, "token_bytes": b64encode(word).decode(), "token_str": None}
+            for rank, word in enumerate(words)
+        ]
+        folder = pico.save_model(tmp_path / "model", english, num_rows=len(words) + 1000)
+        edit(folder / "config.json", model_type="mistral", architectures=["MistralForCausalLM"])
+        (folder / "tekken.json").write_text(json.dumps({"config": config, "vocab": vocab}))
+        (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH * 9))
+        return folder
+
+    def test_a_tokenizer_json_comes_first(self, tmp_path: Path, folder: Path) -> None:
+        """It does wherever mistral-common is installed, too, as in every environment with vLLM."""
+        result = pico.command("compare", folder, "--text", tmp_path / "text.txt", "--copies", 0, "--device", "cpu")
+        assert result.exit_code == 0, result.stderr
+        assert Vocabulary.in_folder(folder).size == len(
+            json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        )
+
+    def test_alone_it_is_converted_or_the_remedy_is_named(self, folder: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            (folder / name).unlink(missing_ok=True)
+        result = pico.command("inspect", folder, "--json")
+        if not FIVE:
+            pico.assert_one_line_error(result, 1, "tekken.json but no tokenizer.json", "pip install 'transformers>=5'")
+        elif importlib.util.find_spec("mistral_common") is None:
+            pico.assert_one_line_error(result, 1, "tekken.json but no tokenizer.json", "pip install mistral-common")
+        else:
+            assert result.exit_code == 0, result.stderr
+            found = json.loads(result.stdout)["vocabulary"]
+            assert (found["tokens"], found["rows"], found["family"]) == (1259, 1259, "byte_level")
+            assert Vocabulary.in_folder(folder).all_ids["Ġthe"] == 1258
 
 
 def test_no_advice_of_transformers_reaches_the_user(instruct: Path, capfd: pytest.CaptureFixture[str]) -> None:

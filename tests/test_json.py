@@ -52,6 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, english, setting) -> Path:
         f"merge_method: linear\nmodels:\n- model: {setting['base']}\n  parameters: {{weight: 1}}\n"
         f"- model: {setting['base']}\n  parameters: {{weight: 1}}\ndtype: float32\n"
     )
+    (folder / "untrained.yaml").write_text(
+        "models: {instruct: instruct, base: base, adapted: {train: config.yaml}}\n"
+        "steps: [{op: propagate_embeddings, base: base, adapted: adapted, method: delta}]\noutput: {path: new}\n"
+    )
     (folder / "project.yaml").write_text("commands: [inspect base]\n")
     return folder
 
@@ -66,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, english, setting) -> Path:
         ("train --dry-run", ["config.yaml", "--device", "cpu"]),
         ("import", ["mergekit.yaml"]),
         ("plan", ["recipe.yaml"]),
+        ("plan", ["untrained.yaml"]),
         ("run", ["recipe.yaml", "--device", "cpu", "-o", "merged"]),
         ("inspect", ["base"]),
         ("diff", ["base", "base"]),

@@ -124,6 +124,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("tokenizer extend base rows.jsonl --add 5 -o new", "--column"),
     ("tokenizer extend base cp1251.txt --add 5 -o new", "iconv"),
     ("tokenizer optimize base text.txt --keep 1% --vocab-size 500 -o new", "must stay"),
+    ("tokenizer optimize base text.txt --keep 99% --vocab-size 99999 -o new", "a smaller --vocab-size"),
     ("tokenizer optimize base text.txt --keep 90% --vocab-size 500 -o full", "is not empty"),
     ("tokenizer train text.txt --type bpe --vocab-size 99 --like base -o new", "bytes alone are"),
     ("tokenizer train text.txt --type unigram --vocab-size 9999 --like base -o new", "sentencepiece cannot make"),

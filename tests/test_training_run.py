@@ -301,6 +301,12 @@ def test_recipe_key(tmp_path: Path, english) -> None:
     recipe = pico.write_recipe(tmp_path / "recipe.yaml", **models)
     planned = pico.command("plan", recipe)
     assert planned.exit_code == 0 and "adapted is not trained yet" in planned.stdout and "steps of" in planned.stdout
+    dry = pico.command("train", path, "--dry-run").stdout
+    heads = (
+        "training  adapted is not trained yet. `lepmerge run --train` trains it first:\n",
+        "The recipe, with the tables of adapted before its training (the shapes are the same):\n",
+    )
+    assert planned.stdout.startswith(f"{heads[0]}{dry}{heads[1]}output    {tmp_path / 'out'}\n")
     before = json.loads(pico.command("plan", recipe, "--json").stdout)
     assert list(before["trainings"]) == ["adapted"] and before["trainings"]["adapted"]["steps"] > 0
     pico.assert_one_line_error(pico.command("run", recipe), 2, "models.adapted", "lepmerge train", "--train")
