@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,9 +129,13 @@ def test_a_network_that_fails_gives_the_same_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_on_a_base_model(tmp_path: Path, model: Path) -> None:
-    """As the README has it, with the data by --metadata."""
+    """As the README has it, with the data by --metadata, in the layout of the Hub's repository."""
+    copy = tmp_path / "copy"
+    shutil.copytree(DATA, copy / "data")
+    for other in ("rucola", "daru_treeway_eval"):  # they are repositories of their own
+        (copy / "data" / other).rename(copy / other)
     arguments = of_the_page("--num_fewshot 5")
-    output, path = evaluated(tmp_path, model, *arguments, "--metadata", f"darumeru_data={DATA}")
+    output, path = evaluated(tmp_path, model, *arguments, "--metadata", f"darumeru_data={copy}")
     assert_complete(output, path)
     shots = json.loads(path.read_text())["n-shot"]
     assert {shots[f"darumeru_{name}"] for name in NAMES if name != "sum_extractive"} == {5}

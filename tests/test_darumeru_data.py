@@ -1,11 +1,15 @@
 """The miniature data is complete. A local folder that is not complete gives a one-line error with file and line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import darumeru_reference as reference
 import darumeru_setting
+import hub
 import pytest
 from darumeru_setting import DATA, NAMES, load
 
@@ -56,6 +60,90 @@ def test_where_the_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.delenv("DARUMERU_DATA")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert documents(darumeru_data=f"~/{folder.name}") == 1
+
+
+def test_a_copy_of_the_repository_of_the_hub(tmp_path):
+    """There the configs are in the folder `data`. Data sets of other repositories are there or beside it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(DATA, copy / "data")
+    for other in ("rucola", "daru_treeway_eval"):
+        (copy / "data" / other).rename(copy / other)
+    plain, copied = load(), load(data=copy)
+    assert {name: task.dataset for name, task in copied.items()} == {name: task.dataset for name, task in plain.items()}
+    (copy / "data/rcb/test.jsonl").unlink()
+    assert str(copy / "data/rcb/test.jsonl") in fault(copy, "rcb")
+
+
+LOAD = """
+import json, sys
+from lm_eval.tasks import TaskManager
+for pin in sys.argv[2:]:
+    metadata = {"darumeru_revision": pin} if pin else {}
+    manager = TaskManager(include_path=sys.argv[1], include_defaults=False, metadata=metadata)
+    task = manager.load(["darumeru_rcb"])["tasks"]["darumeru_rcb"]
+    print(json.dumps([len(task.test_docs()), task.dump_config()["metadata"]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_pinned_revision(tmp_path):
+    """The pin decides which rows of the Hub are read, and the config names it. Without a network, too."""
+    old, new = "a" * 40, "b" * 40
+    for commit, number in ((old, 5), (new, 12)):
+        folder = tmp_path / "datasets/RefalMachine/darumeru" / commit
+        shutil.copytree(DATA / "rcb", folder / "data/rcb")
+        write(folder / "data/rcb/test.jsonl", reference.rows("rcb")[:number])
+        files = [f"  - {{split: {split}, path: data/rcb/{split}.jsonl}}\n" for split in ("test", "prompt")]
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: rcb\n  data_files:\n{''.join(files)}---\n")
+
+    def loaded(*pins: str, **environment: str):
+        clean = {key: value for key, value in os.environ.items() if key != "DARUMERU_DATA"}
+        command = [sys.executable, "-c", LOAD, darumeru_setting.ROOT / "eval" / "darumeru_tasks", *pins]
+        environment = {**clean, "HF_HOME": str(tmp_path / "cache"), **environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+    with hub.hub(tmp_path / "datasets") as address:
+        done = loaded(old, "", HF_HUB_OFFLINE="0", HF_ENDPOINT=address)
+    assert done.returncode == 0, done.stderr
+    (number, pinned), (number_now, newest) = map(json.loads, done.stdout.splitlines())
+    assert number == 5 and pinned["darumeru_revision"] == pinned["data_commit"] == old
+    assert number_now == 12 and newest["data_commit"] == new and "darumeru_revision" not in newest
+    done = loaded(new, old, HF_HUB_OFFLINE="1")
+    assert json.loads(done.stdout)[0] == 12
+    assert done.stderr.splitlines()[-1].startswith(
+        f"darumeru_tasks.errors.DarumeruError: data set RefalMachine/darumeru:rcb, revision {old}, split test, cannot "
+        f"be loaded from the Hub (no connection, and the cache has commit {new}); connect to the network, or"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        (
+            "rcb",
+            {"darumeru_revision": "abc"},
+            "darumeru_revision=abc pins RefalMachine/darumeru on the Hub, but the da",
+        ),
+        (
+            "rucola",
+            {"rucola_revision": "abc"},
+            "rucola_revision=abc pins RussianNLP/rucola on the Hub, but the data co",
+        ),
+        (
+            "rcb",
+            {"darumeru_revision": 123},
+            "darumeru_revision is 123, not a commit, tag or branch: digits alone need q",
+        ),
+        ("rcb", {"darumeru_revison": "abc"}, "--metadata darumeru_revison: no such key, there are darumeru_data, daru"),
+    ],
+)
+def test_wrong_revisions(name, metadata, message):
+    from darumeru_tasks.errors import DarumeruError
+
+    with pytest.raises(DarumeruError) as caught:
+        load([f"darumeru_{name}"], **metadata)
+    assert str(caught.value).startswith(message)
+    load(["darumeru_rwsd"], rucola_revision="abc")  # it pins another data set
 
 
 def test_summaries_are_the_first_500(tmp_path):

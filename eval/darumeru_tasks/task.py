@@ -11,7 +11,7 @@ from darumeru_tasks.documents import Document, documents
 from darumeru_tasks.errors import DarumeruError
 from darumeru_tasks.harness import extend_harness
 from darumeru_tasks.prompts import Format, choose_shots, completion, prompt_format, with_headline
-from darumeru_tasks.rows import Documents, Source, local_data, read_rows
+from darumeru_tasks.rows import Documents, local_data, read_rows, source_of
 from darumeru_tasks.tokens import ModelTokens, model_tokens
 
 Aggregation = Callable[[list[Any]], float]
@@ -61,6 +61,8 @@ class DarumeruTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.dataset = READY.pop(self.config.task, None) or load(self.config, self.options)
+        if commit := self.dataset[self.config.test_split].commit:
+            self.config.metadata = {**(self.config.metadata or {}), "data_commit": commit}
 
     @property
     def tokens(self) -> ModelTokens:
@@ -108,7 +110,8 @@ class DarumeruTask(ConfigurableTask):
         extend_harness()
         if keywords.get("cache_requests"):
             tokens, config = self.tokens, self.config
-            data = local_data(config.metadata or {})
+            metadata = config.metadata or {}
+            data = local_data(metadata) or metadata.get("data_commit")
             parts = [tokens.tokenizer_name, tokens.revision, tokens.context, data, self.VERSION]
             tokenizer_name = "-".join(map(str, [tokenizer_name, *parts, config.generation_kwargs]))
         super().build_all_requests(tokenizer_name=tokenizer_name, **keywords)
@@ -135,12 +138,16 @@ def load(config: Any, options: dict[str, Any]) -> dict[str, Documents]:
     Raises:
         DarumeruError: the data is missing, or a row is wrong.
     """
-    folder = local_data(config["metadata"] or {})
-    source = Source(config["dataset_path"], config["dataset_name"], options["folder"] or config["dataset_name"])
-    kind, choices = options["kind"], options["choices"]
-    split = config["test_split"]
-    loaded = {split: documents(read_rows(source, split, folder), kind, shots=False, choices=choices)}
+    path, name, kind, choices = config["dataset_path"], config["dataset_name"], options["kind"], options["choices"]
+    source = source_of(path, name, options["folder"] or name, config["metadata"] or {})
+
+    def split(name: str, *, shots: bool, first: int = 0) -> Documents:
+        rows, commit = read_rows(source, name)
+        made = documents(rows[first:], kind, shots=shots, choices=choices)
+        made.commit = commit
+        return made
+
+    loaded = {config["test_split"]: split(config["test_split"], shots=False)}
     if shots := config["fewshot_split"]:
-        rows = read_rows(source, shots, folder)[options["first_shot"] :]
-        loaded[shots] = documents(rows, kind, shots=True, choices=choices)
+        loaded[shots] = split(shots, shots=True, first=options["first_shot"])
     return loaded
