@@ -141,6 +141,10 @@ def test_compare_writes_metrics_into_the_card(tmp_path: Path, folder: Path, sett
     assert {each.dataset_type for each in card.data.eval_results} == {"custom"}
     shown = [round(each["ru"]["bits_per_byte"], 4) for each in (old, new)]
     assert f"| ru | bits per byte | {shown[0]} | {shown[1]} |" in card.text
+    assert f"`lepmerge compare` {lepmerge.__version__} on the first 3,000 bytes of each text, in " in card.text
+    whole = {**results, "settings": {**results["settings"], "max_bytes": None}}
+    write_card(out / "README.md", whole, "new")
+    assert f"`lepmerge compare` {lepmerge.__version__} on whole texts, in " in (out / "README.md").read_text()
     assert card.text.count("## Evaluation") == 1 and str(tmp_path) not in card.content
     assert card.text.partition("<!--")[0].strip() == before.split("---\n", 2)[2].strip()
 

@@ -69,6 +69,14 @@ def test_means_and_errors(tmp_path: Path) -> None:
     assert row["model"] == "model" and row["shots"] == 0 and row["symbols_per_token"] == 2.5
 
 
+def test_a_row_has_the_most_shots_of_its_tasks_and_a_note_if_they_differ(tmp_path: Path) -> None:
+    shots = {f"darumeru_{task}": 1 if task in GROUPS["darumera"] else 5 for task in TASKS}
+    done = pico.command("darumeru", write(tmp_path / "results.json", **{"n-shot": shots}), *NOTHING, "--json")
+    found = json.loads(done.stdout)
+    assert [row["shots"] for row in found["rows"]] == [5]
+    assert found["notes"] == [f"{tmp_path / 'results.json'}: the tasks have different numbers of shots, [1, 5]"]
+
+
 def test_marks(tmp_path: Path) -> None:
     """A difference is marked above 1.96 of its standard errors: sqrt(2) times the error of a mean, the same for all."""
     reference = write(tmp_path / "reference.json", model="reference")
