@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import written
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -281,13 +282,21 @@ def tree(*folders: Path) -> dict[str, tuple[int, int, int, str]]:
     return found
 
 
-def command(*arguments):
-    """Return the result of a lepmerge command that was run in this process: exit_code, stdout, stderr."""
+def command(*arguments, repairs: bool = False):
+    """Return the result of a lepmerge command that was run in this process: exit_code, stdout, stderr.
+
+    Assert that it left nothing behind if it refused its input (tests/written.py), unless it `repairs` what an
+    interrupted run left.
+    """
     from click.testing import CliRunner
 
     from lepmerge.commands.main import main
 
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    words = [str(argument) for argument in arguments]
+    written.begin()
+    result = CliRunner().invoke(main, words)
+    written.end(None if repairs else result.exception, words)
+    return result
 
 
 def assert_one_line_error(result, exit_code: int, *parts) -> None:

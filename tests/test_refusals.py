@@ -2,14 +2,20 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pico
 import pytest
 import torch
+import written
 import yaml
 from safetensors.torch import load_file, save_file
+
+from lepmerge.errors import LepmergeError
+from lepmerge.models.references import resolve
 
 PROPAGATE = {"op": "propagate_embeddings", "base": "base", "adapted": "adapted", "method": "delta"}
 
@@ -127,6 +133,20 @@ def test_a_model_whose_training_was_interrupted_is_named(work: Path) -> None:
     models = {"base": work / "base", "instruct": work / "instruct", "adapted": work / "new"}
     result = pico.command("run", pico.write_recipe(work / "recipe.yaml", **models))
     pico.assert_one_line_error(result, 1, "models.adapted", "is not finished", ".new.lepmerge", "lepmerge train")
+
+
+def test_a_refusal_that_leaves_a_file_is_noticed_by_every_test(tmp_path: Path) -> None:
+    for name in ("left", None):
+        written.begin()
+        try:
+            if name is not None:
+                (tmp_path / name).touch()
+            resolve("./nowhere", relative_to=tmp_path)
+        except LepmergeError:
+            with pytest.raises(SystemExit) as ended:
+                sys.exit(1)
+        with pytest.raises(AssertionError, match="left") if name else nullcontext():
+            written.end(ended.value, [])
 
 
 def test_a_recipe_from_standard_input(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,9 @@ def test_a_swap_that_was_interrupted_is_undone_for_a_run_that_may_not_overwrite(
     target, aside = recipe.parent / "out", recipe.parent / ".out.lepmerge-old"
     aside.mkdir()
     (aside / "config.json").write_text("{}")
-    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "not empty", "--overwrite")
+    pico.assert_one_line_error(
+        pico.command("run", recipe, "--device", "cpu", repairs=True), 1, "not empty", "--overwrite"
+    )
     assert pico.contents(target) == {"config.json": b"{}"} and not aside.exists()
 
 
@@ -133,7 +135,7 @@ def test_an_empty_folder_at_the_target_does_not_cost_the_old_model(recipe: Path)
     aside.mkdir()
     (aside / "config.json").write_text("{}")
     target.mkdir()
-    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "not empty")
+    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu", repairs=True), 1, "not empty")
     assert pico.contents(target) == {"config.json": b"{}"}
 
 
@@ -267,7 +269,7 @@ def test_a_finished_run_is_left_alone(recipe: Path) -> None:
 def test_a_finished_output_that_lost_a_file_is_no_longer_complete(recipe: Path, name: str) -> None:
     expected = pico.contents(run(recipe))
     (recipe.parent / "out" / name).unlink()
-    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu"), 1, "not empty")
+    pico.assert_one_line_error(pico.command("run", recipe, "--device", "cpu", repairs=True), 1, "not empty")
     assert pico.contents(run(recipe, overwrite=True)) == expected
 
 
