@@ -80,6 +80,25 @@ def test_choices_take_one_forward_a_question(model, tasks):
         hook.remove()
 
 
+@pytest.mark.parametrize("name", ["rcb", "sum_extractive"])
+def test_logits_are_computed_for_the_scored_tokens_only(model, tasks, name):
+    """The answers are those of the harness with all logits; see the other tests for their values."""
+    instances = build(tasks[name], model, limit=3)
+    computed = []
+    hook = model.model.lm_head.register_forward_hook(lambda module, ids, logits: computed.append(logits.shape[1]))
+    try:
+        answers = model.loglikelihood(instances, disable_tqdm=True)
+        kept, all_logits = sum(computed), []
+        computed.clear()
+        for instance in instances:  # a batch of one text, and another way into the harness
+            context, scored = instance.args[1].token_ids(model, instance.args[0])
+            all_logits.append(float(log_probabilities(model, context + scored)[-len(scored) :].sum()))
+    finally:
+        hook.remove()
+    assert 3 * kept < sum(computed)
+    assert [likelihood for likelihood, _ in answers] == pytest.approx(all_logits, abs=1e-4)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_sentences(model, tasks, chat):
     task = tasks["sum_extractive"]

@@ -1,10 +1,11 @@
-"""Add to lm-evaluation-harness 0.4.13 what these tasks need, by wrapping four of its functions.
+"""Add to lm-evaluation-harness 0.4.13 what these tasks need, by wrapping five of its functions.
 
 Only requests of these tasks, marked by the classes below, are treated differently. Texts that HFLM and VLLM generate
 in the same run get their token ids. The classes are subclasses of str, so that the harness logs, hashes, caches and
 pickles them as usual.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ def extend_harness() -> None:
     _wrap(evaluator_utils, "stderr_for_metric", _stderr_for_metric)
     if (huggingface := sys.modules.get("lm_eval.models.huggingface")) is not None:
         _wrap(huggingface.HFLM, "tok_decode", _tok_decode)
+        _wrap(huggingface.HFLM, "_loglikelihood_tokens", _loglikelihood_tokens)
     if (vllm := sys.modules.get("lm_eval.models.vllm_causallms")) is not None:
         _wrap(vllm.VLLM, "_model_generate", _model_generate)
 
@@ -120,6 +122,33 @@ def _encode_pair(original: Any) -> Any:
         return original(self, context, continuation)
 
     return encode_pair
+
+
+def _loglikelihood_tokens(original: Any) -> Any:
+    """Compute only the logits from the first scored token of a batch on. The harness computes those of all tokens."""
+
+    def loglikelihood_tokens(self: Any, requests: list[Any], *arguments: Any, **keywords: Any) -> Any:
+        ours = requests and all(pair and isinstance(pair[1], Continuation) for pair, _, _ in requests)
+        can = self.backend == "causal" and "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        # With automatic batch sizes, the trial batch would need less memory than the batches.
+        if not ours or not can or self.batch_size == "auto":
+            return original(self, requests, *arguments, **keywords)
+        most = max(len(scored) for _, _, scored in requests)
+
+        def keep(module: Any, positional: Any, named: dict[str, Any]) -> Any:
+            ids = positional[0] if positional else named["input_ids"]
+            # The harness pads with 0 on the right. A text may end with the token 0; then a few more logits are kept.
+            lengths = ids.shape[1] - (ids.flip(1) != 0).int().argmax(1)
+            kept = ids.shape[1] - max(0, int(lengths.min()) - most)
+            return positional, {**named, "logits_to_keep": kept}
+
+        hook = self.model.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            return original(self, requests, *arguments, **keywords)
+        finally:
+            hook.remove()
+
+    return loglikelihood_tokens
 
 
 def _tok_decode(original: Any) -> Any:
