@@ -17,7 +17,7 @@ from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
 from lepmerge.tokenization.build import Extend, build_tokenizer
 from lepmerge.tokenization.checks import check_ids, check_reachable, check_round_trip, random_texts
-from lepmerge.tokenization.extend import extended_spec, learn
+from lepmerge.tokenization.extend import extended, learn
 from lepmerge.tokenization.script import allowed_tokens
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -85,7 +85,7 @@ def test_equals_the_naive_reference(byte_level, words: dict[str, int], num_token
     expected = naive(written, byte_level, num_tokens, allowed)
     assert list(found.merges) == expected
     assert list(found.tokens) == list(dict.fromkeys("".join(pair) for pair in expected))
-    new = Vocabulary(extended_spec(byte_level, found))
+    new = extended(byte_level, found)
     check_ids(byte_level, new)
     check_reachable(new, [new.model_ids[token] for token in found.tokens])
 

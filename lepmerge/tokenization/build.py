@@ -23,9 +23,9 @@ from lepmerge.tokenization.checks import (
     check_round_trips,
     num_lost,
 )
-from lepmerge.tokenization.extend import extended_spec, learn
+from lepmerge.tokenization.extend import extended, learn
 from lepmerge.tokenization.optimize import shrunk_spec, token_counts
-from lepmerge.tokenization.report import measure, num_lost_in
+from lepmerge.tokenization.report import num_lost_in, symbols_per_token
 from lepmerge.tokenization.script import allowed_tokens
 from lepmerge.tokenization.train import BYTE_TOKENS, train_bpe, train_unigram, unigram_spec
 from lepmerge.tokenization.words import count_words
@@ -229,7 +229,7 @@ def _extended(
             f"the corpus gives only {len(extension.tokens)} new tokens{of} ({len(words)} different words), "
             f"{num_tokens} were requested: give more text, or a smaller {option}"
         )
-    return Vocabulary(extended_spec(old, extension, layout=layout))
+    return extended(old, extension, layout=layout)
 
 
 def _report(job: Job, old: Vocabulary, built: Built, reading: Reading) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _report(job: Job, old: Vocabulary, built: Built, reading: Reading) -> dict[s
         "size": new.size,
         **({} if words is None else {"words": {"different": len(words), "total": words.total()}}),
         "symbols_per_token": {
-            name: measure(each, reading.sample)["symbols_per_token"] for name, each in (("old", old), ("new", new))
+            name: symbols_per_token(each, reading.sample) for name, each in (("old", old), ("new", new))
         },
         "checks": dict(built.checks),
     }

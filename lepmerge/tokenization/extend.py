@@ -6,8 +6,9 @@ join. Hence every new token can occur, and where no new merge applies, the token
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 
 from lepmerge.errors import VocabularyError
 from lepmerge.progress import Progress
@@ -18,7 +19,6 @@ from lepmerge.vocabulary.union import with_tokens
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 LEAST_COUNT = 2
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,30 @@ def learn(
     counted = sorted(words)
     known = vocabulary.model_ids
     letters = _new_letters(counted, vocabulary, allowed)[:num_tokens]
-    strings = {id: token for token, id in known.items()}
-    first_new = max(strings) + 1
-    id_of = {letter: first_new + place for place, letter in enumerate(letters)}
-    strings.update({id: letter for letter, id in id_of.items()})
-    words_of_ids = _split(counted, vocabulary, id_of)
-    learner = _Learner(words_of_ids, [count for _, count in counted])
+    in_order = [token for token, _ in sorted(known.items(), key=lambda item: item[1])] + letters
+    character_of = {token: chr(place) for place, token in enumerate(in_order)}
+    string_of = {character: token for token, character in character_of.items()}
+    learner = _Learner(_split(counted, vocabulary, letters, character_of), [count for _, count in counted])
+    new = dict.fromkeys(letters)
     merges: list[tuple[str, str]] = []
-    while len(id_of) < num_tokens:
+    while len(new) < num_tokens:
         pair = learner.best()
         if pair is None:
             break
-        left, right = strings[pair[0]], strings[pair[1]]
+        left, right = string_of[pair[0]], string_of[pair[1]]
         joined = left + right
         if joined in known or not allowed(vocabulary.token_bytes(joined)):
             learner.drop(pair)
             continue
-        if joined not in id_of:
-            id_of[joined] = first_new + len(id_of)
-            strings[id_of[joined]] = joined
+        if joined not in new:
+            new[joined] = None
+            character_of[joined] = chr(len(string_of))
+            string_of[character_of[joined]] = joined
             if progress:
                 progress("learning merges", 1)
         merges.append((left, right))
-        learner.join(pair, id_of[joined])
-    return Extension(tuple(id_of), tuple(merges))
+        learner.join(pair, character_of[joined])
+    return Extension(tuple(new), tuple(merges))
 
 
 def _new_letters(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, allowed: Allowed) -> list[str]:
@@ -91,19 +91,26 @@ def _new_letters(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, allow
     return sorted(found, key=lambda character: (-counts[character], character))
 
 
-def _split(words: Sequence[tuple[str, int]], vocabulary: Vocabulary, letters: dict[str, int]) -> list[list[int]]:
-    """Return the ids of each word. A new letter gets its own id, and the parts around it are tokenized separately."""
-    split = list(old_tokens((word for word, _ in words), vocabulary))
+def _split(
+    words: Sequence[tuple[str, int]], vocabulary: Vocabulary, letters: Sequence[str], character_of: Mapping[str, str]
+) -> list[str]:
+    """Return the tokens of each word, one character per token.
+
+    A new letter is a token, and the parts around it are tokenized separately.
+    """
+    of_id = {id: character_of[token] for token, id in vocabulary.model_ids.items()}
+    split = ["".join(map(of_id.__getitem__, ids)) for ids in old_tokens((word for word, _ in words), vocabulary)]
     if letters:
+        new = {letter: character_of[letter] for letter in letters}
         for place, (word, _) in enumerate(words):
-            if any(letter in word for letter in letters):
-                parts = _around(word, letters)
-                ids = iter(old_tokens((part for part in parts if part not in letters), vocabulary))
-                split[place] = [id for part in parts for id in ([letters[part]] if part in letters else next(ids))]
+            if not new.keys().isdisjoint(word):
+                parts = _around(word, new)
+                others = old_tokens((part for part in parts if part not in new), vocabulary)
+                split[place] = "".join(new.get(part) or "".join(map(of_id.__getitem__, next(others))) for part in parts)
     return split
 
 
-def _around(word: str, letters: dict[str, int]) -> list[str]:
+def _around(word: str, letters: Mapping[str, str]) -> list[str]:
     parts = [""]
     for character in word:
         if character in letters:
@@ -116,24 +123,23 @@ def _around(word: str, letters: dict[str, int]) -> list[str]:
 class _Learner:
     """Counts of adjacent pairs in the words, updated as pairs are joined.
 
-    The heap may hold outdated counts. `best` corrects them when they reach the top, which is cheaper than searching the
-    heap at every change.
+    A word is a string with one character per token, chr(id), so that str finds and replaces pairs. The heap may hold
+    outdated counts. `best` corrects them when they reach the top, which is cheaper than searching the heap at every
+    change. words_of may name words that have lost the pair.
     """
 
-    def __init__(self, words: list[list[int]], counts: Sequence[int]) -> None:
+    def __init__(self, words: list[str], counts: Sequence[int]) -> None:
         self.words, self.counts = words, counts
-        self.count_of: dict[Pair, int] = defaultdict(int)
-        self.words_of: dict[Pair, set[int]] = defaultdict(set)
-        for number, ids in enumerate(words):
-            count = counts[number]
-            for pair in zip(ids, ids[1:], strict=False):
-                self.count_of[pair] += count
-                self.words_of[pair].add(number)
+        self.words_of: dict[str, list[int]] = defaultdict(list)
+        for number, word in enumerate(words):
+            for pair in map(add, word, word[1:]):
+                self.words_of[pair].append(number)
+        self.count_of = {pair: sum(map(counts.__getitem__, numbers)) for pair, numbers in self.words_of.items()}
         self.heap = [(-count, pair) for pair, count in self.count_of.items() if count >= LEAST_COUNT]
         heapq.heapify(self.heap)
-        self.dropped: set[Pair] = set()
+        self.dropped: set[str] = set()
 
-    def best(self) -> Pair | None:
+    def best(self) -> str | None:
         """Return the most frequent pair, or None if all remaining pairs are rarer than LEAST_COUNT."""
         while self.heap:
             negative, pair = self.heap[0]
@@ -145,47 +151,46 @@ class _Learner:
                 heapq.heappush(self.heap, (-count, pair))
         return None
 
-    def drop(self, pair: Pair) -> None:
+    def drop(self, pair: str) -> None:
         """Exclude this pair from now on."""
         self.dropped.add(pair)
         self.words_of.pop(pair, None)
 
-    def join(self, pair: Pair, new: int) -> None:
-        """Replace the pair by the id `new` in every word, from left to right."""
+    def join(self, pair: str, new: str) -> None:
+        """Replace the pair by the token `new` in every word, from left to right."""
         left, right = pair
-        changes: dict[Pair, int] = defaultdict(int)
+        changes: dict[str, int] = defaultdict(int)
         for number in self.words_of.pop(pair):
-            ids, count = self.words[number], self.counts[number]
-            joined: list[int] = []
-            place, last = 0, len(ids) - 1
-            while place <= last:
-                if place < last and ids[place] == left and ids[place + 1] == right:
-                    joined.append(new)
-                    place += 2
-                else:
-                    joined.append(ids[place])
-                    place += 1
-            if len(joined) == len(ids):
+            parts = self.words[number].split(pair)
+            if len(parts) == 1:
                 continue  # an earlier merge removed the pair from this word
-            for old_pair in zip(ids, ids[1:], strict=False):
-                changes[old_pair] -= count
-            for new_pair in zip(joined, joined[1:], strict=False):
-                changes[new_pair] += count
-                if new in new_pair:
-                    self.words_of[new_pair].add(number)
-            self.words[number] = joined
+            count = self.counts[number]
+            last = len(parts) - 1
+            for place, part in enumerate(parts):
+                before, after = place > 0, place < last  # whether the pair stood on this side of the part
+                if not part:
+                    gone, found = ((right + left,), (new + new,)) if before and after else ((), ())
+                else:
+                    gone = (*((right + part[0],) if before else ()), *((part[-1] + left,) if after else ()))
+                    found = (*((new + part[0],) if before else ()), *((part[-1] + new,) if after else ()))
+                for old_pair in gone:
+                    changes[old_pair] -= count
+                for new_pair in found:
+                    changes[new_pair] += count
+                    self.words_of[new_pair].append(number)
+            self.words[number] = new.join(parts)
         changes.pop(pair, None)
         self.count_of.pop(pair, None)
         for changed, difference in changes.items():
             if difference:
-                count = self.count_of[changed] + difference
+                count = self.count_of.get(changed, 0) + difference
                 self.count_of[changed] = count
                 if difference > 0 and count >= LEAST_COUNT and changed not in self.dropped:
                     heapq.heappush(self.heap, (-count, changed))
 
 
-def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str = "after") -> dict:
-    """Return the tokenizer.json with the new tokens after the last used id, so that no old id moves.
+def extended(vocabulary: Vocabulary, extension: Extension, *, layout: str = "after") -> Vocabulary:
+    """Return the vocabulary with the new tokens after the last used id, so that no old id moves.
 
     With the layout `before` the new tokens come before the added tokens at the end of the vocabulary.
     """
@@ -194,7 +199,7 @@ def extended_spec(vocabulary: Vocabulary, extension: Extension, *, layout: str =
         first = max(vocabulary.ordinary.values()) + 1
     else:
         first = vocabulary.size
-    return with_tokens(vocabulary, extension.tokens, extension.merges, first=first).spec
+    return with_tokens(vocabulary, extension.tokens, extension.merges, first=first)
 
 
 def _with_room(vocabulary: Vocabulary, count: int) -> Vocabulary:

@@ -52,7 +52,7 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
     metrics: dict[str, Any] = {
         "vocabulary": vocabulary.size,
         "tokens": used.total(),
-        "symbols_per_token": sum(map(len, texts)) / num_tokens,
+        "symbols_per_token": symbols_per_token(vocabulary, texts, used),
         "tokens_per_word": used.total() / max(1, sum(len(text.split()) for text in texts)),
         "bytes_per_token": num_bytes / num_tokens,
         "split_characters": sum(count for id, count in used.items() if not is_text(bytes_of[id])) / num_tokens,
@@ -66,6 +66,12 @@ def measure(vocabulary: Vocabulary, texts: Sequence[str], *, first: Vocabulary |
         metrics["new_tokens_fraction"] = in_new / max(1, num_bytes)
         metrics["speed_up"] = _used(first, texts).total() / num_tokens
     return metrics
+
+
+def symbols_per_token(vocabulary: Vocabulary, texts: Sequence[str], used: Counter[int] | None = None) -> float:
+    """Return characters divided by tokens. used: id → number of uses in the texts, if it is known."""
+    used = _used(vocabulary, texts) if used is None else used
+    return sum(map(len, texts)) / max(1, used.total())
 
 
 def differing_texts(first: Vocabulary, second: Vocabulary, texts: Sequence[str]) -> list[int]:

@@ -1,6 +1,5 @@
 """Count the words of a corpus as the old tokenizer splits them, and tokenize words with the old tokenizer."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -39,8 +38,7 @@ def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
 
 def old_tokens(words: Iterable[str], vocabulary: Vocabulary) -> Iterator[list[int]]:
     """Yield the old ids of each word from the bare model, without normalizer, pre-tokenizer and post-processor."""
-    model_only = {"version": "1.0", "added_tokens": [], "model": vocabulary.spec["model"]}
-    bare = Tokenizer.from_str(json.dumps(model_only, ensure_ascii=False))
+    bare = Tokenizer(vocabulary.tokenizer.model)
     words = iter(words)
     while some := list(islice(words, WORDS_AT_ONCE)):
         for encoding in bare.encode_batch_fast(some, add_special_tokens=False):

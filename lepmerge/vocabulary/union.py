@@ -60,9 +60,12 @@ def with_tokens(vocabulary: Vocabulary, tokens: Sequence[str], merges: Sequence[
     as_strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
     written = [" ".join(pair) if as_strings else list(pair) for pair in merges]
     spec = {**vocabulary.spec, "model": {**model, "vocab": vocab, "merges": [*model["merges"], *written]}}
-    if Vocabulary(spec).unfaithful_ids():  # the library numbers added tokens by count unless the model contains them
-        spec["model"]["vocab"] = {**vocab, **{token.content: token.id for token in vocabulary.added.values()}}
-    return Vocabulary(spec)
+    extended = Vocabulary(spec)
+    if not extended.unfaithful_ids():
+        return extended
+    # the library numbers added tokens by count unless the model contains them
+    model = {**spec["model"], "vocab": {**vocab, **{token.content: token.id for token in vocabulary.added.values()}}}
+    return Vocabulary({**spec, "model": model})
 
 
 def _check_same_kind(first: Vocabulary, second: Vocabulary, names: Pair, *, example: str) -> None:
