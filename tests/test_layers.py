@@ -63,6 +63,7 @@ output/plots
 output/staging
 output/checks
 output/run
+output/tokenizer_files
 output/carried_files
 output/chat_templates
 computation/choices

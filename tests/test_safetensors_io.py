@@ -12,7 +12,8 @@ from reference import same_bits
 from safetensors.torch import load_file, save_file
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, build_header, to_bytes, write_all
+from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, build_header, to_bytes
+from lepmerge.output.staging import write_all
 from lepmerge.tensors import Workspace
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -1,6 +1,8 @@
 """tokenizer extend: continued BPE as a naive reference does it, merge by merge; checks; a folder that loads."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from transformers import AutoTokenizer
 import lepmerge
 from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
+from lepmerge.output.tokenizer_files import to_json
 from lepmerge.tokenization.build import Extend, build_tokenizer
 from lepmerge.tokenization.checks import check_ids, check_reachable, check_round_trip, random_texts
 from lepmerge.tokenization.extend import extended, learn
 from lepmerge.tokenization.script import allowed_tokens
+from lepmerge.tokenization.words import SPLITS_BEFORE_SPACES, count_words
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 TEXT = [
@@ -236,3 +240,49 @@ def test_layout_before_the_added_tokens(tmp_path: Path, corpus: Path, family: st
         before, after = reference.weights(base)[role], reference.weights(folder)[role]
         for content, token in old.added.items():
             assert reference.same_bits(after[new.added[content].id], before[token.id])
+
+
+GPT_2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES = {**GPT_2, "use_regex": False}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+PRE_TOKENIZERS = {
+    "GPT-2": [GPT_2],
+    "GPT-2 with a space before": [{**GPT_2, "add_prefix_space": True}],
+    "SmolLM2": [{"type": "Digits", "individual_digits": True}, GPT_2],
+    **{pattern: [{**SPLIT, "pattern": {"Regex": pattern}}, BYTES] for pattern in SPLITS_BEFORE_SPACES},
+    "across spaces": [{**SPLIT, "pattern": {"Regex": "[a-z] [a-z]|."}}, BYTES],
+    "no split": [BYTES],
+}
+
+
+@pytest.mark.parametrize("members", PRE_TOKENIZERS.values(), ids=PRE_TOKENIZERS)
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from("ab'sб1½,.\u0301 \xa0\n\r\t\x1c\u200b   "), max_size=30), max_size=8))
+def test_words_are_those_of_each_whole_text(byte_level, members: list[dict], texts: list[str]) -> None:
+    vocabulary = Vocabulary({**byte_level.spec, "pre_tokenizer": {"type": "Sequence", "pretokenizers": members}})
+    split = vocabulary.tokenizer.pre_tokenizer.pre_tokenize_str
+    assert count_words(texts, vocabulary) == Counter(word for text in texts for word, _ in split(text))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(value=st.dictionaries(st.text(), JSON, max_size=3))
+def test_files_are_written_as_json_writes_them(value: dict) -> None:
+    assert to_json(value) == (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def test_a_plain_folder_is_extended_without_torch_and_transformers(tmp_path: Path, corpus: Path) -> None:
+    base = tmp_path / "base"
+    pico.save_tokenizer(pico.byte_level(pico.ENGLISH, 330), base)
+    command = ["tokenizer", "extend", str(base), str(corpus), "--add", "20", "-o", str(tmp_path / "new")]
+    program = (
+        "import sys\nfrom lepmerge.commands.main import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["0", "[]"], done.stderr

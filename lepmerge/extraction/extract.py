@@ -28,12 +28,11 @@ from lepmerge.models.safetensors_io import (
     is_computable,
     require_computable,
     to_bytes,
-    write_all,
 )
 from lepmerge.models.tables import INPUT
-from lepmerge.output.carried_files import to_json, tokenizer_files
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.staging import Staging
+from lepmerge.output.staging import Staging, write_all
+from lepmerge.output.tokenizer_files import to_json, tokenizer_files
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Workspace, blocks
 from lepmerge.version import __version__

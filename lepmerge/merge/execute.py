@@ -22,11 +22,10 @@ from lepmerge.models.safetensors_io import (
     copy_range,
     is_computable,
     to_bytes,
-    write_all,
 )
-from lepmerge.output.carried_files import to_json
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.staging import Staging
+from lepmerge.output.staging import Staging, write_all
+from lepmerge.output.tokenizer_files import to_json
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks, num_not_finite
 from lepmerge.version import __version__

@@ -15,7 +15,8 @@ from lepmerge.models.gguf_file import Field, GgufFile, build_gguf_header, split_
 from lepmerge.models.gguf_tensor import EXACT_DTYPES, TABLE_TYPES, GgufTensor, quantized, table_type
 from lepmerge.models.gguf_vocabulary import check_old_vocabulary, vocabulary_fields
 from lepmerge.models.model import INPUT, OUTPUT, Model
-from lepmerge.models.safetensors_io import copy_range, write_all
+from lepmerge.models.safetensors_io import copy_range
+from lepmerge.output.staging import write_all
 from lepmerge.tensors import LazyTensor, Workspace, ahead, blocks, num_not_finite
 
 INPUT_TENSOR, OUTPUT_TENSOR = "token_embd.weight", "output.weight"

@@ -19,10 +19,11 @@ from lepmerge.models.adapters import open_reference
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve, resolve_adapted
 from lepmerge.models.safetensors_io import StoredTensor, is_computable
-from lepmerge.output.carried_files import carried_files, check_tokenizer, left_out
+from lepmerge.output.carried_files import carried_files, left_out
 from lepmerge.output.chat_templates import check_template, chosen_templates, with_templates
 from lepmerge.output.checks import check_place
 from lepmerge.output.staging import Staging
+from lepmerge.output.tokenizer_files import check_tokenizer
 from lepmerge.tensors import (
     BLOCK_BYTES,
     INTERPRETER_BYTES,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.checkpoint import read_json
+from lepmerge.models.configs import read_json
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"

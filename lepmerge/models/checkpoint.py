@@ -1,13 +1,12 @@
 """Open a folder as a model. Only its small files and the headers of its shards are read and checked."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
-from lepmerge.models.configs import TIES, check_values, first_number, set_untied, vocab_size
+from lepmerge.models.configs import TIES, check_values, first_number, read_json, set_untied, vocab_size
 from lepmerge.models.gguf_file import GgufFile
 from lepmerge.models.gguf_model import open_gguf
 from lepmerge.models.gguf_tensor import GgufTensor
@@ -84,24 +83,6 @@ def files_of(model: Model) -> list[SafetensorsFile | GgufFile]:
 
 def is_embeddings_only(model: Model) -> bool:
     return set(model.shards.values()) == {EMBEDDINGS}
-
-
-def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return the object in a JSON file, or {} if the file does not exist and is not required."""
-    if not path.exists():
-        if required:
-            raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def _weight_files(folder: Path) -> list[SafetensorsFile]:

@@ -1,5 +1,6 @@
 """Read and change a config.json: its language model, vocabulary size, tied embeddings, and token ids."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,24 @@ TIES = "tie_word_embeddings"
 COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers")
 PAIRS = ("forced_decoder_ids", "sequence_bias")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file, or {} if the file does not exist and is not required."""
+    if not path.exists():
+        if required:
+            raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}")
+    return value
 
 
 def check_values(config: Mapping[str, Any], path: Path) -> None:

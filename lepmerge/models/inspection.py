@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lepmerge.models.checkpoint import files_of, is_embeddings_only, read_json
+from lepmerge.models.checkpoint import files_of, is_embeddings_only
+from lepmerge.models.configs import read_json
 from lepmerge.models.gguf_tensor import GgufTensor
 from lepmerge.models.model import Model
 from lepmerge.models.safetensors_io import StoredTensor, is_computable

@@ -191,12 +191,6 @@ def to_bytes(rows: torch.Tensor) -> memoryview:
     return memoryview(rows.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
 
 
-def write_all(descriptor: int, data: memoryview | bytes) -> None:
-    view = memoryview(data)
-    while len(view):
-        view = view[os.write(descriptor, view) :]
-
-
 def copy_range(source: int, start: int, length: int, target: int) -> Iterator[int]:
     """Copy bytes between files inside the kernel, to the target's current position; yield the size of each piece."""
     copy = _copy_file_range if hasattr(os, "copy_file_range") else _sendfile

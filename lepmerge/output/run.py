@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lepmerge.errors import OutputError
 from lepmerge.models.references import CARD
@@ -142,13 +141,19 @@ class Run:
         record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "seconds": round(seconds, 3),
-            "threads": torch.get_num_threads(),
+            **_threads(),
             "files": {
                 path.relative_to(output).as_posix(): _identity(path) if self.is_file else path.stat().st_size
                 for path in written
             },
         }
         self.staging.write_record(self.record, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _threads() -> dict[str, int]:
+    """Return the number of threads that torch used, or nothing if the run did not need torch."""
+    torch = sys.modules.get("torch")
+    return {} if torch is None else {"threads": torch.get_num_threads()}
 
 
 def _may_change(path: Path) -> bool:

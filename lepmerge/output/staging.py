@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import OutputError
-from lepmerge.models.safetensors_io import write_all
 
 _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -227,6 +226,12 @@ class Staging:
                     f"{self.target.parent} is not a folder ({error.strerror}): choose another output"
                 ) from error
             raise
+
+
+def write_all(descriptor: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError, OptionError, ReferenceNotFound
-from lepmerge.models.checkpoint import read_json
-from lepmerge.models.configs import context_in, vocab_size
+from lepmerge.models.configs import context_in, read_json, vocab_size
 from lepmerge.models.references import Reference, resolve
 from lepmerge.output.provenance import front_matter
 from lepmerge.training.body import check_architecture

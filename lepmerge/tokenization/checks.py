@@ -150,13 +150,12 @@ def check_digits(old: Vocabulary, new: Vocabulary) -> int:
 def random_texts(count: int, *, seed: int = 0) -> list[str]:
     """Return strings of random Unicode characters of planes 0 to 2, mixed with spaces and line ends."""
     generator = random.Random(seed)
-    ranges = [(0x20, 0x7F), (0x80, 0x250), (0x370, 0x530), (0x530, 0x2000), (0x2000, 0xD800), (0xE000, 0x30000)]
+    bounds = [(0x20, 0x7F), (0x80, 0x250), (0x370, 0x530), (0x530, 0x2000), (0x2000, 0xD800), (0xE000, 0x30000)]
+    ranges = [range(*pair) for pair in bounds]
     texts = []
     for _ in range(count):
         characters = [
-            generator.choice(" \n\t")
-            if generator.random() < 0.15
-            else chr(generator.randrange(*generator.choice(ranges)))
+            generator.choice(" \n\t") if generator.random() < 0.15 else chr(generator.choice(generator.choice(ranges)))
             for _ in range(generator.randrange(1, 24))
         ]
         texts.append("".join(characters))

@@ -8,6 +8,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import add
 
 from lepmerge.errors import VocabularyError
@@ -164,21 +165,21 @@ class _Learner:
             parts = self.words[number].split(pair)
             if len(parts) == 1:
                 continue  # an earlier merge removed the pair from this word
-            count = self.counts[number]
-            last = len(parts) - 1
-            for place, part in enumerate(parts):
-                before, after = place > 0, place < last  # whether the pair stood on this side of the part
-                if not part:
-                    gone, found = ((right + left,), (new + new,)) if before and after else ((), ())
-                else:
-                    gone = (*((right + part[0],) if before else ()), *((part[-1] + left,) if after else ()))
-                    found = (*((new + part[0],) if before else ()), *((part[-1] + new,) if after else ()))
-                for old_pair in gone:
-                    changes[old_pair] -= count
-                for new_pair in found:
-                    changes[new_pair] += count
-                    self.words_of[new_pair].append(number)
             self.words[number] = new.join(parts)
+            count = self.counts[number]
+            for before, after in pairwise(parts):
+                if before:
+                    changes[before[-1] + left] -= count
+                    changes[before[-1] + new] += count
+                    self.words_of[before[-1] + new].append(number)
+                if after:
+                    changes[right + after[0]] -= count
+                    changes[new + after[0]] += count
+                    self.words_of[new + after[0]].append(number)
+            if adjoining := parts[1:-1].count(""):
+                changes[right + left] -= adjoining * count
+                changes[new + new] += adjoining * count
+                self.words_of[new + new].append(number)
         changes.pop(pair, None)
         self.count_of.pop(pair, None)
         for changed, difference in changes.items():

@@ -2,8 +2,8 @@
 
 import torch
 
-from lepmerge.models.checkpoint import PICKLED, open_checkpoint, read_json
-from lepmerge.models.configs import check_values, text_configs
+from lepmerge.models.checkpoint import PICKLED, open_checkpoint
+from lepmerge.models.configs import check_values, read_json, text_configs
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference
 from lepmerge.models.tables import INPUT, find_tables

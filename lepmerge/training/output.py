@@ -19,13 +19,15 @@ import yaml
 from lepmerge.corpus import is_dataset
 from lepmerge.models.adapter_config import CONFIG
 from lepmerge.models.adapter_file import WEIGHTS
-from lepmerge.models.checkpoint import EMBEDDINGS, read_json
+from lepmerge.models.checkpoint import EMBEDDINGS
+from lepmerge.models.configs import read_json
 from lepmerge.models.references import Reference
-from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes, write_all
-from lepmerge.output.carried_files import carried_files, to_json
+from lepmerge.models.safetensors_io import DTYPE_NAMES, build_header, to_bytes
+from lepmerge.output.carried_files import carried_files
 from lepmerge.output.plots import curves
 from lepmerge.output.provenance import PAPER, versions, without_folders
-from lepmerge.output.staging import Staging
+from lepmerge.output.staging import Staging, write_all
+from lepmerge.output.tokenizer_files import to_json
 from lepmerge.tensors import blocks, workspace_for
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.learner import Learner

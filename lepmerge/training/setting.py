@@ -15,8 +15,8 @@ from lepmerge.models.configs import context_in, end_ids
 from lepmerge.models.model import INPUT, OUTPUT, Model
 from lepmerge.models.references import Reference, resolve
 from lepmerge.operations.swap_vocabulary import swap_vocabulary
-from lepmerge.output.carried_files import check_tokenizer
 from lepmerge.output.run import digest, identities
+from lepmerge.output.tokenizer_files import check_tokenizer
 from lepmerge.paths import split_adapters
 from lepmerge.training.config import Source, TrainConfig
 from lepmerge.training.outline import open_outline

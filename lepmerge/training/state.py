@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, build_header, to_bytes, write_all
+from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, build_header, to_bytes
+from lepmerge.output.staging import write_all
 from lepmerge.tensors import Workspace
 from lepmerge.training.learner import Learner
 from lepmerge.training.optimizer import row_blocks

@@ -20,6 +20,7 @@ from lepmerge.vocabulary.autotokenizer import FolderTokenizer, read_tokenizer
 from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, AddedToken, valid_parts
 from lepmerge.vocabulary.tokenizer_json import check_post_processor, family_of, of_the_middle, without_tokens_beyond
 
+EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the byte tables and the library's copy (measured: 1.1 kB)."""
 
@@ -270,7 +271,9 @@ class Vocabulary:
     @cached_property
     def _middle(self) -> Tokenizer:
         """The tokenizer for the middle of a text."""
-        return self._load(of_the_middle(self.spec))
+        middle = self._load(of_the_middle({**self.spec, "model": EMPTY}))
+        middle.model = self.tokenizer.model  # shared, because reading it from JSON again takes long
+        return middle
 
     def _encode_bare(self, data: bytes) -> list[int]:
         if self.family == "byte_level":
