@@ -2,7 +2,7 @@
 # make test         set up, lint, types, all fast tests
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
 # make test-vllm    the tests with vLLM on the CPU, in an environment of its own (4 GB)
-# make campaigns    try to break lepmerge for hours: fuzz, kills, two at once, vocabularies, architectures (MINUTES=30 each)
+# make campaigns    try to break lepmerge for hours: fuzz, kills, disk errors, two at once, vocabularies, architectures (MINUTES=30 each)
 # make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 # make gpu          GPU tests and benchmarks, at most 9 minutes, without a network; the environment must be there
@@ -48,7 +48,7 @@ test-vllm: $(VENV)/vllm/installed
 	LEPMERGE_VLLM=$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m slow tests/test_vllm.py
 
 campaigns: $(VENV)/installed-slow
-	for name in fuzz kills twice vocabularies decoders; do \
+	for name in fuzz kills disk_calls twice vocabularies decoders; do \
 	  $(BIN)/python tests/campaigns/$$name.py --record $(if $(MINUTES),--minutes $(MINUTES)) || exit 1; done
 	$(BIN)/python docs/make_reliability.py
 

@@ -33,6 +33,12 @@ TITLES = {
         "EIO, ENOSPC or EINTR instead. After each kill the target is old, new or absent. Then the same "
         "command completes. Its output is byte for byte that of a run without kills, and no other files remain.",
     ),
+    "disk_calls": (
+        "Disk calls",
+        "Every disk call of every one of these commands that changes something fails once with EIO, once with ENOSPC "
+        "and once with EINTR. The command ends well or with one line, the target is new or absent, and the next run "
+        "completes with the right bytes. (Cases after the last call do nothing and are not counted as outcomes.)",
+    ),
     "twice": (
         "Two at once",
         "Two processes write one output, an input is retrained in mid-run, a symlink to an input points "

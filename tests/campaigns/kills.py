@@ -227,11 +227,17 @@ def case(number: int, rng: random.Random) -> Counter[str]:
     clear(job, old=overwrite)
     found: Counter[str] = Counter()
     if rng.random() < 0.2:
-        failing(job, rng, overwrite, found)
+        failing(job, rng.randrange(job.calls), rng.choice(ERRORS), overwrite, found)
     else:
         for _ in range(rng.choice((1, 2, 3, 4))):
             killed(job, rng, overwrite, found)
             check_target(job, overwrite)
+    check_completion(job, overwrite)
+    return found
+
+
+def check_completion(job: Job, overwrite: bool) -> None:
+    """Check the target after a disturbance. Then run the command again: it must complete without help."""
     check_target(job, overwrite)
     code = ended(child(job, overwrite=overwrite))
     if code != 0:
@@ -241,7 +247,6 @@ def case(number: int, rng: random.Random) -> Counter[str]:
     beside = {path.name for path in job.target.parent.iterdir()} - {job.target.name, "recipe.yaml", *RECORDS}
     if beside - {name for name in job.new or {}}:
         raise Fault(f"{job.name}: left {sorted(beside)}")
-    return found
 
 
 def killed(job: Job, rng: random.Random, overwrite: bool, found: Counter[str]) -> None:
@@ -261,9 +266,8 @@ def killed(job: Job, rng: random.Random, overwrite: bool, found: Counter[str]) -
     found[f"{job.name}: kills" if code else f"{job.name}: complete before the kill"] += 1
 
 
-def failing(job: Job, rng: random.Random, overwrite: bool, found: Counter[str]) -> None:
+def failing(job: Job, point: int, number_of_error: int, overwrite: bool, found: Counter[str]) -> None:
     """Let one disk call fail. The command ends well, or with one line."""
-    point, number_of_error = rng.randrange(job.calls), rng.choice(ERRORS)
 
     def fail(number: int) -> None:
         if number == point:
