@@ -37,7 +37,7 @@ TITLES = {
         "Disk calls",
         "Every disk call of every one of these commands that changes something fails once with EIO, once with ENOSPC "
         "and once with EINTR. The command ends well or with one line, the target is new or absent, and the next run "
-        "completes with the right bytes. (Cases after the last call do nothing and are not counted as outcomes.)",
+        "completes with the right bytes. A complete campaign has about 3,450 cases.",
     ),
     "twice": (
         "Two at once",
@@ -91,7 +91,10 @@ def described(result: dict[str, Any]) -> str:
         return "".join([*lines, *architectures(result["details"])])
     lines.append("\n| outcome | number |\n|---|---:|\n")
     lines += [f"| {outcome} | {number:,} |\n" for outcome, number in result["outcomes"].items()]
-    lines += [f"| still open: {signature} | {number:,} |\n" for signature, number in result["faults"].items()]
+    lines += [
+        f"| fault: {' '.join(signature.split())[:120]} | {number:,} |\n"
+        for signature, number in result["faults"].items()
+    ]
     return "".join(lines)
 
 

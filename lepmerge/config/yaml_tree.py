@@ -249,6 +249,8 @@ def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
     elif isinstance(node, yaml.SequenceNode):
         items = [_checked(item, done) for item in node.value]
         checked = yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
+    elif any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise ConstructorError(None, None, "an escape names half of a character", node.start_mark)
     done[id(node)] = checked
     return checked
 

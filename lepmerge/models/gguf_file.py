@@ -140,7 +140,7 @@ def tensor_bytes(shape: Sequence[int], type: int) -> int | None:
     if type not in GGMLQuantizationType.__members__.values():
         return None
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(type)]
-    if shape and shape[-1] % block:
+    if (shape[-1] if shape else 1) % block:
         return None
     return prod(shape) // block * block_bytes
 
@@ -189,9 +189,12 @@ def _aligned(offset: int, alignment: int) -> int:
 
 
 def _alignment(path: Path, fields: Mapping[str, Field]) -> int:
-    alignment = fields[ALIGNMENT].value if ALIGNMENT in fields else 32
-    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: {ALIGNMENT} {alignment!r} is not a power of two of at least 8")
+    if ALIGNMENT not in fields:
+        return 32
+    alignment = fields[ALIGNMENT].value
+    is_uint32 = fields[ALIGNMENT].data[:4] == struct.pack("<I", UINT32)
+    if not is_uint32 or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise CheckpointError(f"{path}: {ALIGNMENT} {alignment!r} is not a 32-bit power of two of at least 8")
     return alignment
 
 

@@ -20,6 +20,7 @@ from lepmerge.errors import CheckpointError
 from lepmerge.tensors import LazyTensor, Rows, Workspace
 
 MAX_HEADER_BYTES = 100_000_000
+LARGEST_SIZE = (1 << 63) - 1  # of a dimension; matters beside a dimension of 0
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -275,6 +276,8 @@ def _entry(value: Mapping[str, Any], data_start: int) -> Entry:
         isinstance(numbers, list) and all(type(number) is int for number in numbers) for numbers in (shape, offsets)
     ):
         raise ValueError("shape and data_offsets should be lists of whole numbers")
+    if max(shape, default=0) > LARGEST_SIZE:
+        raise ValueError(f"a size of {max(shape)} is beyond 64 bits")
     start, stop = offsets
     return Entry(str(value["dtype"]), tuple(shape), data_start + start, data_start + stop)
 

@@ -256,7 +256,11 @@ class Vocabulary:
                 texts[place] = item.decode()
             except UnicodeDecodeError:
                 continue
-        for place, encoding in zip(texts, self._middle.encode_batch_fast([*texts.values()]), strict=True):
+        try:
+            encodings = self._middle.encode_batch_fast([*texts.values()])
+        except Exception as error:  # tokenizers raises plain Exception, for an unk_token outside the vocabulary
+            raise VocabularyError(f"{self.folder or 'the tokenizer'} cannot tokenize every text: {error}") from error
+        for place, encoding in zip(texts, encodings, strict=True):
             encoded[place] = [id for id in encoding.ids if id in self.text_bytes_of]
         for place, item in enumerate(data):
             if not self.spells(encoded[place], item):

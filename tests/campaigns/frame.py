@@ -225,6 +225,21 @@ def machine() -> dict[str, str]:
     return {**about, **versions, "commit": commit.stdout.strip()}
 
 
+def _alone(campaign: Campaign, seed: int, number: int) -> int:
+    """Run one case and print its outcome or its traceback, although the setup may silence the process."""
+    terminal = os.dup(1)
+    campaign.prepare()
+    campaign.setup()
+    try:
+        shown, code = str(campaign.case(number, random.Random(f"{seed}:{number}"))), 0
+    except BaseException:  # a panic of a Rust library is no Exception
+        shown, code = traceback.format_exc(), 1
+    finally:
+        campaign.teardown()
+    os.write(terminal, f"{shown}\n".encode())
+    return code
+
+
 def main(campaign: Campaign, arguments: Sequence[str] | None = None, *, count: int) -> int:
     """Run a campaign from the command line. Return 1 if it found a fault."""
     parser = argparse.ArgumentParser(description=sys.modules[campaign.case.__module__].__doc__)
@@ -238,10 +253,7 @@ def main(campaign: Campaign, arguments: Sequence[str] | None = None, *, count: i
     parser.add_argument("--only", type=int, help="run this case alone, in this process")
     options = parser.parse_args(arguments)
     if options.only is not None:
-        campaign.prepare()
-        campaign.setup()
-        print(campaign.case(options.only, random.Random(f"{options.seed}:{options.only}")))
-        return 0
+        return _alone(campaign, options.seed, options.only)
     path = options.state or ROOT / "out/campaigns" / f"{campaign.name}-{options.seed}.json"
     state = State.of_json(path.read_text()) if path.exists() else State(campaign.name, options.seed)
     state.machine = machine()
