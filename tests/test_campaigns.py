@@ -72,7 +72,9 @@ def test_fuzz_in_short_form() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("kills", 5), ("disk_calls", 8), ("twice", 7), ("vocabularies", 2), ("decoders", 3)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("kills", 5), ("disk_calls", 8), ("twice", 7), ("vocabularies", 2), ("decoders", 3)]
+)
 def test_other_campaigns_in_short_form(name: str, count: int) -> None:
     """Run in a process of its own: it forks, and must not have computed before."""
     command = [sys.executable, CAMPAIGNS / f"{name}.py", "--seed", "7", "--count", str(count), "--state"]
