@@ -160,26 +160,31 @@ class _Learner:
     def join(self, pair: str, new: str) -> None:
         """Replace the pair by the token `new` in every word, from left to right."""
         left, right = pair
-        changes: dict[str, int] = defaultdict(int)
+        befores: dict[str, list[int]] = defaultdict(list)  # neighbour → number of the word, once for each place
+        afters: dict[str, list[int]] = defaultdict(list)
+        adjoining: list[int] = []
         for number in self.words_of.pop(pair):
             parts = self.words[number].split(pair)
             if len(parts) == 1:
                 continue  # an earlier merge removed the pair from this word
             self.words[number] = new.join(parts)
-            count = self.counts[number]
             for before, after in pairwise(parts):
                 if before:
-                    changes[before[-1] + left] -= count
-                    changes[before[-1] + new] += count
-                    self.words_of[before[-1] + new].append(number)
+                    befores[before[-1]].append(number)
                 if after:
-                    changes[right + after[0]] -= count
-                    changes[new + after[0]] += count
-                    self.words_of[new + after[0]].append(number)
-            if adjoining := parts[1:-1].count(""):
-                changes[right + left] -= adjoining * count
-                changes[new + new] += adjoining * count
-                self.words_of[new + new].append(number)
+                    afters[after[0]].append(number)
+            if len(parts) > 2:
+                adjoining += [number] * parts[1:-1].count("")
+        moved = [(before + left, before + new, numbers) for before, numbers in befores.items()]
+        moved += [(right + after, new + after, numbers) for after, numbers in afters.items()]
+        if adjoining:
+            moved.append((right + left, new + new, adjoining))
+        changes: dict[str, int] = defaultdict(int)
+        for old_pair, new_pair, numbers in moved:
+            count = sum(map(self.counts.__getitem__, numbers))
+            changes[old_pair] -= count
+            changes[new_pair] += count
+            self.words_of[new_pair] += numbers
         changes.pop(pair, None)
         self.count_of.pop(pair, None)
         for changed, difference in changes.items():

@@ -3,10 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.vocabulary import Vocabulary
@@ -14,9 +13,8 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 SENTENCEPIECE_WORDS = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^▁\p{L}\p{M}\p{N}]+"
 """Words for SentencePiece models. They have no pre-tokenizer, but none of their tokens extends beyond a word, a digit
 or a run of other characters."""
-WORDS_AT_ONCE = 16384
 SPACE = re.compile(r" (?<=\S )(?=\S)")
-CHUNKS_AT_ONCE = 1 << 18
+CHUNKS_AT_ONCE = 1 << 19
 _AFTER_NUMBERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS_BEFORE_SPACES = tuple(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + _AFTER_NUMBERS
@@ -50,7 +48,7 @@ def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
 
 
 def _counted(texts: Iterable[str]) -> Iterator[Counter[str]]:
-    yield from (Counter((text,)) for text in texts)
+    return (Counter((text,)) for text in texts)
 
 
 def _counted_chunks(texts: Iterable[str]) -> Iterator[Counter[str]]:
@@ -89,8 +87,5 @@ def _kind(part: Mapping[str, Any]) -> str:
 
 def old_tokens(words: Iterable[str], vocabulary: Vocabulary) -> Iterator[list[int]]:
     """Yield the old ids of each word from the bare model, without normalizer, pre-tokenizer and post-processor."""
-    bare = Tokenizer(vocabulary.tokenizer.model)
-    words = iter(words)
-    while some := list(islice(words, WORDS_AT_ONCE)):
-        for encoding in bare.encode_batch_fast(some, add_special_tokens=False):
-            yield encoding.ids
+    tokenize = vocabulary.tokenizer.model.tokenize
+    return ([token.id for token in tokenize(word)] for word in words)
