@@ -296,6 +296,5 @@ class Vocabulary:
         try:
             return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
-            raise VocabularyError(
-                f"{self.folder or 'the tokenizer'}: the tokenizers library refuses it: {error}"
-            ) from error
+            where = self.folder or "the tokenizer"
+            raise VocabularyError(f"{where}: the tokenizers library refuses it: {error}") from error
