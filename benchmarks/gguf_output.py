@@ -27,7 +27,8 @@ from synthetic import TABLES, extended_spec, save_model, save_tokenizer, tokeniz
 
 from lepmerge.models.gguf_file import INT32, STRING, UINT32, build_gguf_header, field_of, tensor_bytes
 from lepmerge.models.gguf_tensor import F32, TABLE_TYPES, quantized
-from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor, write_all
+from lepmerge.models.safetensors_io import SafetensorsFile, StoredTensor
+from lepmerge.output.staging import write_all
 from lepmerge.tensors import Workspace, blocks
 
 Q8_0 = TABLE_TYPES["q8_0"]

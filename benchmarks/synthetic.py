@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from lepmerge.models.safetensors_io import build_header, to_bytes, write_all
+from lepmerge.models.safetensors_io import build_header, to_bytes
+from lepmerge.output.staging import write_all
 
 LATIN = "etaoinshrdlcumwfgypbvkjxqz"
 CYRILLIC = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъ"
