@@ -3,8 +3,8 @@
     python compare.py OLD NEW      two JSON files, two folders of them, or two git commits (their benchmarks/results)
     python compare.py HEAD~20 .    a folder and a commit may stand side by side
 
-Single runs, dates and machines are left out. Other processors, versions or settings are named above the figures,
-because times of different machines cannot be compared.
+Single runs are left out. Machines and versions that differ are named above the figures, because times of different
+machines cannot be compared.
 """
 
 import argparse
@@ -16,8 +16,7 @@ from typing import Any
 
 from measure import RESULTS, table
 
-HEAD = ("benchmark", "date", "git_commit", "uncommitted_changes", "machine", "versions", "note")
-LEFT_OUT = ("runs", "raw", "load_average_at_start", "load_average_at_end", *HEAD)
+LEFT_OUT = ("runs", "raw", "machine", "load_average_at_start", "load_average_at_end")
 
 
 def results(place: str) -> dict[str, dict[str, Any]]:

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measure import Report, aim, show_aims, table
+
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "eval"))
-
-from measure import Report, aim, show_aims, table  # noqa: E402 -- the variables above are read by imports
 
 BATCH = 8
 CHOICES = "parus rcb rwsd ruopenbookqa ruworldtree rucola rummlu mmlu_ru mmlu_en".split()

@@ -22,7 +22,7 @@ def install():
         finder = sys.modules[__name__]
         if os.environ.get(SWITCH) != "0" and MODULE not in sys.modules and finder not in sys.meta_path:
             sys.meta_path.insert(0, finder)
-    except Exception:  # an error here must not prevent Python from starting
+    except Exception:  # this runs whenever Python starts: no error may reach other programs
         pass
 
 
@@ -33,6 +33,6 @@ def find_spec(name, path=None, target=None):
             from darumeru_tasks.registration import find_spec
 
             return find_spec(sys.modules[__name__], name, path, target)
-        except Exception:  # the other finders then load the module as usual
+        except Exception:  # whatever is wrong with our package, other finders must load the harness
             pass
     return None

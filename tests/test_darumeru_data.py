@@ -63,7 +63,7 @@ def test_where_the_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
 
 def test_a_copy_of_the_repository_of_the_hub(tmp_path):
-    """There the configs are in the folder `data`. Data sets of other repositories are there or beside it."""
+    """Its configs lie in the folder `data`. The data sets of the other repositories may lie there, or beside `data`."""
     copy = tmp_path / "copy"
     shutil.copytree(DATA, copy / "data")
     for other in ("rucola", "daru_treeway_eval"):
@@ -134,7 +134,11 @@ def test_a_pinned_revision(tmp_path):
             {"darumeru_revision": 123},
             "darumeru_revision is 123, not a commit, tag or branch: digits alone need q",
         ),
-        ("rcb", {"darumeru_revison": "abc"}, "--metadata darumeru_revison: no such key, there are darumeru_data, daru"),
+        (
+            "rcb",
+            {"darumeru_revison": "abc"},
+            "--metadata darumeru_revison: unknown key, expected one of darumeru_data",
+        ),
     ],
 )
 def test_wrong_revisions(name, metadata, message):

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lepmerge"
 ORDER = """
 version
 errors
+json_text
 paths
 progress
 text_files
@@ -27,13 +28,13 @@ config/schema
 config/kinds
 config/entries
 config/numbers
+vocabulary/token_bytes
 vocabulary/valid_json
 vocabulary/token_names
 vocabulary/chat_templates
 vocabulary/library
 vocabulary/autotokenizer
 vocabulary/tokenizer_json
-vocabulary/token_bytes
 vocabulary/vocabulary
 vocabulary/union
 vocabulary/conversion

@@ -104,7 +104,7 @@ def test_a_run_takes_no_more_than_the_plan_says(recipe: Path) -> None:
 @pytest.mark.slow
 def test_a_training_on_one_row_of_12_mb_takes_no_more_than_its_dry_run_says(tmp_path: Path, english) -> None:
     config = training.write_setting(tmp_path, english, max_tokens=3000, evaluate=None)
-    sentence = " ".join(pico.RUSSIAN)  # nearly a token per byte, which needs the most memory
+    sentence = " ".join(pico.RUSSIAN)  # the tokenizer makes almost one token of each byte, so memory is at its largest
     row = {"text": f"{sentence} " * (12_000_000 // len(sentence.encode()))}
     (tmp_path / "corpus.jsonl").write_text(json.dumps(row, ensure_ascii=False))
     dry = pico.command("train", config, "--dry-run", "--device", "cpu", "--json")

@@ -74,6 +74,8 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("  base: some/base", "  my-base: some/base", 2, ["'my-base' cannot be the name of a model"]),
         ("steps:", "steps: [", 6, ["not YAML"]),
         ("output:\n", "? [output]\n:\n", 13, ["a key should be a word"]),
+        ("  path: out", '  path: "out\\ud800"', 14, ["half of a character"]),
+        ("  path: out", '  "pa\\udc00th": out', 14, ["half of a character"]),
     ],
     ids=lambda value: value[:24].strip() if isinstance(value, str) else None,
 )
@@ -127,6 +129,9 @@ def test_a_path_that_is_set_is_not_taken_from_the_recipes_folder(tmp_path: Path,
         ("steps.0.metod=swap", "did you mean method?"),
         ("output.dtyp=float16", "did you mean dtype?"),
         ("output.path=[x", "the value is not YAML"),
+        ("output.path=" + 9999 * "[", "the value is not YAML"),
+        ('output.path="\\ud800"', "half of a character"),
+        ("output={path: a, path: b}", "'path' occurs twice"),
     ],
 )
 def test_set_of_what_is_not_there(tmp_path: Path, override: str, part: str) -> None:

@@ -44,6 +44,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, english, setting) -> Path:
     pico.save_model(folder / "quantized", english)
     _edit(folder / "quantized/config.json", quantization_config={"quant_method": "gptq"})
     pico.save_tokenizer(pico.unigram(pico.RUSSIAN, 90), folder / "unigram")
+    pico.save_tokenizer(pico.bpe_of([], letters=["a", "b"], unk_token="<unk>"), folder / "unknown")
+    lacking = json.loads((folder / "unknown/tokenizer.json").read_text())["model"] | {"unk_token": "nothing"}
+    _edit(folder / "unknown/tokenizer.json", model=lacking)
     gguf_models.save_gguf(folder / "base", folder / "base.gguf")
     for name, data in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -130,6 +133,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("tokenizer train text.txt --type unigram --vocab-size 9999 --like base -o new", "sentencepiece cannot make"),
     ("tokenizer train text.txt --type bpe --vocab-size 500 --like base -o full", "is not empty"),
     ("tokenizer report nowhere --text text.txt", "nowhere"),
+    ("tokenizer report unknown --text text.txt", "unk_token 'nothing' is not in model.vocab"),
     ("tokenizer report base --text nowhere.txt", "no such file"),
     ("tokenizer report base --text rows.jsonl", "--column"),
     ("tokenizer report base --text text.txt --plot nowhere/x.png", "there is no folder nowhere"),

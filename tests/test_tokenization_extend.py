@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import lepmerge
 from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
-from lepmerge.output.tokenizer_files import to_json
+from lepmerge.json_text import to_json
 from lepmerge.tokenization.build import Extend, build_tokenizer
 from lepmerge.tokenization.checks import check_ids, check_reachable, check_round_trip, random_texts
 from lepmerge.tokenization.extend import extended, learn

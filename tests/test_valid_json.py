@@ -52,6 +52,16 @@ def test_the_key_is_named(specs: list[dict[str, Any]], place: tuple[Any, ...], v
     assert f"folder/tokenizer.json is not a valid tokenizer.json: {message}" in str(raised.value)
 
 
+def test_a_token_for_unknown_text_may_be_missing_where_no_text_is_unknown(specs: list[dict[str, Any]]) -> None:
+    """The vocabulary has a token for each byte: GPT-2's characters, or byte fallback."""
+    for spec, byte in ((specs[0], "a"), (specs[1], "<0x41>")):
+        model = {**spec["model"], "unk_token": "nothing"}
+        check_spec({**spec, "model": model}, "")
+        without = {token: id for token, id in model["vocab"].items() if token != byte}
+        with pytest.raises(VocabularyError, match="unk_token 'nothing' is not in model.vocab"):
+            check_spec({**spec, "model": {**model, "vocab": without, "merges": []}}, "")
+
+
 def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every value in a parsed JSON file. Of long lists and objects, only the first values count."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import make_models as quickstart
 import torch
+from fetch_text import FAMILIES, Document, fetch_documents
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart"
-sys.path.insert(0, str(QUICKSTART))
-
-import make_models as quickstart  # noqa: E402  the folder of recipes is on the path only now
-from fetch_text import FAMILIES, Document, fetch_documents  # noqa: E402  the folder of recipes is on the path only now
 
 SIZES = {  # width: inner width, steps of base, of instruct, of adapted, learning rates of base and of new rows
     128: (384, 1000, 700, 250, 3e-3, 8e-3),

@@ -1,6 +1,6 @@
 """Which way of propagation is best? Every method on models of two widths, three seeds, two strengths of tuning.
 
-python benchmarks/methods/study.py [--work FOLDER] [--widths 128] [--seeds 1]
+python benchmarks/methods [--work FOLDER] [--widths 128] [--seeds 1]
 
 Makes what is not made yet in FOLDER (about 20 CPU minutes for a seed of width 128, 40 for one of 256), measures what is
 not measured yet, and writes benchmarks/results/methods.json. Fewer widths or seeds need --output NAME, so that the
@@ -10,7 +10,6 @@ where rows of earlier calls stay. `report.py` makes docs/methods.md of both file
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 from calibration import KINDS, STARTS, calibration
+from measure import RESULTS, Report
 from models import REGIMES, STRENGTHS, TASKS, Models, Texts
 from scores import bits_per_byte, right_answers
 from tokenizers import Tokenizer
@@ -25,9 +25,6 @@ from transformers import LlamaForCausalLM
 from ways import Cell, Tables, core, ideas, probes
 
 from lepmerge import open_model
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from measure import RESULTS, Report  # noqa: E402  benchmarks/ is on the path only now
 
 LANGUAGES = ("ru", "en")
 CELLS = [
@@ -223,7 +220,3 @@ def main() -> None:
     if arguments.calibrated:
         rows = with_earlier(rows, RESULTS / f"{report.name}.json")
     report.write({"prompts": {task: len(found) for task, found in measuring.prompts.items()}, "rows": rows})
-
-
-if __name__ == "__main__":
-    main()

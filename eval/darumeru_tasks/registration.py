@@ -47,7 +47,7 @@ class _Loader:
         try:
             _extend_manager(module.TaskManager)
             _extend_command(sys.modules["lm_eval.config.evaluate_config"])
-        except Exception:  # with another version of the harness, change nothing
+        except (AttributeError, KeyError, TypeError, ValueError):  # another version of the harness: change nothing
             pass
 
 
@@ -69,7 +69,7 @@ def _extend_manager(manager: Any) -> None:
         try:
             original(*extended.args, **extended.kwargs)
             self.include_path = given
-        except Exception:  # a task folder is broken; without ours, only errors in the user's folders remain
+        except Exception:  # of any class, from any task file. Without our folder, the user's errors show
             original(self, *arguments, **keywords)
 
     manager.__init__ = __init__

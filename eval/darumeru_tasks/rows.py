@@ -49,8 +49,8 @@ def source_of(path: str, name: str | None, folder: str, metadata: dict[str, Any]
     """
     local, key = local_data(metadata), revision_key(path)
     known = ("darumeru_data", *map(revision_key, REPOSITORIES))
-    if unknown := [key for key in metadata if key.startswith("darumeru_") and key not in known]:
-        raise DarumeruError(f"--metadata {unknown[0]}: no such key, there are {', '.join(known)}")
+    if unknown := [given for given in metadata if given.startswith("darumeru_") and given not in known]:
+        raise DarumeruError(f"--metadata {unknown[0]}: unknown key, expected one of {', '.join(known)}")
     revision = metadata.get(key)
     if revision is not None and (not isinstance(revision, str) or not revision.strip()):
         raise DarumeruError(

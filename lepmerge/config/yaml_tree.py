@@ -105,7 +105,7 @@ class Tree:
             raise RecipeError(f"{SET}{override}: name the file that you mean as the {what} instead")
         try:
             new = _composed(text, name=f"{SET}{override}") or yaml.ScalarNode("tag:yaml.org,2002:null", "null")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise RecipeError(f"{SET}{override}: the value is not YAML: {getattr(error, 'problem', error)}") from error
         new.start_mark = new.start_mark or yaml.Mark(f"{SET}{override}", 0, 0, 0, None, 0)
         root = self._with(self.root, name.split("."), new, (), f"{SET}{override}", what)
@@ -205,7 +205,6 @@ def _root_of(path: Path) -> yaml.MappingNode:
             root = _composed(sys.stdin.buffer.read().decode(), name="standard input")
         else:
             root = _composed(path.read_text(encoding="utf-8"), name=str(path))
-        root = root and _checked(root, {})
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -225,7 +224,8 @@ def _not_yaml(error: yaml.YAMLError, otherwise: str) -> RecipeError:
 def _composed(text: str, *, name: str) -> yaml.Node | None:
     loader = yaml.SafeLoader(text)
     loader.name = name
-    return loader.get_single_node()
+    root = loader.get_single_node()
+    return root and _checked(root, {})
 
 
 def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
@@ -244,13 +244,14 @@ def _checked(node: yaml.Node, done: dict[int, yaml.Node | None]) -> Any:
             if key.value in seen:
                 raise ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
+            _checked(key, done)
         SafeConstructor().flatten_mapping(node)
         checked = mapping([(key, _checked(value, done)) for key, value in entries(node).values()], node)
     elif isinstance(node, yaml.SequenceNode):
         items = [_checked(item, done) for item in node.value]
         checked = yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
     elif any("\ud800" <= character <= "\udfff" for character in node.value):
-        raise ConstructorError(None, None, "an escape names half of a character", node.start_mark)
+        raise ConstructorError(None, None, "an escape such as \\ud800 is half of a character", node.start_mark)
     done[id(node)] = checked
     return checked
 

@@ -15,6 +15,7 @@ import torch
 from lepmerge.allocator import use_one_heap
 from lepmerge.errors import CheckpointError
 from lepmerge.extraction.low_rank import of_energy, of_rank
+from lepmerge.json_text import to_json
 from lepmerge.models.adapter_config import CONFIG, lora_config
 from lepmerge.models.adapter_file import PREFIX, WEIGHTS
 from lepmerge.models.adapter_placement import CONV1D_MODELS
@@ -32,7 +33,7 @@ from lepmerge.models.safetensors_io import (
 from lepmerge.models.tables import INPUT
 from lepmerge.output.run import Run, digest, identities
 from lepmerge.output.staging import Staging, write_all
-from lepmerge.output.tokenizer_files import to_json, tokenizer_files
+from lepmerge.output.tokenizer_files import tokenizer_files
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Workspace, blocks
 from lepmerge.version import __version__

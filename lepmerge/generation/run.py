@@ -19,9 +19,9 @@ from lepmerge.generation.grader import grading_request, score_of
 from lepmerge.generation.journal import Journal
 from lepmerge.generation.ranking import Judged, best
 from lepmerge.generation.report import report_of
+from lepmerge.json_text import to_json
 from lepmerge.models.configs import read_json
 from lepmerge.output.run import Run, digest
-from lepmerge.output.tokenizer_files import to_json
 
 CHATS, REPORT = "chats.jsonl", "report.json"
 STAGED = "lepmerge generate"

@@ -9,6 +9,7 @@ import torch
 
 from lepmerge.allocator import use_one_heap
 from lepmerge.device import choose_device
+from lepmerge.json_text import to_json
 from lepmerge.merge.card import model_card, report_of
 from lepmerge.merge.gguf_shard import GgufShard
 from lepmerge.merge.plan import REPORT, Plan
@@ -25,7 +26,6 @@ from lepmerge.models.safetensors_io import (
 )
 from lepmerge.output.run import Run, digest, identities
 from lepmerge.output.staging import Staging, write_all
-from lepmerge.output.tokenizer_files import to_json
 from lepmerge.progress import Progress, no_progress
 from lepmerge.tensors import LazyTensor, Reduction, Result, Workspace, ahead, blocks, num_not_finite
 from lepmerge.version import __version__

@@ -1,12 +1,12 @@
 """Read and change a config.json: its language model, vocabulary size, tied embeddings, and token ids."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import CheckpointError
+from lepmerge.json_text import read_json_file
 
 TIES = "tie_word_embeddings"
 COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers")
@@ -20,13 +20,7 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
         if required:
             raise CheckpointError(f"{path} is missing: a model is a folder with config.json, tokenizer and safetensors")
         return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    value = read_json_file(path, CheckpointError)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}")
     return value

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from lepmerge.errors import CheckpointError
+from lepmerge.json_text import parse_json
 from lepmerge.tensors import LazyTensor, Rows, Workspace
 
 MAX_HEADER_BYTES = 100_000_000
-LARGEST_SIZE = (1 << 63) - 1  # of a dimension; matters beside a dimension of 0
+LARGEST_SIZE = (1 << 63) - 1
+"""The largest dimension that torch takes. A tensor of no bytes may claim a larger one: [0, 2 ** 63]."""
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -234,13 +236,11 @@ def _not_safetensors(path: Path, head: bytes, length: int, size: int) -> str:
 
 def _parse(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
     try:
-        described = json.loads(
+        described = parse_json(
             header.decode(), object_pairs_hook=_no_duplicates, parse_float=_no_number, parse_constant=_no_number
         )
         if not isinstance(described, dict):
             raise ValueError("the header is not an object")
-        if b"\\ud" in header.lower():  # an escaped surrogate, perhaps without its other half
-            json.dumps(described, ensure_ascii=False).encode()
         metadata = described.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

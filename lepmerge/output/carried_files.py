@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lepmerge.json_text import to_json
 from lepmerge.models.checkpoint import files_of
 from lepmerge.models.configs import read_json, remap_ids
 from lepmerge.models.model import Model
@@ -16,7 +17,6 @@ from lepmerge.output.tokenizer_files import (
     is_template,
     name_in_folder,
     small_files_in,
-    to_json,
     tokenizer_config,
 )
 from lepmerge.vocabulary.chat_templates import TEMPLATES

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import RecipeError
+from lepmerge.json_text import to_json
 from lepmerge.models.model import Model
-from lepmerge.output.tokenizer_files import to_json
 from lepmerge.paths import did_you_mean
 from lepmerge.vocabulary.chat_templates import CONFIG, DEFAULT, TEMPLATES, templates_in
 from lepmerge.vocabulary.vocabulary import Vocabulary

@@ -229,6 +229,7 @@ class Staging:
 
 
 def write_all(descriptor: int, data: memoryview | bytes) -> None:
+    """Write all bytes at the file's current position. One call of os.write may write fewer."""
     view = memoryview(data)
     while len(view):
         view = view[os.write(descriptor, view) :]

@@ -1,9 +1,7 @@
 """The files of a folder that belong to its tokenizer: which ones they are, and how they are written anew."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
-from json.encoder import encode_basestring
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +39,6 @@ def tokenizer_config(start: Vocabulary, final: Vocabulary) -> dict[str, Any]:
     """Return the tokenizer_config.json of a folder for another vocabulary and the generic fast class."""
     config = {} if start.folder is None else read_json(start.folder / "tokenizer_config.json")
     return generic_config(config, start.names, final.spec)
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """Return json.dumps(value, indent=2, ensure_ascii=False) and a line end. json has no fast way to indent."""
-    return (_written(value, "\n") + "\n").encode()
-
-
-def _written(value: Any, outer: str) -> str:
-    if type(value) is str:
-        return encode_basestring(value)
-    if type(value) is int:
-        return str(value)
-    inner = outer + "  "
-    if isinstance(value, dict) and value:
-        items = [f"{encode_basestring(key)}: {_written(item, inner)}" for key, item in value.items()]
-        return f"{{{inner}{f',{inner}'.join(items)}{outer}}}"
-    if isinstance(value, list | tuple) and value:
-        return f"[{inner}{f',{inner}'.join([_written(item, inner) for item in value])}{outer}]"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def tokenizer_files(folder: Path, *, only_templates: bool = False) -> dict[str, Path]:

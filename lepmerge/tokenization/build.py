@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from lepmerge.corpus import Corpus
 from lepmerge.errors import VocabularyError
+from lepmerge.json_text import to_json
 from lepmerge.models.configs import read_json
 from lepmerge.models.references import resolve
 from lepmerge.output.run import Run, digest, identities
-from lepmerge.output.tokenizer_files import check_tokenizer, to_json, tokenizer_config, tokenizer_files
+from lepmerge.output.tokenizer_files import check_tokenizer, tokenizer_config, tokenizer_files
 from lepmerge.progress import Progress, no_progress
 from lepmerge.text_files import Counts
 from lepmerge.tokenization.checks import (

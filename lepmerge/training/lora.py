@@ -164,7 +164,7 @@ def _peft_config(network: Any, lora: Lora, *, tables: list[str]) -> "LoraConfig"
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] -- annotated as int, and PEFT only divides it
         lora_dropout=lora.dropout,
         target_modules=modules,
         layers_to_transform=_layers(lora, config.num_hidden_layers),

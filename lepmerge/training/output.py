@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lepmerge.corpus import is_dataset
+from lepmerge.json_text import to_json
 from lepmerge.models.adapter_config import CONFIG
 from lepmerge.models.adapter_file import WEIGHTS
 from lepmerge.models.checkpoint import EMBEDDINGS
@@ -27,7 +28,6 @@ from lepmerge.output.carried_files import carried_files
 from lepmerge.output.plots import curves
 from lepmerge.output.provenance import PAPER, versions, without_folders
 from lepmerge.output.staging import Staging, write_all
-from lepmerge.output.tokenizer_files import to_json
 from lepmerge.tensors import blocks, workspace_for
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.learner import Learner

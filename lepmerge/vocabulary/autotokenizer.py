@@ -162,7 +162,7 @@ def load_tokenizer(folder: Path) -> Any:
             loaded: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
             )
-        except Exception as error:  # damaged files make transformers and tokenizers raise any type of exception
+        except Exception as error:  # damaged files make transformers raise errors of any class (KeyError, Exception, …)
             # transformers 4 asks for protobuf while it handles another exception, which is the true cause
             cause = error.__context__ or error if isinstance(error, ImportError) else error
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
@@ -216,7 +216,7 @@ def _require_matching_protobuf(path: Path) -> None:
     """Raise VocabularyError if the installed sentencepiece does not work with the installed protobuf."""
     try:
         importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    except Exception as error:  # protobuf's VersionError, which older versions lack: ImportError
+    except Exception as error:  # TypeError, ImportError or protobuf's VersionError, by its version
         installed = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("sentencepiece", "protobuf"))
         raise VocabularyError(
             f"{path} cannot be converted to tokenizer.json with {installed}, which do not fit each other: "

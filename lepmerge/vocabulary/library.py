@@ -52,9 +52,9 @@ def _expected_ids(spec: Mapping[str, Any]) -> list[int]:
     return given
 
 
-def library_tokenizer(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
-    """Return the library's tokenizer of a folder's tokenizer.json. Raises VocabularyError if the library refuses it."""
+def library_tokenizer(spec: Mapping[str, Any], where: Path | str) -> Tokenizer:
+    """Return the library's tokenizer of a parsed tokenizer.json. Raises VocabularyError if the library refuses it."""
     try:
         return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-    except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
-        raise VocabularyError(f"{folder / 'tokenizer.json'}: the tokenizers library refuses it: {error}") from error
+    except Exception as error:  # the library raises Exception itself, and no class of its own
+        raise VocabularyError(f"{where}: the tokenizers library refuses its tokenizer.json: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import VocabularyError
-from lepmerge.vocabulary.valid_json import read_json_file
+from lepmerge.json_text import read_json_file
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that use tokenizer.json unchanged."""
@@ -86,7 +86,7 @@ def _is_token(value: Any) -> bool:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or {} if the file does not exist."""
-    value = read_json_file(path) if path.exists() else {}
+    value = read_json_file(path, VocabularyError) if path.exists() else {}
     if not isinstance(value, dict):
         raise VocabularyError(f"{path} should hold a JSON object, not a {type(value).__name__}")
     return value

@@ -1,32 +1,17 @@
 """Validate a tokenizer.json: every key that lepmerge reads must have a value of the right type."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lepmerge.errors import VocabularyError
+from lepmerge.json_text import read_json_file
+from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF
 
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MEMBERS = ("normalizers", "pretokenizers", "decoders", "processors")
 FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
-
-
-def read_json_file(path: Path) -> Any:
-    """Return the contents of a JSON file.
-
-    Raises:
-        VocabularyError: the file cannot be read, is not JSON, or contains text that is not valid Unicode.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped surrogate, perhaps without its other half
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError, OSError) as error:
-        raise VocabularyError(f"{path} is not readable JSON: {error}; download it again") from error
-    return value
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -35,7 +20,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         VocabularyError: a key is missing or has a value of the wrong type; the error names the file and the first one.
     """
-    spec = read_json_file(path)
+    spec = read_json_file(path, VocabularyError)
     check_spec(spec, str(path))
     return spec
 
@@ -81,8 +66,8 @@ def _fault_of_vocab(model: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the token for unknown text. Without a valid one, these models fail on such text."""
-    if model["type"] == "BPE":
+    """Return what is wrong with the token for unknown text. Without a valid one, the library fails on such text."""
+    if model["type"] == "BPE" and (model.get("unk_token") is None or _has_all_bytes(model)):
         return None
     if model["type"] == "Unigram":
         id = model.get("unk_id")
@@ -90,6 +75,12 @@ def _fault_of_unknown(model: Mapping[str, Any]) -> str | None:
         return None if is_place else f"model.unk_id {id!r} is not an index into model.vocab"
     token = model.get("unk_token")
     return None if token in model["vocab"] else f"model.unk_token {token!r} is not in model.vocab"
+
+
+def _has_all_bytes(model: Mapping[str, Any]) -> bool:
+    """Return whether a BPE model can express every byte, so that no text is unknown to it."""
+    bytes_as_tokens = BYTE_TOKENS if model.get("byte_fallback") else CHARACTER_OF.values()
+    return model["vocab"].keys() >= set(bytes_as_tokens)
 
 
 def _fault_of_merges(model: Mapping[str, Any]) -> str | None:

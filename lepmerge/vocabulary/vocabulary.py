@@ -7,7 +7,6 @@ There are four families of token strings:
     plain          unchanged UTF-8
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,11 @@ from tokenizers import Tokenizer
 
 from lepmerge.errors import VocabularyError
 from lepmerge.vocabulary.autotokenizer import FolderTokenizer, read_tokenizer
+from lepmerge.vocabulary.library import library_tokenizer
 from lepmerge.vocabulary.token_bytes import BYTE_TOKENS, CHARACTER_OF, TO_LATIN_1, AddedToken, valid_parts
 from lepmerge.vocabulary.tokenizer_json import check_post_processor, family_of, of_the_middle, without_tokens_beyond
 
-EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
+NO_TOKENS = {"type": "BPE", "vocab": {}, "merges": []}
 BYTES_PER_TOKEN = 1200
 """Resident memory per token: the parsed file, the byte tables and the library's copy (measured: 1.1 kB)."""
 
@@ -238,9 +238,13 @@ class Vocabulary:
         given = {content: self.tokenizer.token_to_id(content) for content in self.added}
         return {content: (self.added[content].id, id) for content, id in given.items() if id != self.added[content].id}
 
+    @property
+    def _where(self) -> Path | str:
+        return self.folder or "the tokenizer"
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return self._load(self.spec)
+        return library_tokenizer(self.spec, self._where)
 
     def encode(self, data: Iterable[bytes]) -> list[list[int]]:
         """Tokenize each byte string as the middle of a text: no prefix space, no special or added tokens.
@@ -256,11 +260,7 @@ class Vocabulary:
                 texts[place] = item.decode()
             except UnicodeDecodeError:
                 continue
-        try:
-            encodings = self._middle.encode_batch_fast([*texts.values()])
-        except Exception as error:  # tokenizers raises plain Exception, for an unk_token outside the vocabulary
-            raise VocabularyError(f"{self.folder or 'the tokenizer'} cannot tokenize every text: {error}") from error
-        for place, encoding in zip(texts, encodings, strict=True):
+        for place, encoding in zip(texts, self._middle.encode_batch_fast([*texts.values()]), strict=True):
             encoded[place] = [id for id in encoding.ids if id in self.text_bytes_of]
         for place, item in enumerate(data):
             if not self.spells(encoded[place], item):
@@ -275,7 +275,7 @@ class Vocabulary:
     @cached_property
     def _middle(self) -> Tokenizer:
         """The tokenizer for the middle of a text."""
-        middle = self._load(of_the_middle({**self.spec, "model": EMPTY}))
+        middle = library_tokenizer(of_the_middle({**self.spec, "model": NO_TOKENS}), self._where)
         middle.model = self.tokenizer.model  # shared, because reading it from JSON again takes long
         return middle
 
@@ -291,10 +291,3 @@ class Vocabulary:
 
     def _tokenize(self, text: str) -> list[int]:
         return [token.id for token in self._middle.model.tokenize(text) if token.id in self.text_bytes_of]
-
-    def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
-        try:
-            return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-        except Exception as error:  # tokenizers raises plain Exception for every error in a tokenizer.json
-            where = self.folder or "the tokenizer"
-            raise VocabularyError(f"{where}: the tokenizers library refuses it: {error}") from error

@@ -232,7 +232,7 @@ def _alone(campaign: Campaign, seed: int, number: int) -> int:
     campaign.setup()
     try:
         shown, code = str(campaign.case(number, random.Random(f"{seed}:{number}"))), 0
-    except BaseException:  # a panic of a Rust library is no Exception
+    except BaseException:  # panics of Rust libraries derive from BaseException
         shown, code = traceback.format_exc(), 1
     finally:
         campaign.teardown()
