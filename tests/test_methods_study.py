@@ -98,7 +98,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path += sys.argv[1:3]
 import torch, models
 from fetch_text import FAMILIES, Document
 

@@ -269,14 +269,12 @@ def _kind(result: str) -> str:
 
 
 def prepare() -> None:
-    import torch
     import transformers
 
     import lepmerge.training.run  # noqa: F401 -- imported before the forks, which need not repeat it
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
     _tokenizers()
 
 

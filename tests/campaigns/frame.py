@@ -25,7 +25,7 @@ from multiprocessing import Value
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # not by torch.set_num_threads: its pool must not exist before a fork
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

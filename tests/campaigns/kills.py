@@ -187,12 +187,10 @@ def log(job: Job) -> str:
 def prepare() -> None:
     """Write the inputs and run every command undisturbed, twice: it must write the same bytes."""
     global FOLDER
-    import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 -- imported before the forks, which need not repeat it
 
     import lepmerge.training.run  # noqa: F401 -- as above
 
-    torch.set_num_threads(1)
     FOLDER = scratch_folder("kills")
     os.chdir(FOLDER)
     JOBS.clear()

@@ -31,9 +31,7 @@ def prepare() -> None:
     """Write the models, and run the recipe once with the instruct model and once with another one in its place."""
     global FOLDER
     import pico
-    import torch
 
-    torch.set_num_threads(1)
     FOLDER = scratch_folder("twice")
     models = FOLDER / "models"
     english, russian = pico.byte_level(pico.ENGLISH, 400), pico.byte_level([*pico.RUSSIAN, *pico.ENGLISH], 600)
