@@ -56,5 +56,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, english, russian) -> dict[
 def processes():
     """Starts processes from a server that has imported everything, for tests that kill them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pico", "test_resume", "lepmerge.merge.execute", "transformers.models.auto"])
+    context.set_forkserver_preload(
+        ["pico", "test_resume", "lepmerge.merge.execute", "lepmerge.training.run", "transformers.models.auto"]
+    )
     return context

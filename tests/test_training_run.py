@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lepmerge
+from lepmerge.commands.main import main
 from lepmerge.errors import OutputError, Stopped, TrainingError
 from lepmerge.training.config import load_train_config
 from lepmerge.training.events import Note, StepDone, TrainingEvent
@@ -154,9 +155,9 @@ def start(path: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for_steps(folder: Path, number: int, process: subprocess.Popen) -> None:
+def wait_for_steps(folder: Path, number: int, runs: Callable[[], bool]) -> None:
     metrics = folder / ".out.lepmerge" / "train.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
+    while runs() and not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
         time.sleep(0.005)
 
 
@@ -178,18 +179,24 @@ def slow_lora(folder: Path, english) -> Path:
     return training.write_setting(folder, english, repeat=10, max_tokens=5_000, **options)
 
 
-def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *, kills: int) -> None:
+def train_quietly(path: Path) -> None:
+    main(["train", str(path), "--device", "cpu", "-q"], standalone_mode=False)
+
+
+def check_kills(processes, tmp_path: Path, english, setting: Callable[[Path, Any], Path], *, kills: int) -> None:
+    """Kill a training at random steps, in processes forked from a server that has imported everything."""
     undisturbed = trained(setting(tmp_path / "once", english))
     path = setting(tmp_path / "killed", english)
     generator = random.Random(0)
     steps = len((undisturbed / "metrics.jsonl").read_text().splitlines()) - 1
     killed = 0
     for number in range(kills):
-        process = start(path)
-        wait_for_steps(path.parent, generator.randrange(steps * number // kills, steps), process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+        process = processes.Process(target=train_quietly, args=(path,))
+        process.start()
+        wait_for_steps(path.parent, generator.randrange(steps * number // kills, steps), process.is_alive)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
     assert killed
     resumed = trained(path)
     ours, theirs = contents(resumed), contents(undisturbed)
@@ -201,20 +208,20 @@ def check_kills(tmp_path: Path, english, setting: Callable[[Path, Any], Path], *
 @pytest.mark.parametrize(
     "setting", [slow_setting, *(pytest.param(each, marks=pytest.mark.slow) for each in (slow_distillation, slow_lora))]
 )
-def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, english, setting) -> None:
-    check_kills(tmp_path, english, setting, kills=2)
+def test_killed_and_resumed_gives_the_same_bytes(processes, tmp_path: Path, english, setting) -> None:
+    check_kills(processes, tmp_path, english, setting, kills=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", [slow_setting, slow_distillation, slow_chats])
-def test_killed_twenty_times(tmp_path: Path, english, setting) -> None:
-    check_kills(tmp_path, english, setting, kills=20)
+def test_killed_twenty_times(processes, tmp_path: Path, english, setting) -> None:
+    check_kills(processes, tmp_path, english, setting, kills=20)
 
 
 def test_sigterm_writes_a_checkpoint(tmp_path: Path, english) -> None:
     path = slow_setting(tmp_path, english, checkpoint_every=1000)
     process = start(path)
-    wait_for_steps(tmp_path, 5, process)
+    wait_for_steps(tmp_path, 5, lambda: process.poll() is None)
     process.terminate()
     _, stderr = process.communicate()
     assert process.returncode == 143
