@@ -103,15 +103,19 @@ def test_smollm2_adapted_from_its_quantized_file(tmp_path: Path) -> None:
         chat = [{"role": "user", "content": "Привет!"}]
         rendered = post(address, "/apply-template", messages=chat)["prompt"]
         assert rendered == fast.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    plain_body = gguf_models.save_gguf(tmp_path / "smollm2", tmp_path / "f32.gguf", pre="smollm")
-    recipe["output"] = {"path": "plain.gguf", "body": str(plain_body), "tables": "f32"}
-    (tmp_path / "plain.yaml").write_text(json.dumps(recipe))
-    assert pico.command("run", tmp_path / "plain.yaml", "--device", "cpu").exit_code == 0
     special = set(fast.all_special_ids)
-    with served(tmp_path / "plain.gguf") as address:
-        encoded = [fast(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
-        different = [ids for ids in encoded if not continued_alike(model, address, ids, special)]
-    assert different == []
+    encoded = [fast(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
+    for kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        name = kind.name.lower()
+        plain_body = gguf_models.save_gguf(tmp_path / "smollm2", tmp_path / f"{name}.gguf", type=kind, pre="smollm")
+        recipe["output"] = {"path": f"plain-{name}.gguf", "body": str(plain_body), "tables": name}
+        (tmp_path / "plain.yaml").write_text(json.dumps(recipe))
+        assert pico.command("run", tmp_path / "plain.yaml", "--device", "cpu").exit_code == 0
+        if kind == GGMLQuantizationType.F16:
+            model = model.half().float()  # the same rounded weights
+        with served(tmp_path / f"plain-{name}.gguf") as address:
+            different = [ids for ids in encoded if not continued_alike(model, address, ids, special)]
+        assert different == [], name
 
 
 def corpora() -> tuple[list[str], list[str], list[str]]:
