@@ -81,6 +81,21 @@ FAULTS = {
     "option": ("body", config(layer_replication=[[0, 2], [1, 2]]), ["`layer_replication`", "repeats layers"]),
     "experts": ("body", config(target_parameters=["mlp.experts.down_proj"]), ["`target_parameters`", "fused"]),
     "type": ("body", config(r="many"), ["adapter_config.json: r: ", "integer"]),
+    "pattern": (
+        "body",
+        config(rank_pattern={"(": 4}),
+        ["adapter_config.json: rank_pattern", "not a regular expression"],
+    ),
+    "rows of no table": (
+        "body",
+        replaced(f"{Q}.token_adapter.trainable_tokens_delta", torch.zeros(2, 16)),
+        ["layers.0.self_attn.q_proj"],
+    ),
+    "a table with a bias": (
+        "tables",
+        replaced("base_model.model.lm_head.bias", torch.zeros(410)),
+        ["lm_head", "a table with a bias cannot be merged"],
+    ),
     "not JSON": ("body", lambda a: (a / "adapter_config.json").write_text("{"), ["not readable JSON"]),
     "no config": ("body", lambda a: (a / "adapter_config.json").unlink(), ["adapter_config.json is missing"]),
     "no weights": ("body", lambda a: (a / "adapter_model.safetensors").unlink(), ["is missing"]),

@@ -12,12 +12,10 @@ from typing import Any
 import pico
 import pytest
 import torch
-import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from lepmerge.models.missing_weights import missing_weights
 from lepmerge.vocabulary.chat_templates import templates_in
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
@@ -159,77 +157,6 @@ def test_a_head_of_another_name_is_the_output_table(folder: Path, swap: Path) ->
     assert len(ids) > 300
     for name in ("model.tok_embeddings.weight", "output.weight"):
         assert all(torch.equal(new[name][new_id], old[name][id]) for id, new_id in ids.items())
-
-
-MISSING = {
-    "of a layer": ["model.layers.1.mlp.up_proj.weight"],
-    "a whole layer": [f"model.layers.0.{name}" for name in ("mlp", "self_attn", "input_layernorm", "post_attention")],
-    "the final norm": ["model.norm.weight"],
-}
-
-
-def take_out(tensors: dict[str, torch.Tensor], beginnings: list[str]) -> None:
-    for name in [name for name in tensors if name.startswith(tuple(beginnings))]:
-        del tensors[name]
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_a_missing_weight_is_named_by_the_plan(tmp_path: Path, folder: Path, swap: Path, name: str) -> None:
-    """transformers would fill it with random numbers."""
-    change_tensors(folder, lambda tensors: take_out(tensors, MISSING[name]))
-    before = pico.tree(tmp_path)
-    first = {"a whole layer": "model.layers.0.input_layernorm.weight and 8 more"}.get(name, MISSING[name][0])
-    for command in ("plan", "run"):
-        result = pico.command(command, swap)
-        pico.assert_one_line_error(result, 1, f"instruct ({folder}): its files lack the weight {first}; download")
-    assert pico.tree(tmp_path) == before
-
-
-def test_a_missing_weight_of_an_unknown_architecture_is_a_note(folder: Path, swap: Path) -> None:
-    change_tensors(folder, lambda tensors: take_out(tensors, MISSING["of a layer"]))
-    edit(folder / "config.json", model_type="internlm2", architectures=["InternLM2ForCausalLM"])
-    result = pico.command("plan", swap)
-    assert result.exit_code == 0, result.stderr
-    assert f"its files lack the weight {MISSING['of a layer'][0]}, though other layers have such weights" in (
-        result.stdout
-    )
-
-
-@pytest.mark.skipif(transformers.__version__.startswith("4"), reason="transformers 4 gives every layer all weights")
-def test_layers_that_differ_by_their_class_lack_nothing() -> None:
-    """Gemma 3n computes no keys and values in its last layers."""
-    ends = ["self_attn.q_proj.weight", "mlp.up_proj.weight"]
-    names = [f"model.layers.{number}.{end}" for number in range(4) for end in ends]
-    names += [f"model.layers.{number}.self_attn.k_proj.weight" for number in range(2)]
-    config = {
-        "model_type": "gemma3n_text",
-        "vocab_size": 32,
-        "vocab_size_per_layer_input": 32,
-        "hidden_size": 8,
-        "hidden_size_per_layer_input": 4,
-        "intermediate_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "laurel_rank": 2,
-        "altup_num_inputs": 2,
-    }
-    assert missing_weights(config, [*names, "model.norm.weight"], []) == ([], True)
-    key = names.pop(names.index("model.layers.0.self_attn.k_proj.weight"))
-    assert missing_weights(config, [*names, "model.norm.weight"], []) == ([key], True)
-
-
-def test_weights_that_only_transformers_misses_are_not_measured(tmp_path: Path, folder: Path) -> None:
-    """No layer has them, so that a plan, which reads no architecture, cannot know."""
-    change_tensors(folder, lambda tensors: [tensors.pop(f"model.layers.{n}.mlp.up_proj.weight") for n in (0, 1)])
-    (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH * 9))
-    result = pico.command("compare", folder, "--text", tmp_path / "text.txt", "--device", "cpu", "-q")
-    pico.assert_one_line_error(
-        result, 1, "its files lack the weight model.layers.0.mlp.up_proj.weight and 1 more; download"
-    )
 
 
 def test_a_body_that_is_not_finite_is_named_by_the_training(tmp_path: Path, folder: Path) -> None:

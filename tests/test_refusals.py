@@ -58,6 +58,34 @@ RECIPES: dict[str, tuple[dict, str]] = {
     "output over an input": ({"output": {"path": "base"}}, "contains or is inside the input"),
     "output is a file": ({"output": {"path": "recipe.yaml"}}, "is a file"),
     "not trained": ({"models": {"instruct": {"train": "none.yaml"}}, "steps": []}, "none.yaml cannot be read"),
+    "a revision of a folder": (
+        {"models": {"instruct": {"path": "./instruct", "revision": "main"}}, "steps": []},
+        "is a local folder, so `revision: main` means nothing",
+    ),
+    "tables without a body": ({"output": {"path": "out", "tables": "q8_0"}}, "name a GGUF file as `body`"),
+    "a body and shards": (
+        {"output": {"path": "out.gguf", "body": "x.gguf", "shard_size": "1MB"}},
+        "shard_size belongs to a safetensors output",
+    ),
+    "no such body": ({"output": {"path": "out.gguf", "body": "x.gguf"}, "steps": []}, "x.gguf"),
+    "merge of too many models": (
+        {"steps": [{"op": "merge", "method": "slerp", "models": dict.fromkeys(["base", "instruct", "adapted"], {})}]},
+        "slerp merges 2, not 3 (base, instruct, adapted)",
+    ),
+    "merge without a base": (
+        {"steps": [{"op": "merge", "method": "ties", "models": {"base": {}, "instruct": {}}}]},
+        "ties needs a base model",
+    ),
+    "tokens of a model that is not merged": (
+        {"steps": [{"op": "unite_vocabularies", "models": ["base"], "tokens": {"<|end|>": {"source": "adapted"}}}]},
+        "adapted is not among the step's models (",
+    ),
+    "tables of another width": (
+        {"models": {"wide": "./wide"}, "steps": [{"op": "unite_vocabularies", "models": ["wide"]}]},
+        "has rows of 32 values, expected 16 as in instruct",
+    ),
+    "a variable that is not closed": ({"output": {"path": "out/${name"}}, "write $${ for a literal ${"),
+    "a template of nobody": ({"output": {"path": "out", "chat_template": "none.jinja"}, "steps": []}, "none.jinja"),
     "base of another vocabulary": ({"steps": [{**PROPAGATE, "base": "adapted"}]}, "should share their vocabulary"),
 }
 FILES: dict[str, tuple[str, Change, str]] = {
@@ -76,9 +104,10 @@ FILES: dict[str, tuple[str, Change, str]] = {
 
 
 @pytest.fixture
-def work(tmp_path: Path, setting: dict[str, Path]) -> Path:
+def work(tmp_path: Path, setting: dict[str, Path], english) -> Path:
     for name, folder in setting.items():
         shutil.copytree(folder, tmp_path / name)
+    pico.save_model(tmp_path / "wide", english, width=32)
     return tmp_path
 
 

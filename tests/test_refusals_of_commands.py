@@ -3,13 +3,17 @@
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf_models
 import pico
 import pytest
+import torch
 import training
+from safetensors.torch import load_file, save_file
 
+HEAD = "lm_head.weight"
 PROMPT = '{"messages": [{"role": "user", "content": "x"}]}\n'
 FILES: dict[str, str | bytes] = {
     "empty.txt": "",
@@ -27,6 +31,13 @@ FILES: dict[str, str | bytes] = {
     "mine.html": "<p>mine</p>",
     "not.gguf": "GGML",
     "full/notes.txt": "mine",
+    "full/notes.csv": "mine",
+    "broken.txt.gz": b"\x1f\x8b\x08\x00 not compressed",
+    "broken.parquet": b"PAR1 nothing PAR1",
+    "empty.gguf": "",
+    "part-00001-of-00002.gguf": "GGUF",
+    "shots.json": json.dumps({"results": {"darumeru_parus": {"score,none": 0.5}}, "n-shot": {"darumeru_parus": "x"}}),
+    "deep.yaml": "models: " + "[" * 5000,
 }
 
 
@@ -44,10 +55,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, english, setting) -> Path:
     pico.save_model(folder / "quantized", english)
     _edit(folder / "quantized/config.json", quantization_config={"quant_method": "gptq"})
     pico.save_tokenizer(pico.unigram(pico.RUSSIAN, 90), folder / "unigram")
+    pico.save_model(folder / "unigram_model", pico.unigram(pico.RUSSIAN, 90))
     pico.save_tokenizer(pico.bpe_of([], letters=["a", "b"], unk_token="<unk>"), folder / "unknown")
     lacking = json.loads((folder / "unknown/tokenizer.json").read_text())["model"] | {"unk_token": "nothing"}
     _edit(folder / "unknown/tokenizer.json", model=lacking)
     gguf_models.save_gguf(folder / "base", folder / "base.gguf")
+    shutil.copytree(folder / "base", folder / "narrow_head")
+    _edit_tensors(folder / "narrow_head", lambda tensors: {**tensors, HEAD: tensors[HEAD][:, :8].contiguous()})
+    shutil.copytree(pico.split(Path(shutil.copytree(folder / "base", folder / "shards"))), folder / "twice")
+    tensors = load_file(folder / "base/model.safetensors")
+    for path in (folder / "twice").glob("*.safetensors"):
+        save_file({**load_file(path), HEAD: tensors[HEAD]}, path)
+    (folder / "adapter").mkdir()
+    (folder / "adapter/adapter_config.json").write_text('{"peft_type": "LORA"}')
     for name, data in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -56,6 +76,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, english, setting) -> Path:
 
 def _edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, part: str) -> tuple[int, str]:
@@ -100,6 +125,20 @@ TRAININGS: list[tuple[str, str]] = [
     ("--log-with nobody", "not known to accelerate"),
     ("--full full", "choose another --full"),
     ("--full base/full", "contains or is inside the input"),
+    ("--set learning_rate=[1e-4,1e-5] --set sweep=120%", "should be a fraction such as 20%"),
+    ("--set learning_rate=[1e-4,1e-5] --set sweep=20% --set evaluate=null", "chooses by held-out bits per byte"),
+    ("--set train.tables=none", "needs `lora`"),
+    ("--set 'data=[{path: prompts.jsonl, kind: chat}]'", "need another objective than text"),
+    ("--set 'data=[{path: text.txt, prompt: Summarize}]'", "prompt should hold {text}"),
+    ("--set 'data=[{path: prompts.jsonl, kind: chat, cut: 1KB}]'", "are for texts, not for `kind: chat`"),
+    ("--set objective=chat", "set `kind: chat` for each source"),
+    ("--set objective=distill --set teacher=./base --set packing=concatenate", "is for plain text"),
+    ("--set 'lora={layers: [7]}'", "there is no layer 7: the model has the layers 0 to 1"),
+    ("--set model=./narrow_head", "the tables should have one shape"),
+    ("--set model=./adapter", "is a PEFT adapter: name its base"),
+    ("--set data=./broken.txt.gz", "is damaged and cannot be decompressed"),
+    ("--set data=./broken.parquet", "is not a readable parquet file"),
+    ("--set data=./base", "holds no .txt, .jsonl, .parquet file"),
 ]
 
 
@@ -192,6 +231,23 @@ COMMANDS: list[tuple[str, str]] = [
     ("inspect text.txt", "text.txt"),
     ("inspect base.gguf/x", "base.gguf/x"),
     ("diff base nowhere", "nowhere"),
+    ("inspect narrow_head", "the tables should have one shape"),
+    ("inspect twice", "is in two files of one model"),
+    ("inspect adapter", "is a PEFT adapter: name its base"),
+    ("inspect empty.gguf", "is not a GGUF file: it is empty"),
+    ("inspect part-00001-of-00002.gguf", "lacks part-00002-of-00002.gguf of the split file"),
+    ("plan deep.yaml", "deep.yaml"),
+    ("tokenizer report base --text base", "holds no .txt, .jsonl, .parquet file"),
+    ("tokenizer report base --text broken.txt.gz", "is damaged and cannot be decompressed"),
+    ("tokenizer report base --text broken.parquet", "is not a readable parquet file"),
+    ("tokenizer optimize base text.txt --keep 90% --vocab-size 500 --limit much -o new", "5GB"),
+    ("init instruct new --base base --no-base", "give either --base or --no-base"),
+    ("init instruct new --base wide", "its layers have other shapes than those of instruct"),
+    ("init quantized new", "is quantized, and cannot be trained"),
+    ("init adapter new", "is a PEFT adapter: name a whole model"),
+    ("init unigram_model new", "only BPE vocabularies can be extended"),
+    ("generate x prompts.jsonl --grader y --grader-api-key-env HOME --server http://[ -o new", "--grader-server"),
+    ("darumeru shots.json", "n-shot is 'x', not a whole number"),
     ("darumeru rows.jsonl", "rows.jsonl"),
     ("import rows.jsonl", "rows.jsonl"),
 ]

@@ -182,7 +182,7 @@ def _check_layers(
             f"{name} ({folder}): config.json says num_hidden_layers {count}, but the last stored layer is "
             f"number {max(stored)}, counted from 0: download the model again, or correct the config"
         )
-    missing, is_confirmed = missing_weights(config, tensors, found.names.values())
+    missing, is_confirmed = missing_weights(config, tensors, found.names)
     if not missing:
         return []
     lacking = f"the weight {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
