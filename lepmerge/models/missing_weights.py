@@ -8,6 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from lepmerge.models.configs import text_configs
@@ -37,6 +38,8 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 """Model type → weights of every layer, unless its config sets one of ADDS_WEIGHTS. Outside the layers is FINAL_NORM."""
 ADDS_WEIGHTS, FINAL_NORM = ("attention_bias", "mlp_bias"), "norm.weight"
+MOST_KINDS = 4
+"""The kinds of weights that are missing together, at most, where their names have to be found by sizes."""
 
 
 def missing_weights(
@@ -112,15 +115,28 @@ def _parameters(text: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
 def _lacking(parameters: Mapping[str, int], stored: Mapping[str, int]) -> set[str]:
     """Return the parameters without a stored tensor, without those that come from tensors of other names.
 
-    If the sizes show that some are missing, but not which, return all of them.
+    Which ones these are is known by their sizes, where one choice of kinds fits. Otherwise all are returned.
     """
     lacking, others = parameters.keys() - stored.keys(), stored.keys() - parameters.keys()
     missing = sum(parameters[name] for name in lacking) - sum(stored[name] for name in others)
     if missing <= 0:
         return set()
-    parts = {part for name in others for part in name.split(".") if not part.isdigit()} - {"layers", "weight", "bias"}
-    unlike = {name for name in lacking if not parts.intersection(name.split("."))}
-    return unlike if sum(parameters[name] for name in unlike) == missing else lacking
+    sizes: dict[str, int] = defaultdict(int)
+    for name in lacking:
+        sizes[_kind(name)] += parameters[name]
+    chosen = [
+        kinds
+        for count in range(1, min(len(sizes), MOST_KINDS) + 1)
+        for kinds in combinations(sorted(sizes), count)
+        if sum(sizes[kind] for kind in kinds) == missing
+    ]
+    return {name for name in lacking if _kind(name) in chosen[0]} if len(chosen) == 1 else lacking
+
+
+def _kind(name: str) -> str:
+    """Return a name without its layer."""
+    layer = LAYER.search(name)
+    return f"{name[: layer.start(1)]}*{name[layer.end(1) :]}" if layer else name
 
 
 def _lacking_of_quantized(parameters: Mapping[str, int], stored: Mapping[str, int]) -> set[str]:
