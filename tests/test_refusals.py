@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[dict, str]] = {
     "no such body": ({"output": {"path": "out.gguf", "body": "x.gguf"}, "steps": []}, "x.gguf"),
     "merge of too many models": (
         {"steps": [{"op": "merge", "method": "slerp", "models": dict.fromkeys(["base", "instruct", "adapted"], {})}]},
-        "slerp merges 2, not 3 (base, instruct, adapted)",
+        "slerp merges 2, not 3 (adapted, base, instruct)",
     ),
     "merge without a base": (
         {"steps": [{"op": "merge", "method": "ties", "models": {"base": {}, "instruct": {}}}]},

@@ -34,7 +34,7 @@ def is_mergekit(path: Path) -> bool:
     """Return whether a YAML file is a configuration of mergekit."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False  # the reader of recipes says what is wrong
     return isinstance(node, yaml.MappingNode) and "merge_method" in entries(node)
 

@@ -33,6 +33,8 @@ def open_checkpoint(reference: Reference, *, name: str | None = None) -> Model:
     folder, name = reference.folder, name or reference.text
     if reference.file is not None:
         return open_gguf(reference.file, name=name)
+    if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+        raise CheckpointError(_adapter_alone(folder))
     config = read_json(folder / "config.json", required=True)
     generation_config = read_json(folder / "generation_config.json")
     check_values(config, folder / "config.json")
@@ -126,10 +128,12 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
             f"them first: AutoModelForCausalLM.from_pretrained(folder, weights_only=True).save_pretrained(new_folder)"
         )
     if (folder / ADAPTER).exists():
-        raise CheckpointError(
-            f"{folder} is a PEFT adapter: name its base, too, as in {{path: BASE, adapter: {folder}}} or BASE+{folder}"
-        )
+        raise CheckpointError(_adapter_alone(folder))
     raise CheckpointError(f"{folder} holds no weights: expected {SINGLE}, {INDEX} or {EMBEDDINGS}")
+
+
+def _adapter_alone(folder: Path) -> str:
+    return f"{folder} is a PEFT adapter: name its base, too, as in {{path: BASE, adapter: {folder}}} or BASE+{folder}"
 
 
 def _indexed_files(index: Path) -> list[SafetensorsFile]:

@@ -28,13 +28,17 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+NOT_VALUES = (ValueError, AttributeError, KeyError, IndexError, RecursionError)
+"""What PyYAML raises for values such as 2024-13-01 and !!int "", and for deep nesting."""
+
+
 def front_matter(card: Path) -> dict[str, Any]:
     """Return the YAML at the beginning of a model card. It is empty if there is none, or if it is broken."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
     try:
         values = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:  # a broken card of an input does no harm
+    except (yaml.YAMLError, *NOT_VALUES):  # a broken card of an input does no harm
         values = None
     return values if isinstance(values, dict) else {}
 
