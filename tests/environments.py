@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2")
+TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", "datasets==4.5.0")
 MISTRAL = ("mistral-common==1.13.1", "numpy==2.3.5")
 PROTOBUF = ("protobuf==7.36.2",)
 ALL = ("tests",)

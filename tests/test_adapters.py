@@ -115,6 +115,7 @@ def test_scale_and_several_adapters(tmp_path: Path, english) -> None:
     assert torch.allclose(logits(loaded(out)), logits(with_peft(base, first, second, scale=0.57)), atol=2e-5)
     report = json.loads((out / "lepmerge_report.json").read_text())["inputs"]["donor"]
     assert [adapter["scale"] for adapter in report["adapters"]] == [0.57, 0.57]
+    assert "base + 0.57 × first + 0.57 × second (3 files, " in (out / "README.md").read_text()
     assert sorted(report["files"]) == [
         "first/adapter_model.safetensors",
         "model.safetensors",

@@ -17,7 +17,7 @@ def text_results(bits: float, speed: float) -> dict[str, Any]:
         "symbols_per_token": 2.345,
         "tokens_per_word": 3.456,
         "bits_per_byte": bits,
-        "generation": {"characters_per_second": speed, "new_tokens_share": 0.125, "batch": 8},
+        "generation": {"characters_per_second": speed, "new_tokens_share": 0.125, "batch": 8 if speed == 200 else 4},
         "copying": {"sentences": {"exact": 0.5, "matched": 0.75}},
     }
 
@@ -146,6 +146,7 @@ def test_the_terminal_shows_every_value_and_meaning(capsys: pytest.CaptureFixtur
 def test_the_reference_is_named_where_models_are_compared_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     show(RESULTS)
     lines = capsys.readouterr().out.splitlines()
+    assert "Generation (greedy, 64 tokens per sequence, 8 sequences at once, cpu, float32, 2 threads)" in lines
     assert "  right here only: Examples that this model gets right and a<b> gets wrong." in lines
     assert "  right there only: Examples that a<b> gets right and this model gets wrong." in lines
     assert any("exact McNemar test" in line and "below 0.05" in line for line in lines)

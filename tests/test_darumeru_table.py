@@ -35,6 +35,8 @@ def write(path: Path, tasks=TASKS, *, seed=0, model="org/model", shots=0, shift=
     }
     if "cp_para_ru" in tasks:
         results["darumeru_cp_para_ru"] |= {"symbol_per_token,none": 2.5, "exact_ids,none": 1.0}
+    for number, task in enumerate(task for task in ("cp_sent_ru", "cp_sent_en", "cp_para_en") if task in tasks):
+        results[f"darumeru_{task}"] |= {"symbol_per_token,none": 3.5 + number}
     found = {
         "results": results,
         "config": {"model": "hf", "model_args": {"pretrained": model}, "limit": None},
@@ -85,6 +87,17 @@ def test_marks(tmp_path: Path) -> None:
     for name, factor in (("above", 1.02), ("within", 0.98), ("below", -1.02)):
         shift = factor * 1.96 * 2**0.5 * errors["micro_avg_stderr"]
         paths.append(write(tmp_path / f"{name}.json", model=name, shift=shift))
+    assert [row["micro_avg_mark"] for row in rows(*paths, *NOTHING)] == ["", "+", "", "-"]
+
+
+def test_marks_take_the_errors_of_both_models(tmp_path: Path) -> None:
+    """The other models have five times the reference's error."""
+    reference = write(tmp_path / "reference.json", model="reference")
+    (row,) = rows(reference, *NOTHING)
+    paths = [reference]
+    for name, factor in (("above", 1.02), ("within", 0.98), ("below", -1.02)):
+        shift = factor * 1.96 * 26**0.5 * row["micro_avg_stderr"]
+        paths.append(write(tmp_path / f"{name}.json", model=name, shift=shift, error=0.05))
     assert [row["micro_avg_mark"] for row in rows(*paths, *NOTHING)] == ["", "+", "", "-"]
 
 
