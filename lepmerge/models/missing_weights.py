@@ -115,7 +115,8 @@ def _parameters(text: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
 def _lacking(parameters: Mapping[str, int], stored: Mapping[str, int]) -> set[str]:
     """Return the parameters without a stored tensor, without those that come from tensors of other names.
 
-    Which ones these are is known by their sizes, where one choice of kinds fits. Otherwise all are returned.
+    The sizes tell which ones these are. If several choices fit, take the one whose names differ most from those of the
+    other tensors. If none fits, return all: something is missing, but it is not known what.
     """
     lacking, others = parameters.keys() - stored.keys(), stored.keys() - parameters.keys()
     missing = sum(parameters[name] for name in lacking) - sum(stored[name] for name in others)
@@ -124,13 +125,17 @@ def _lacking(parameters: Mapping[str, int], stored: Mapping[str, int]) -> set[st
     sizes: dict[str, int] = defaultdict(int)
     for name in lacking:
         sizes[_kind(name)] += parameters[name]
-    chosen = [
+    parts = {part for name in others for part in name.split(".")}
+    fitting = (
         kinds
-        for count in range(1, min(len(sizes), MOST_KINDS) + 1)
+        for count in range(1, MOST_KINDS + 1)
         for kinds in combinations(sorted(sizes), count)
         if sum(sizes[kind] for kind in kinds) == missing
-    ]
-    return {name for name in lacking if _kind(name) in chosen[0]} if len(chosen) == 1 else lacking
+    )
+    chosen = min(
+        fitting, key=lambda kinds: sum(part in parts for kind in kinds for part in kind.split(".")), default=sizes
+    )
+    return {name for name in lacking if _kind(name) in chosen}
 
 
 def _kind(name: str) -> str:
