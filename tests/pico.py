@@ -267,6 +267,13 @@ def split(folder: Path, num_shards: int = 3) -> Path:
     return folder
 
 
+def bring_code(folder: Path) -> None:
+    """Let a model bring its own class, which may need other weights than transformers' class of its model type."""
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return file name → bytes of a folder, without the file of timings."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "lepmerge_run.json"}

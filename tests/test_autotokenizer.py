@@ -10,7 +10,9 @@ from typing import Any
 import pico
 import pytest
 import sentencepiece
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -75,6 +77,10 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     folder = pico.save_model(tmp_path_factory.mktemp("qwen") / "model", tokenizer)
     edit(folder / "config.json", model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]:
+        weights[name.replace("weight", "bias")] = torch.zeros(len(weights[name]), dtype=weights[name].dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     edit(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
     return folder
 

@@ -73,6 +73,7 @@ def test_tensor_missing_in_one_model(tmp_path: Path, models) -> None:
     for missing_name in missing:
         del tensors[missing_name]
     save_file(tensors, path, metadata={"format": "pt"})
+    pico.bring_code(models["base"])
     recipe = written(tmp_path, models)
     step = "  - {op: arithmetic, tensors: body, expression: instruct + 0.5 * (instruct - base)}\noutput:"
     recipe.write_text(recipe.read_text().replace("output:", step))

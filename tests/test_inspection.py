@@ -110,6 +110,7 @@ def test_missing_tensor_and_other_shape(tmp_path: Path, english) -> None:
     for name in missing:
         del tensors[name]
     save_file(tensors, b / "model.safetensors", metadata={"format": "pt"})
+    pico.bring_code(b)
     found = differences(a, b)
     states = {name: d.state for name, d in found.items() if d.state != "equal"}
     assert states == {**dict.fromkeys(missing, "only in A"), "model.norm.weight": "shape"}

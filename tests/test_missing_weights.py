@@ -183,11 +183,7 @@ def as_unknown(folder: Path) -> None:
     edit(folder / "config.json", model_type="internlm2", architectures=["InternLM2ForCausalLM"])
 
 
-def with_code(folder: Path) -> None:
-    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
-
-
-@pytest.mark.parametrize("change", [as_unknown, with_code])
+@pytest.mark.parametrize("change", [as_unknown, pico.bring_code])
 def test_a_missing_weight_of_an_unknown_architecture_is_a_note(folder: Path, change: Callable[[Path], None]) -> None:
     change_tensors(folder, lambda tensors: take_out(tensors, MISSING["of a layer"][0]))
     change(folder)
@@ -197,7 +193,7 @@ def test_a_missing_weight_of_an_unknown_architecture_is_a_note(folder: Path, cha
     assert f"its files lack the weight {name}, though other layers have such weights" in result.stdout
 
 
-@pytest.mark.parametrize("change", [as_unknown, with_code])
+@pytest.mark.parametrize("change", [as_unknown, pico.bring_code])
 def test_what_no_layer_of_an_unknown_architecture_has_is_no_fault(folder: Path, change: Callable[[Path], None]) -> None:
     change_tensors(folder, lambda tensors: take_out(tensors, MISSING["of every layer"][0]))
     change(folder)
@@ -236,7 +232,7 @@ def test_layers_that_differ_by_their_class_lack_nothing() -> None:
 def test_weights_that_only_transformers_misses_are_not_measured(tmp_path: Path, folder: Path) -> None:
     """The model brings its own code, which may need no such weights, but transformers' class is loaded."""
     change_tensors(folder, lambda tensors: take_out(tensors, MISSING["of every layer"][0]))
-    with_code(folder)
+    pico.bring_code(folder)
     (tmp_path / "text.txt").write_text("\n\n".join(pico.ENGLISH * 9))
     result = pico.command("compare", folder, "--text", tmp_path / "text.txt", "--device", "cpu", "-q")
     pico.assert_one_line_error(

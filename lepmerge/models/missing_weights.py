@@ -65,11 +65,13 @@ def missing_weights(
     text = next(iter(text_configs(config)), config)
     if _is_whole(text, {*own, *(f"{_module(name)}.weight" for name in own if is_quantized)}):
         return [], True
-    parameters = _parameters(text, config)
-    if parameters is None:
+    known = _parameters(text, config)
+    if known is None:
         return [f"{before}{name}" for name in sorted(_suspects(own))], False
+    parameters, buffers = known
+    stored = {name: size for name, size in own.items() if name not in buffers}
     lacking = _lacking_of_quantized if is_quantized else _lacking
-    return [f"{before}{name}" for name in sorted(lacking(parameters, own))], True
+    return [f"{before}{name}" for name in sorted(lacking(parameters, stored))], True
 
 
 def _parent(table: str) -> str:
@@ -90,8 +92,11 @@ def _is_whole(config: Mapping[str, Any], names: set[str]) -> bool:
     return {FINAL_NORM, *(f"layers.{number}.{name}" for number in range(count) for name in layout)} <= names
 
 
-def _parameters(text: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return name → elements of the parameters of transformers' language model, or None if it has no such model."""
+def _parameters(text: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, int], set[str]] | None:
+    """Return name → elements of the parameters of transformers' language model, and the names of its buffers.
+
+    Return None if transformers has no such model.
+    """
     code = config.get("auto_map")
     has_own_code = isinstance(code, Mapping) and any(str(key).startswith("AutoModel") for key in code)
     if has_own_code or config.get("is_encoder_decoder"):
@@ -104,12 +109,13 @@ def _parameters(text: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     before = _parent(next(f"{name}.weight" for name, module in network.named_modules() if module is table))
     heads = [module.weight for module in (table, head) if hasattr(module, "weight")]
     may_be_missing = [*(network._keys_to_ignore_on_load_missing or ()), *(network._tied_weights_keys or ())]
-    return {
+    parameters = {
         name.removeprefix(before): parameter.numel()
         for name, parameter in network.named_parameters()  # each tied parameter once
         if name.startswith(before) and not any(parameter is weight for weight in heads)
         if not any(re.search(pattern, name) for pattern in may_be_missing)
     }
+    return parameters, {name.removeprefix(before) for name, _ in network.named_buffers()}
 
 
 def _lacking(parameters: Mapping[str, int], stored: Mapping[str, int]) -> set[str]:
