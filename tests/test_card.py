@@ -165,3 +165,13 @@ def test_only_cards_of_lepmerge_are_changed(
     paths = {"made": folder, "base": setting["base"]}
     result = pico.command("compare", *(paths[name] for name in models), "--text", tmp_path / "no.txt", "--card")
     pico.assert_one_line_error(result, 1, part)
+
+
+@pytest.mark.parametrize("front", ["date: 2024-13-01", "x: [" * 2000, "a: {", '!!int ""'])
+def test_a_broken_card_of_an_input_does_no_harm(tmp_path: Path, setting, front: str) -> None:
+    instruct = Path(shutil.copytree(setting["instruct"], tmp_path / "instruct"))
+    (instruct / "README.md").write_text(f"---\n{front}\n---\nA model.\n")
+    recipe = pico.write_recipe(tmp_path / "recipe.yaml", "swap", **{**setting, "instruct": instruct})
+    result = pico.command("run", recipe, "--device", "cpu")
+    assert result.exit_code == 0, result.exception
+    assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
