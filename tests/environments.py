@@ -42,11 +42,11 @@ def constraints(packages: tuple[str, ...]) -> str:
 def make(packages: tuple[str, ...], folder: Path) -> None:
     """Create the environment: the packages, and lepmerge from this folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     own = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
-    # addsitedir also reads the .pth files there, such as that of lm_eval's tasks
+    # addsitedir also reads the .pth files there, such as that of lm_eval's tasks; pip is there, too
     (own / "below.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     pinned = folder / "constraints.txt"
     pinned.write_text(constraints(packages))
