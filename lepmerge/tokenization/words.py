@@ -57,21 +57,13 @@ def _chunks(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
     firsts: Counter[str] = Counter()
     others: Counter[str] = Counter()  # without the space before them
     for text in texts:
-        first, *later = _at_spaces(text)
+        first, *later = SPACE.split(text)
         firsts[first] += 1
         others.update(later)
         if len(firsts) + len(others) >= CHUNKS_AT_ONCE:
             yield from _joined(firsts, others)
             firsts, others = Counter(), Counter()
     yield from _joined(firsts, others)
-
-
-def _at_spaces(text: str) -> list[str]:
-    """Return the text cut at the spaces that have another character on both sides."""
-    flat = text.replace("\n", ".")
-    if " ".join(flat.split()) == flat and "\n " not in text and " \n" not in text:
-        return text.split(" ")  # three times faster than the pattern
-    return SPACE.split(text)
 
 
 def _joined(firsts: Counter[str], others: Counter[str]) -> Iterator[tuple[str, int]]:
