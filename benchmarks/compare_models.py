@@ -27,7 +27,7 @@ from measure import ROOT, Report, aim, alternating, arguments_of, lepmerge, meas
 
 OLD = "cedf0081def5b4113a90858f64b17ef221dff326"
 NEW_TOKENS = (256, 1024)
-LIMITS = {"max_bytes": 6000, "copies": 4, "max_new_tokens": 24, "prompts": 30}
+LIMITS = {"max_bytes": 6000, "copies": 4, "max_new_tokens": 24, "prompts": 30}  # as recipes/smollm2-135m-ru on a laptop
 SMALL = {"max_bytes": 1200, "copies": 1, "max_new_tokens": 4, "prompts": 2}
 PARTS = ("copying", "generating", "chat", "answers", "task")
 DIFFERENT = ("seconds", "characters_per_second", "tokens_per_second", "folder", "where", "examples")
