@@ -3,6 +3,7 @@
 # make test-slow    the long ones: real models, 20 kills, the SmolLM2 chain, the tutorial
 # make test-vllm    the tests with vLLM on the CPU, in an environment of its own (4 GB)
 # make campaigns    try to break lepmerge for hours: fuzz, kills, disk errors, two at once, vocabularies, architectures (MINUTES=30 each)
+# make benchmarks   rerun every benchmark that can run here, into benchmarks/results: hours, on an idle machine, no network (ONLY=startup,train SMALL=1)
 # make docs         the documentation as a website, in out/site
 # make test-environments   the fast tests under transformers 4.57 and 5, with and without mistral-common and protobuf
 # make gpu          GPU tests and benchmarks, at most 9 minutes, without a network; the environment must be there
@@ -12,7 +13,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: campaigns docs quickstart test test-slow test-vllm test-environments gpu gpu-wheels lint clean
+.PHONY: benchmarks campaigns docs quickstart test test-slow test-vllm test-environments gpu gpu-wheels lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard eval/lepmerge_lm_eval.*)
 	$(PYTHON) -c 'import sys; sys.exit("lepmerge needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
@@ -51,6 +52,9 @@ campaigns: $(VENV)/installed-slow
 	for name in fuzz kills disk_calls twice vocabularies decoders; do \
 	  $(BIN)/python tests/campaigns/$$name.py --record $(if $(MINUTES),--minutes $(MINUTES)) || exit 1; done
 	$(BIN)/python docs/make_reliability.py
+
+benchmarks: $(VENV)/installed-slow
+	$(BIN)/python benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SMALL),--small)
 
 test-environments: $(VENV)/installed
 	$(BIN)/python tests/environments.py

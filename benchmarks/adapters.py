@@ -1,13 +1,12 @@
 """Merge a rank-32 adapter into a 3 GB base: lepmerge, PEFT's merge_and_unload and mergekit's `model+adapter`.
 
-python adapters.py [--runs 3] [--small] [--mergekit /path/to/venv/bin/mergekit-yaml]
+python adapters.py [--mergekit /path/to/venv/bin/mergekit-yaml]
 
 mergekit needs a separate environment: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5 peft
 Two costs are also measured alone: the arithmetic (W + s B A on tensors in memory, to and from bfloat16), and the
 start-up (on a model with almost nothing to read). Both are subtracted before lepmerge is compared with `cp -r`.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, alternating, lepmerge, measured, medians, script, show_aims, table
+from measure import Report, aim, alternating, arguments_of, lepmerge, measured, medians, script, show_aims, table
 from synthetic import remove, save_model, save_tokenizer, tokenizer_spec
 
 LARGE = {
@@ -87,14 +86,11 @@ def peft(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="use a model of 40 MB, to check that everything runs")
+    parser = arguments_of(__doc__, runs=3)
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of another virtual environment")
-    parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()
     setting = SMALL if options.small else LARGE
-    report = Report("adapters")
+    report = Report("adapters", options)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         large, pico = Path(temporary) / "large", Path(temporary) / "pico"
         save_base_and_adapter(large, setting)
@@ -141,8 +137,7 @@ def main() -> None:
         aim("peak memory, MiB", mid["lepmerge"]["peak_mib"], 400),
     ]
     show_aims(aims)
-    if not options.small:
-        report.write({"setting": {**setting, "rank": RANK, "bytes": size}, "medians": mid, "runs": raw, "aims": aims})
+    report.write({"setting": {**setting, "rank": RANK, "bytes": size}, "medians": mid, "runs": raw, "aims": aims})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """Calibrate the quickstart's models with different settings, one cell of a grid after another, and measure each.
 
-    python recipes/quickstart/run.py
     python benchmarks/calibration_grid.py [CELL ...]
 
-A cell is recipes/quickstart/calibrate.yaml with some overrides. Its metrics are added to results/calibration_grid.json:
-accuracy of the task, bits per byte of held-out Russian and of an English text (the GPL), CPU seconds of the training on
-one thread. Neither the task nor the held-out text is trained on.
+A cell is recipes/quickstart/calibrate.yaml with some overrides. Its metrics: accuracy of the task, bits per byte of
+held-out Russian and of an English text (the GPL), CPU seconds of the training on one thread. Neither the task nor the
+held-out text is trained on. If cells are named, results/calibration_grid.json keeps the others.
 """
 
-import argparse
 import json
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from inputs import QUICKSTART
+from measure import Report, arguments_of
 
 import lepmerge
 from lepmerge.comparison.loading import load_model
@@ -24,9 +27,6 @@ from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
 
-ROOT = Path(__file__).parent.parent
-QUICKSTART = ROOT / "recipes/quickstart"
-RESULTS = Path(__file__).parent / "results/calibration_grid.json"
 TEXT = f"{{path: {QUICKSTART / 'train_ru.jsonl.gz'}, weight: 0.5}}"
 GENERAL = ["{text}", "Перескажи:\\n{text}", "О чём это?\\n{text}", "Переведи на английский:\\n{text}"]
 PROMPTS = ", ".join(
@@ -79,21 +79,27 @@ def calibrated(overrides: list[str], work: Path) -> tuple[Path, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(CELLS)}; default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    report = Report("calibration_grid", options)
+    is_part = options.cells and report.path.exists()
+    cells: dict[str, Any] = json.loads(report.path.read_text())["cells"] if is_part else {}
+    if not (QUICKSTART / "out/report.html").exists():
+        subprocess.run([sys.executable, QUICKSTART / "run.py"], check=True)
     reference, right = measured(QUICKSTART / "instruct", None)
     for name in options.cells or CELLS:
         work = QUICKSTART / "out/grid" / name.replace(" ", "-")
+        if (work / "tables/lepmerge_train.json").exists():
+            shutil.rmtree(work)  # an earlier measurement; only an interrupted training is continued
         work.mkdir(parents=True, exist_ok=True)
         folder, seconds = calibrated(CELLS[name], work)
-        report = json.loads((work / "tables/lepmerge_train.json").read_text())
+        trained = json.loads((work / "tables/lepmerge_train.json").read_text())
         found, _ = measured(folder, right)
-        entry = {"cpu_s": round(seconds), "steps": report["steps"], "tokens": report["tokens"], **found}
-        cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        entry = {"cpu_s": round(seconds), "steps": trained["steps"], "tokens": trained["tokens"], **found}
         cells |= {"instruct": reference, name: {"overrides": [_relative(text) for text in CELLS[name]], **entry}}
-        RESULTS.write_text(json.dumps(cells, indent=2, ensure_ascii=False) + "\n")
+        report.write({"cells": cells})
         print(name, json.dumps(entry), flush=True)
 
 

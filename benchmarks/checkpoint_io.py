@@ -1,24 +1,27 @@
 """Compare on a 3 GB checkpoint: LEP and a recipe without steps against `cp -r` and mergekit's passthrough merge.
 
-python checkpoint_io.py [--runs 3] [--mergekit /path/to/venv/bin/mergekit-yaml]
+python checkpoint_io.py [--mergekit /path/to/venv/bin/mergekit-yaml]
 
 mergekit needs a separate environment: python -m venv mk && mk/bin/pip install torch==2.13.0 mergekit==0.1.5
 Its merge of a model with itself changes no tensor, like our recipe without steps. The start-up cost of `lepmerge run`
 is measured on a model with almost nothing to read. It is subtracted where the aim says so.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, alternating, lepmerge, measured, medians, show_aims, table
+from measure import Report, aim, alternating, arguments_of, lepmerge, measured, medians, show_aims, table
 from synthetic import remove, save_pico, save_setting
 
 SETTING = {
     "old_rows": 128256, "new_rows": 174816, "width": 2048, "layers": 16,
     "intermediate": 8192, "heads": 32, "kv_heads": 8, "shards": 3,
+}  # fmt: skip
+SMALL = {
+    "old_rows": 4096, "new_rows": 5000, "width": 256, "layers": 2,
+    "intermediate": 512, "heads": 8, "kv_heads": 2, "shards": 2,
 }  # fmt: skip
 PASSTHROUGH = (
     "slices: [{{sources: [{{model: {0}, layer_range: [0, {1}]}}]}}]\nmerge_method: passthrough\ndtype: bfloat16\n"
@@ -26,19 +29,18 @@ PASSTHROUGH = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
+    parser = arguments_of(__doc__, runs=3)
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of another virtual environment")
-    parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()
-    report = Report("checkpoint_io")
+    setting = SMALL if options.small else SETTING
+    report = Report("checkpoint_io", options)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        save_setting(folder / "large", **SETTING, whole=False, share=0.7)
+        save_setting(folder / "large", **setting, whole=False, share=0.7)
         save_pico(folder / "pico")
         large, small = folder / "large", folder / "pico"
         (large / "copy.yaml").write_text((small / "copy.yaml").read_text())
-        (large / "mergekit.yaml").write_text(PASSTHROUGH.format(large / "instruct", SETTING["layers"]))
+        (large / "mergekit.yaml").write_text(PASSTHROUGH.format(large / "instruct", setting["layers"]))
         size = sum(path.stat().st_size for path in (large / "instruct").iterdir())
 
         def way(label: str, output: Path, command: list[Any]) -> Callable[[], dict[str, Any]]:
@@ -72,7 +74,7 @@ def main() -> None:
         aim("LEP, d = 2048: peak memory, MiB", mid["LEP"]["peak_mib"], 1024),
     ]
     show_aims(aims)
-    report.write({"setting": {**SETTING, "bytes": size}, "medians": mid, "runs": raw, "aims": aims})
+    report.write({"setting": {**setting, "bytes": size}, "medians": mid, "runs": raw, "aims": aims})
 
 
 if __name__ == "__main__":

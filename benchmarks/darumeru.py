@@ -1,7 +1,8 @@
 """Compare Darumeru in the harness (`lm_eval --model hf`) with a plain transformers loop that does the same scoring.
 
-    python benchmarks/darumeru.py MODEL [--data tests/darumeru_data] [--limit 12] [--tasks rcb,use]
+    python benchmarks/darumeru.py [--model FOLDER] [--data tests/darumeru_data] [--limit 3] [--tasks rcb,use]
 
+Default: SmolLM2-135M and four tasks, one of each kind.
 Both ways run each task in turn in one process on one CPU thread, in the model's chat template without shots, in batches
 of 8, longest first. Counted for each: CPU seconds from texts to scored answers, forward passes of the body, and the
 tokens in them with padding. The prompts come from the tasks; the harness's time includes rendering them. The plain loop
@@ -13,21 +14,23 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, show_aims, table
+from inputs import smollm2
+from measure import ROOT, Report, aim, arguments_of, show_aims, table
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "eval"))
 
 BATCH = 8
 CHOICES = "parus rcb rwsd ruopenbookqa ruworldtree rucola rummlu mmlu_ru mmlu_en".split()
 GENERATION = "multiq use sum_abstractive cp_sent_en cp_sent_ru cp_para_en cp_para_ru".split()
 TASKS = [*CHOICES, "sum_extractive", *GENERATION]
+ONE_OF_EACH_KIND = "rcb,sum_extractive,use,cp_sent_en"
 
 
 class Counter:
@@ -161,20 +164,26 @@ def scores(task: Any, answered: list[tuple[dict[str, Any], list[Any]]]) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser = arguments_of(__doc__, runs=3)
+    parser.add_argument("--model", type=Path, help="folder of a model")
     parser.add_argument("--data", type=Path, default=ROOT / "tests" / "darumeru_data")
-    parser.add_argument("--limit", type=int, default=12)
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--limit", type=int, default=3, help="documents of each task")
+    parser.add_argument("--tasks", default=ONE_OF_EACH_KIND, help=f"of {', '.join(TASKS)}")
     options = parser.parse_args()
+    if options.small:
+        options.limit, options.tasks = 1, "rcb"
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        compare(options, options.model or smollm2(Path(temporary)))
+
+
+def compare(options: argparse.Namespace, model: Path) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    report = Report("darumeru")
-    lm = HFLM(pretrained=str(options.model), device="cpu", batch_size=BATCH, dtype="float32", max_length=4096)
+    report = Report("darumeru", options)
+    lm = HFLM(pretrained=str(model), device="cpu", batch_size=BATCH, dtype="float32", max_length=4096)
     counter = Counter(lm.model)
-    metadata = {"pretrained": str(options.model), "darumeru_data": str(options.data), "max_length": 4096}
+    metadata = {"pretrained": str(model), "darumeru_data": str(options.data), "max_length": 4096}
     manager = TaskManager(include_path=str(ROOT / "eval" / "darumeru_tasks"), include_defaults=False, metadata=metadata)
     names = options.tasks.split(",")
     tasks = manager.load([f"darumeru_{name}" for name in names])["tasks"]
@@ -214,7 +223,7 @@ def main() -> None:
         aim("rows forwarded per choice question", max(per_question, default=0), 1.0),
     ]
     show_aims(aims)
-    setting = {"model": options.model.name, "limit": options.limit, "runs": options.runs, "batch": BATCH}
+    setting = {"model": model.name, "limit": options.limit, "runs": options.runs, "batch": BATCH}
     report.write({"setting": setting, "tasks": found, "aims": aims})
 
 

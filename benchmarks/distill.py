@@ -1,6 +1,6 @@
 """Compare distillation at shared bytes in lepmerge and in a plain torch loop with two whole models and full logits.
 
-    python benchmarks/distill.py ru.txt
+    python benchmarks/distill.py [--text FILE]     default: the quickstart's text
 
 Both do the same steps: 4 blocks of 256 tokens, only new rows trained, float32, on one CPU thread. Seconds are counted
 from the second step on, memory over the whole process. Teacher and student are an untied random Llama, d = 512, 4
@@ -15,29 +15,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, alternating, measured, medians, ratios, script, show_aims, table
+from inputs import russian
+from measure import Report, aim, alternating, arguments_of, measured, medians, ratios, script, show_aims, table
 
 BATCH, BLOCK = 4, 256
 NUM_OLD, NUM_NEW = 64256, 16000
+SMALL = 4096, 1024
 
 
-def save_models(folder: Path) -> None:
+def save_models(folder: Path, num_old: int, num_new: int) -> None:
     from synthetic import extended_spec, save_tokenizer, tokenizer_spec
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=NUM_OLD, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=num_old, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
         tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "teacher")
-    old = tokenizer_spec(NUM_OLD)
+    old = tokenizer_spec(num_old)
     save_tokenizer(folder / "teacher", old)
-    save_tokenizer(folder / "vocabulary", extended_spec(old, NUM_OLD + NUM_NEW, share=NUM_OLD / (NUM_OLD + NUM_NEW)))
+    save_tokenizer(folder / "vocabulary", extended_spec(old, num_old + num_new, share=num_old / (num_old + num_new)))
 
 
 def opened(text: Path, work: Path, device: str) -> Any:
-    """Return the session of the benchmark. Both programs train on its batches. The last NUM_NEW rows are trained."""
+    """Return the session of the benchmark. Both programs train on its batches. Only new rows are trained."""
     from dataclasses import replace
 
     import torch
@@ -56,7 +58,8 @@ def opened(text: Path, work: Path, device: str) -> Any:
         "precision": "fp32", "output": "out",
     })  # fmt: skip
     setting = prepare(config)
-    rows = range(setting.start.num_rows - NUM_NEW, setting.start.num_rows)
+    num_old = json.loads((work / "teacher" / "config.json").read_text())["vocab_size"]
+    rows = range(num_old, setting.start.num_rows)
     setting = replace(setting, rows=dict.fromkeys(setting.rows, rows))
     return open_session(setting, work / "tokens", Group(torch.device(device)), StopSignal(), ignore, held_out={})
 
@@ -128,10 +131,9 @@ def plain(text: Path, work: Path, steps: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
+    parser = arguments_of(__doc__, runs=3)
+    parser.add_argument("--text", type=Path, help="a .txt file")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="on a GPU, wall seconds are counted")
     for name in ("one", "work", "output"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -144,16 +146,17 @@ def main() -> None:
         Path(options.output).write_text(json.dumps(found))
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the measured processes
-    report = Report("distill" if options.device == "cpu" else f"distill_{options.device.partition(':')[0]}")
-    with tempfile.TemporaryDirectory() as temporary:
+    report = Report("distill", options, device=options.device)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         work = Path(temporary)
-        save_models(work)
+        text = options.text or russian(work)
+        save_models(work, *(SMALL if options.small else (NUM_OLD, NUM_NEW)))
 
         def run(way: str) -> dict[str, Any]:
             output = work / "figures.json"
             arguments = ["--one", way, "--steps", options.steps, "--work", work, "--output", output]
             arguments += ["--device", options.device]
-            figures = measured(script("distill.py", options.text, *arguments), label=way)
+            figures = measured(script("distill.py", "--text", text, *arguments), label=way)
             return {**figures, **json.loads(output.read_text())}
 
         raw = alternating({way: lambda way=way: run(way) for way in ("lepmerge", "plain")}, runs=options.runs)

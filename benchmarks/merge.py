@@ -1,19 +1,18 @@
 """Merge three models with lepmerge and mergekit by one configuration: results, CPU seconds and peak memory.
 
-python merge.py --mergekit mk/bin/mergekit-yaml [--width 2048 --layers 6 --rows 32000] [--methods ties slerp] [--runs 1]
+python merge.py --mergekit mk/bin/mergekit-yaml [--width 2048 --layers 8 --rows 32000] [--methods ties slerp]
 
 Both compute in float32 and write bfloat16. Differences beyond one rounding are counted; docs/merging.md says where they
 come from. Random methods are compared at density 1, where they drop nothing.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from measure import Report, aim, alternating, lepmerge, measured, medians, ratios, show_aims, table
+from measure import Report, aim, alternating, arguments_of, lepmerge, measured, medians, ratios, show_aims, table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from synthetic import remove, save_model, save_tokenizer, tokenizer_spec
@@ -36,6 +35,7 @@ SPARSE: dict[str, dict[str, float]] = {
     **{name: {"density": 1.0} for name in ("dare_linear", "dare_ties", "della", "della_linear")},
 }
 SETTINGS: dict[str, dict[str, Any]] = {"slerp": {"t": [0, 0.5, 0.3]}, "sce": {"select_topk": 0.3}}
+SMALL = {"rows": 4096, "width": 256, "layers": 2, "intermediate": 512, "heads": 8, "kv_heads": 2}
 METHODS = ("linear", "slerp", "nuslerp", *TASK, "model_stock", "sce", "karcher", "arcee_fusion")
 
 
@@ -100,7 +100,7 @@ def compared(ours: Path, theirs: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__, runs=1)
     parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml of a separate environment")
     for option, value in {
         "rows": 32000,
@@ -112,11 +112,9 @@ def main() -> None:
     }.items():
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()
-    report = Report("merge")
-    shape = {key: getattr(options, key) for key in ("rows", "width", "layers", "intermediate", "heads", "kv_heads")}
+    report = Report("merge", options)
+    shape = SMALL if options.small else {key: getattr(options, key) for key in SMALL}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)

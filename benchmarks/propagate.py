@@ -1,20 +1,34 @@
 """Compare LEP (conversion) with a plain implementation on a model with V 128256 → 48000, d = 1024, 6 layers, untied.
 
-python propagate.py [--rows 128256 --new-rows 48000 --width 1024] [--runs 3]
+python propagate.py [--rows 128256 --new-rows 48000 --width 1024]
 
 Both run alternately, each in a separate process. The result is then compared, entry by entry, with a float64 reference
 (tests/reference.py), in units of bfloat16's last place.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Report, aim, alternating, lepmerge, measured, medians, ratios, script, show_aims, table
+from measure import (
+    Report,
+    aim,
+    alternating,
+    arguments_of,
+    lepmerge,
+    measured,
+    medians,
+    ratios,
+    script,
+    show_aims,
+    table,
+)
 from synthetic import TABLES, remove
+
+SMALL = 4096, 2048, 64
+"""Rows, new rows and width with --small."""
 
 
 def accuracy(folder: Path) -> dict[str, Any]:
@@ -42,15 +56,15 @@ def accuracy(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__, runs=3)
     parser.add_argument("--rows", type=int, default=128256)
     parser.add_argument("--new-rows", type=int, default=48000)
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, help="where the models go (default: a temporary folder)")
     options = parser.parse_args()
-    report = Report("propagate" if options.device == "cpu" else f"propagate_{options.device.partition(':')[0]}")
+    if options.small:
+        options.rows, options.new_rows, options.width = SMALL
+    report = Report("propagate", options, device=options.device)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         sizes = ["--old-rows", options.rows, "--new-rows", options.new_rows, "--width", options.width]

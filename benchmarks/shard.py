@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from measure import MiB, Report, aim, show_aims, table
+from measure import MiB, Report, aim, arguments_of, show_aims, table
 
 LAYERS, WIDTH, INNER, ROWS = 70, 768, 3072, 2000
 
@@ -86,7 +86,7 @@ def train(path: Path, processes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -94,11 +94,12 @@ def main() -> None:
         save_setting(options.save, options.layers)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    report = Report("shard")
+    report = Report("shard", options)
+    layers = 2 if options.small else options.layers
     report.head["versions"]["accelerate"] = version("accelerate")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         # in a separate process: the peak of a forked child includes the memory of its parent
-        subprocess.run([sys.executable, __file__, "--save", temporary, "--layers", str(options.layers)], check=True)
+        subprocess.run([sys.executable, __file__, "--save", temporary, "--layers", str(layers)], check=True)
         path = Path(temporary) / "train.yaml"
         size = (path.parent / "model" / "model.safetensors").stat().st_size - 2 * 4 * ROWS * WIDTH
         found = {count: train(path, count) for count in (1, 2)}
@@ -111,7 +112,7 @@ def main() -> None:
     print(table([[count, figures["peak_mib"], figures["cpu_s"], figures["wall_s"]] for count, figures in found.items()],
                 header=["processes", "peak MiB", "CPU s", "wall s"]))  # fmt: skip
     show_aims(aims)
-    report.write({"setting": {"layers": options.layers, "width": WIDTH, "inner": INNER, "rows": ROWS,
+    report.write({"setting": {"layers": layers, "width": WIDTH, "inner": INNER, "rows": ROWS,
                               "body_mib": round(size / MiB)},
                   "processes": found, "aims": aims})  # fmt: skip
 

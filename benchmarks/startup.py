@@ -7,11 +7,10 @@ estimates the training, for which transformers builds the model. For comparison,
 `import transformers` are measured too, which every similar tool needs.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from measure import Report, aim, alternating, lepmerge, measured, medians, show_aims, table
+from measure import Report, aim, alternating, arguments_of, lepmerge, measured, medians, show_aims, table
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart" / "recipe.yaml"
 COMMANDS = {
@@ -27,10 +26,8 @@ COMMANDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7)
-    options = parser.parse_args()
-    report = Report("startup")
+    options = arguments_of(__doc__, runs=7).parse_args()
+    report = Report("startup", options)
     ways = {name: lambda name=name: measured(COMMANDS[name], label=name) for name in COMMANDS}
     raw = alternating(ways, runs=options.runs)
     mid = {name: medians(runs) for name, runs in raw.items()}

@@ -1,13 +1,12 @@
 """Measure how much the import hook of `lm_eval --tasks darumeru` slows down every other Python program.
 
-python startup_hook.py [--pairs 400]
+python startup_hook.py [--runs 400]
 
 `python -c pass` is started alternately with a site-packages folder that has the hook, with the same folder without it,
 and, if setuptools is installed, with the hook of setuptools (distutils-precedence.pth). The CPU seconds per start vary
 by more than a hook costs, so the result is the median of many differences.
 """
 
-import argparse
 import importlib.util
 import random
 import resource
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from measure import Report, aim, show_aims, table
+from measure import Report, aim, arguments_of, show_aims, table
 
 HOOK = Path(__file__).parent.parent / "eval"
 FILES = ("lepmerge_lm_eval.py", "lepmerge_lm_eval.pth", "lepmerge_lm_eval.start")
@@ -51,10 +50,8 @@ def interval(differences: list[float], draws: int = 2000) -> tuple[float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=400)
-    options = parser.parse_args()
-    report = Report("startup_hook")
+    options = arguments_of(__doc__, runs=400).parse_args()
+    report = Report("startup_hook", options)
     with tempfile.TemporaryDirectory() as folder:
         commands = {}
         for number, (way, paths) in enumerate(hook_files().items()):
@@ -67,7 +64,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "compileall", "-q", site], check=True)  # as pip does
             commands[way] = [str(environment / "bin" / "python"), "-c", "pass"]
         raw: dict[str, list[float]] = {way: [] for way in commands}
-        for number in range(options.pairs + 5):
+        for number in range(options.runs + 5):
             for way in list(commands)[:: 1 if number % 2 else -1]:
                 seconds = cpu_seconds(commands[way])
                 if number >= 5:  # the first starts only warm up the file cache
@@ -89,7 +86,7 @@ def main() -> None:
     show_aims(aims)
     report.write(
         {
-            "pairs": options.pairs,
+            "pairs": options.runs,
             "median_cpu_ms": {way: round(value, 3) for way, value in mid.items()},
             "median_difference_ms": {way: round(median(found), 4) for way, found in differences.items()},
             "interval_95_ms": {way: [round(end, 4) for end in ends] for way, ends in intervals.items()},

@@ -1,6 +1,6 @@
 """Compare embedding-only training in lepmerge and in HF Trainer (frozen body), on the same blocks of Russian text.
 
-    python benchmarks/train.py ru.txt --model FOLDER      FOLDER: SmolLM2-135M, as recipes/smollm2-135m-ru makes it
+    python benchmarks/train.py [--text FILE] [--model FOLDER]     default: the quickstart's text, SmolLM2-135M
 
 Each case has 4 blocks of 512 tokens per step and runs on one CPU thread. Seconds are counted from the second step on,
 memory over the whole process. "synthetic" is an untied random Llama with V = 128256, d = 512, 4 layers.
@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, alternating, measured, medians, ratios, script, show_aims, table
+from inputs import russian, smollm2
+from measure import Report, aim, alternating, arguments_of, measured, medians, ratios, script, show_aims, table
 
 BATCH, BLOCK = 4, 512
 NUM_NEW_ROWS = 32000
@@ -30,17 +31,17 @@ CASES = {
 }
 
 
-def save_synthetic(folder: Path) -> None:
+def save_synthetic(folder: Path, rows: int = 128256) -> None:
     from synthetic import save_tokenizer, tokenizer_spec
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=rows, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
         tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder, tokenizer_spec(128256))
+    save_tokenizer(folder, tokenizer_spec(rows))
 
 
 def opened(model: Path, text: Path, work: Path, precision: str, rows: str):
@@ -60,7 +61,7 @@ def opened(model: Path, text: Path, work: Path, precision: str, rows: str):
     })  # fmt: skip
     setting = prepare(config)
     if rows == "new":
-        first = setting.start.num_rows - NUM_NEW_ROWS
+        first = max(1, setting.start.num_rows - NUM_NEW_ROWS)
         setting = replace(setting, rows={role: range(first, setting.start.num_rows) for role in setting.rows})
     return open_session(setting, work, Group(torch.device("cpu")), StopSignal(), lambda event: None, held_out={})
 
@@ -136,11 +137,10 @@ def one(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--model", type=Path, help="SmolLM2-135M; without it, its case is skipped")
+    parser = arguments_of(__doc__, runs=3)
+    parser.add_argument("--text", type=Path, help="a .txt file")
+    parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--runs", type=int, default=3)
     for name in ("one", "case"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     for name in ("work", "output"):
@@ -150,13 +150,16 @@ def main() -> None:
         one(options)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the measured processes
-    report = Report("train")
+    report = Report("train", options)
     cases: dict[str, Any] = {}
     aims: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        save_synthetic(folder / "synthetic")
-        models = {"synthetic": folder / "synthetic", **({"smollm2": options.model} if options.model else {})}
+        save_synthetic(folder / "synthetic", 4096 if options.small else 128256)
+        models = {"synthetic": folder / "synthetic"}
+        if not options.small:
+            models["smollm2"] = options.model or smollm2(folder)
+        text = options.text or russian(folder)
         for case, (model, *_, speed, memory) in CASES.items():
             if model not in models:
                 continue
@@ -165,7 +168,9 @@ def main() -> None:
             def run(way: str, case: str = case, model: str = model) -> dict[str, Any]:
                 output = folder / "figures.json"
                 arguments = ["--one", way, "--case", case, "--model", models[model], "--steps", options.steps]
-                command = script("train.py", options.text, *arguments, "--work", folder / model[:3], "--output", output)
+                command = script(
+                    "train.py", "--text", text, *arguments, "--work", folder / model[:3], "--output", output
+                )
                 figures = measured(command, label=way)
                 return {**figures, **json.loads(output.read_text())}
 

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import Report, aim, alternating, medians, ratios, script, show_aims, table
+from measure import Report, aim, alternating, arguments_of, medians, ratios, script, show_aims, table
 from synthetic import extended_spec, save_tokenizer, tokenizer_spec
 
 OLD, NEW = 128256, 174816
+SMALL = 6000, 9000
 
 
 def ours(folder: Path) -> dict[str, Any]:
@@ -25,10 +26,9 @@ def ours(folder: Path) -> dict[str, Any]:
 
     began = time.process_time()
     old, new = Vocabulary.in_folder(folder / "old"), Vocabulary.in_folder(folder / "new")
-    assert old.size == OLD and new.size == NEW
     read = time.process_time()
     conversion = build_conversion(old, new, num_old_rows=old.size, num_rows=new.size)
-    assert len(conversion.kind_V) == NEW
+    assert len(conversion.kind_V) == new.size
     return {"read_cpu_s": read - began, "cpu_s": time.process_time() - began}
 
 
@@ -39,7 +39,7 @@ def plain(folder: Path) -> dict[str, Any]:
     began = time.process_time()
     old, new = (AutoTokenizer.from_pretrained(folder / name) for name in ("old", "new"))
     read = time.process_time()
-    assert len(conversion_rows(old, new)) == NEW
+    assert len(conversion_rows(old, new)) == len(new)
     return {"read_cpu_s": read - began, "cpu_s": time.process_time() - began}
 
 
@@ -47,20 +47,19 @@ WAYS = {"lepmerge": ours, "plain": plain}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser = arguments_of(__doc__, runs=5)
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(WAYS[options.one](options.folder)))
         return
-    report = Report("vocabulary")
-    with tempfile.TemporaryDirectory() as temporary:
+    report = Report("vocabulary", options)
+    num_old, num_new = SMALL if options.small else (OLD, NEW)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        old = tokenizer_spec(OLD)
+        old = tokenizer_spec(num_old)
         save_tokenizer(folder / "old", old)
-        save_tokenizer(folder / "new", extended_spec(old, NEW, share=0.7))
+        save_tokenizer(folder / "new", extended_spec(old, num_new, share=0.7))
 
         def way(name: str) -> dict[str, Any]:
             command = script("vocabulary.py", "--one", name, "--folder", folder)
@@ -73,7 +72,9 @@ def main() -> None:
     print(f"{ratio:.1f} times fewer CPU seconds")
     aims = [aim("CPU seconds for T", mid["lepmerge"]["cpu_s"], 3.0)]
     show_aims(aims)
-    report.write({"setting": {"old": OLD, "new": NEW}, "medians": mid, "runs": raw, "ratio": ratio, "aims": aims})
+    report.write(
+        {"setting": {"old": num_old, "new": num_new}, "medians": mid, "runs": raw, "ratio": ratio, "aims": aims}
+    )
 
 
 if __name__ == "__main__":

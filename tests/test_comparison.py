@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lepmerge.comparison.broken_tokens import Excess, check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
-from lepmerge.comparison.generation import measure_speed
+from lepmerge.comparison.generation import generate, measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
@@ -248,6 +248,25 @@ def test_the_task_counts_equal_replies(instruct: LanguageModel) -> None:
         reply = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert flag == (reply.strip() == prompt.answer)
     assert 20 < sum(right) < 40
+
+
+@pytest.mark.parametrize("are_right", [True, False])
+def test_drafts_change_the_time_only(instruct: LanguageModel, are_right: bool) -> None:
+    """Right drafts are checked in one forward pass each, and of many wrong ones only the first eight are checked."""
+    (ids,) = instruct.encode([RUSSIAN.read_text(encoding="utf-8")[:2000]])
+    prompts = [ids[start : start + 20] for start in range(0, 12 * 20, 20)]
+    plain = generate(instruct, prompts, 6)
+    drafts = generate(instruct, prompts, 6, stop=False)  # always 6 tokens
+    if not are_right:
+        drafts = [[(id + 1) % 300 for id in ids] for ids in drafts]
+    shapes: list[torch.Size] = []
+    hook = instruct.network.register_forward_pre_hook(
+        lambda module, arguments, keywords: shapes.append(keywords["input_ids"].shape), with_kwargs=True
+    )
+    assert generate(instruct, prompts, 6, drafts=drafts) == plain
+    hook.remove()
+    assert any(plain)
+    assert sum(rows for rows, length in shapes if length == 20 + 6) == (12 if are_right else 8)
 
 
 @pytest.mark.parametrize("tables", [TABLES[:1], TABLES[1:], TABLES, ()], ids=["input", "output", "both", "none"])

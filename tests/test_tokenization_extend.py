@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import pico
 import pytest
 import reference
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -286,3 +288,23 @@ def test_a_plain_folder_is_extended_without_torch_and_transformers(tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["0", "[]"], done.stderr
+
+
+@pytest.mark.parametrize("scripts", [(), ("Cyrillic",), ("Han", "Hiragana"), ("Georgian",), ("Gothic",)])
+def test_beginnings_of_characters_are_those_of_no_other_script(scripts: tuple[str, ...]) -> None:
+    """Every beginning of a character of planes 0 and 1, against sets of all of them."""
+    inside, outside = set(), set()
+    patterns = [regex.compile(rf"\p{{Script={script}}}") for script in scripts]
+    for code in (*range(0x800, 0xD800), *range(0xE000, 0x20000)):
+        data, is_assigned = chr(code).encode(), unicodedata.category(chr(code)) != "Cn"
+        if is_assigned:
+            is_inside = not scripts or any(pattern.match(chr(code)) for pattern in patterns)
+            (inside if is_inside else outside).update(data[:length] for length in range(2, len(data)))
+    allowed = allowed_tokens(scripts)
+    candidates = {bytes([a, b]) for a in range(0xC0, 256) for b in range(256)} | inside | outside
+    candidates |= {data + b"\x80" for data in candidates}
+    for data in candidates:
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            assert allowed(data) == (data in inside - outside), data

@@ -20,6 +20,8 @@ from lepmerge.progress import Progress, no_progress
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 BATCH_SIZE = 32
+TRIED_DRAFTS = 8
+"""Checking a wrong draft costs a forward pass of its prompt."""
 SPEED_BATCH = 8
 SPEED_TOKENS = 64
 PREFIX_BYTES = 120
@@ -84,11 +86,21 @@ def _from_drafts(
     drafts: Sequence[Sequence[int]],
     **options: Any,
 ) -> list[list[int]]:
+    """Check drafts, then generate the rest. If the first drafts are mostly wrong, the others are not checked."""
     cut_drafts = [list(draft[:limit]) for draft, limit in zip(drafts, limits, strict=True)]
-    rows = [[*ids, *draft] for ids, draft in zip(prompts, cut_drafts, strict=True)]
+    first = _accepted(model, prompts[:TRIED_DRAFTS], cut_drafts[:TRIED_DRAFTS])
+    begun = first + [[] for _ in prompts[TRIED_DRAFTS:]]
+    if 2 * sum(map(len, first)) >= sum(map(len, cut_drafts[:TRIED_DRAFTS])):
+        begun = first + _accepted(model, prompts[TRIED_DRAFTS:], cut_drafts[TRIED_DRAFTS:])
+    return continued(model, prompts, limits, begun, **options)
+
+
+def _accepted(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    rows = [[*ids, *draft] for ids, draft in zip(prompts, drafts, strict=True)]
     checked = scored(model, rows, [len(ids) for ids in prompts])
-    accepted = [accepted_ids(draft, row.best) for draft, row in zip(cut_drafts, checked, strict=True)]
-    return continued(model, prompts, limits, accepted, **options)
+    return [accepted_ids(draft, row.best) for draft, row in zip(drafts, checked, strict=True)]
 
 
 def accepted_ids(draft: Sequence[int], best: np.ndarray) -> list[int]:
@@ -150,7 +162,8 @@ def measure_speed(
     num_tokens = min(SPEED_TOKENS, model.context - max(map(len, prompts)))
     what = f"{model.name}: generating {text.name}"
     progress(what, 0, 1)
-    generate(model, prompts, 2, batch_size=SPEED_BATCH, stop=False)
+    warmed_up = prompts if model.device.type == "cuda" else prompts[:1]  # a GPU has kernels for each shape
+    generate(model, warmed_up, 2, batch_size=SPEED_BATCH, stop=False)
     _wait(model.device)
     start = perf_counter()
     written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False)

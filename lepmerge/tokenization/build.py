@@ -1,8 +1,10 @@
 """Make a new tokenizer folder from a corpus and an old tokenizer: extend it, shrink it, or train another one."""
 
+import gc
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +176,19 @@ class Train(Job):
         return Built(new, checks)
 
 
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Do not let Python search for cycles in millions of counts and lists that have none: 6 % of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_search_for_cycles()
 def build_tokenizer(
     job: Job, output: Path, *, overwrite: bool = False, progress: Progress = no_progress
 ) -> dict[str, Any]:

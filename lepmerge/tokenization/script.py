@@ -26,14 +26,14 @@ def allowed_tokens(scripts: Sequence[str] = (), *, longest: int = 32, among: fro
         _script_pattern(script)
     inside = "".join(rf"\p{{Script={script}}}" for script in scripts) or r"\p{L}\p{P}\p{S}"
     whole = regex.compile(rf"[{inside}{MARKS}]*[{inside}][{inside}{MARKS}]*")
-    beginnings = _beginnings(tuple(scripts))
+    chosen = tuple(scripts)
 
     def allowed(data: bytes) -> bool:
         body = data.removeprefix(b" ")
         try:
             text = body.decode()
         except UnicodeDecodeError:
-            return data in beginnings
+            return _is_beginning(data, chosen)
         return len(text) <= longest and whole.fullmatch(text) is not None and (among is None or data in among)
 
     return allowed
@@ -49,17 +49,24 @@ def _script_pattern(script: str) -> regex.Pattern[str]:
 
 
 @cache
-def _beginnings(scripts: tuple[str, ...]) -> frozenset[bytes]:
-    """Return the byte strings (of 2 bytes or more) that begin characters of the scripts and no others."""
+def _is_beginning(data: bytes, scripts: tuple[str, ...]) -> bool:
+    """Return whether bytes (2 or more) begin characters of the scripts and no others."""
     patterns = [_script_pattern(script) for script in scripts]
-    inside: set[bytes] = set()
-    outside: set[bytes] = set()
-    for code in (*range(0x800, 0xD800), *range(0xE000, 0x20000)):
-        character = chr(code)
-        if unicodedata.category(character) == "Cn":
-            continue
-        data = character.encode()
-        beginnings = {data[:length] for length in range(2, len(data))}
-        is_inside = not patterns or any(pattern.match(character) for pattern in patterns)
-        (inside if is_inside else outside).update(beginnings)
-    return frozenset(inside - outside)
+    characters = [chr(code) for code in _codes_from(data)]
+    assigned = [character for character in characters if unicodedata.category(character) not in ("Cn", "Cs")]
+    return bool(assigned) and all(
+        not patterns or any(pattern.match(character) for pattern in patterns) for character in assigned
+    )
+
+
+def _codes_from(data: bytes) -> range:
+    """Return the code points of planes 0 and 1 whose UTF-8 is longer than `data` and begins with it."""
+    length, bits = (3, 4) if data[0] >> 4 == 0b1110 else (4, 3) if data[0] >> 3 == 0b11110 else (0, 0)
+    if not 2 <= len(data) < length or any(byte >> 6 != 0b10 for byte in data[1:]):
+        return range(0)
+    value = data[0] & ((1 << bits) - 1)
+    for byte in data[1:]:
+        value = value << 6 | byte & 0b111111
+    free = 6 * (length - len(data))
+    lowest = 0x800 if length == 3 else 0x10000  # below, the UTF-8 of a character is shorter
+    return range(max(lowest, value << free), min(0x20000, value + 1 << free))

@@ -1,8 +1,9 @@
 """Count the words of a corpus as the old tokenizer splits them, and tokenize words with the old tokenizer."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 from tokenizers import Regex, normalizers, pre_tokenizers
@@ -15,6 +16,7 @@ SENTENCEPIECE_WORDS = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^▁\p{L}\p{M}\p{N}]+"
 or a run of other characters."""
 SPACE = re.compile(r" (?<=\S )(?=\S)")
 CHUNKS_AT_ONCE = 1 << 19
+CHUNKS_IN_STRING = 1000
 _AFTER_NUMBERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS_BEFORE_SPACES = tuple(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + _AFTER_NUMBERS
@@ -40,28 +42,41 @@ def count_words(texts: Iterable[str], vocabulary: Vocabulary) -> Counter[str]:
     splitter = pre_tokenizers.Sequence(splitters)
     parts = map(normalizer.normalize_str, texts) if tokenizer.normalizer is not None else texts
     found: Counter[str] = Counter()
-    for counts in _counted_chunks(parts) if _splits_before_spaces(vocabulary) else _counted(parts):
-        for part, count in counts.items():
-            for piece, _ in splitter.pre_tokenize_str(part):
-                found[piece] += count
+    for part, count in _chunks(parts) if _splits_before_spaces(vocabulary) else zip(parts, repeat(1)):
+        for piece, _ in splitter.pre_tokenize_str(part):
+            found[piece] += count
     return found
 
 
-def _counted(texts: Iterable[str]) -> Iterator[Counter[str]]:
-    return (Counter((text,)) for text in texts)
+def _chunks(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield strings that are split like the texts, each with its number of occurrences.
 
-
-def _counted_chunks(texts: Iterable[str]) -> Iterator[Counter[str]]:
-    """Yield the number of occurrences of the chunks that begin at spaces. Most chunks are frequent."""
-    chunks: Counter[str] = Counter()
+    A text is cut at the spaces between two other characters. Most of these chunks are frequent. Chunks that occur
+    equally often are joined, since few long strings are split faster than many short ones.
+    """
+    firsts: Counter[str] = Counter()
+    others: Counter[str] = Counter()  # without the space before them
     for text in texts:
-        first, *others = SPACE.split(text)
-        chunks[first] += 1
-        chunks.update([f" {chunk}" for chunk in others])
-        if len(chunks) >= CHUNKS_AT_ONCE:
-            yield chunks
-            chunks = Counter()
-    yield chunks
+        first, *later = SPACE.split(text)
+        firsts[first] += 1
+        others.update(later)
+        if len(firsts) + len(others) >= CHUNKS_AT_ONCE:
+            yield from _joined(firsts, others)
+            firsts, others = Counter(), Counter()
+    yield from _joined(firsts, others)
+
+
+def _joined(firsts: Counter[str], others: Counter[str]) -> Iterator[tuple[str, int]]:
+    yield from firsts.items()
+    with_count: dict[int, list[str]] = defaultdict(list)
+    for chunk, count in others.items():
+        if chunk[-1].isspace():  # the end of a text: a space after it would not begin a word
+            yield f" {chunk}", count
+        else:
+            with_count[count].append(chunk)
+    for count, chunks in with_count.items():
+        for start in range(0, len(chunks), CHUNKS_IN_STRING):
+            yield " ".join(["", *chunks[start : start + CHUNKS_IN_STRING]]), count
 
 
 def _splits_before_spaces(vocabulary: Vocabulary) -> bool:
