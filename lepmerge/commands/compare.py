@@ -68,11 +68,13 @@ def compare(
     """Measure what an adaptation gained and what it cost.
 
     Each MODEL is compared against the reference model: bits per byte on texts, generation speed, exact copying,
-    answers to chats, accuracy on a task, drift of the embeddings, broken tokens.
+    answers to chats, accuracy on a task, drift of the embeddings, broken tokens. With `accelerate launch`, several
+    processes share out texts and prompts, and the first one reports.
 
     \b
     Example:
       lepmerge compare old=models/instruct out/delta --text ru.txt --text en.txt --task task.jsonl --html report.html
+      accelerate launch -m lepmerge compare old=models/instruct out/delta --text ru.txt
     """
     from lepmerge.comparison.report import check_writable
     from lepmerge.config.schema import num_bytes
@@ -87,17 +89,23 @@ def compare(
     from lepmerge.comparison.compare import Settings
     from lepmerge.comparison.compare import compare as compare_models
 
-    loaded = _loaded(models, device, dtype)
+    group = _group(device)
+    loaded = _loaded(models, group, dtype)
     cards = _cards(loaded, reference) if card else {}
     files: dict[str, list[str]] = {}
     for text in texts:
         name, path = _named(text, Path(text).name.split(".")[0])
         files.setdefault(name, []).append(path)
     chosen = Settings(max_bytes=size, **settings)
-    with _progress(quiet) as progress:
+    is_main = group.rank == 0
+    lost = group.noticing_losses("comparison", "Run the same command again")
+    with lost, _progress(quiet or not is_main) as progress:
         results = compare_models(
             loaded, files, chat=chat, task=task, reference=reference, settings=chosen, progress=progress
         )
+    group.close()
+    if not is_main:  # the main process reports
+        return
     _write(results, plot, html, cards)
     if as_json:
         print_json(results)
@@ -108,18 +116,23 @@ def compare(
                 click.echo(str(path))
 
 
-def _loaded(models: tuple[str, ...], device: str, dtype: str | None) -> list[Any]:
+def _group(device: str) -> Any:
+    from lepmerge.device import choose_device
+    from lepmerge.training.processes import launched_group
+
+    return launched_group(choose_device(device))
+
+
+def _loaded(models: tuple[str, ...], group: Any, dtype: str | None) -> list[Any]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from lepmerge.comparison.loading import load_model
-    from lepmerge.device import choose_device
 
     disable_progress_bar()
-    chosen = choose_device(device)
     weights = getattr(torch, dtype) if dtype else None
     named = [_named(model, Path(model.rstrip("/")).name) for model in models]
-    return [load_model(folder, name=name, device=chosen, dtype=weights) for name, folder in named]
+    return [load_model(folder, name=name, dtype=weights, group=group) for name, folder in named]
 
 
 def show(results: dict[str, Any]) -> None:
