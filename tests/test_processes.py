@@ -95,12 +95,13 @@ def test_a_server_needs_no_processes(tmp_path: Path, setting, monkeypatch, optio
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """Arguments of a comparison of two models with texts, chats and a task."""
-    chats = tmp_path_factory.mktemp("compared") / "chats.jsonl"
-    generation.write_prompts(chats, *(f"Сколько будет {n}?" for n in range(5)))
-    texts = [f"{name}={QUICKSTART / f'heldout_{name}.txt'}" for name in ("ru", "en")]
-    return ("compare", QUICKSTART / "instruct", f"base={QUICKSTART / 'base'}", "--text", texts[0], "--text", texts[1],
-            "--chat", chats, "--task", QUICKSTART / "task.jsonl", "--max-bytes", "6kB", "--copies", 3,
-            "--batch-size", 2)  # fmt: skip
+    folder = tmp_path_factory.mktemp("compared")
+    chats = generation.write_prompts(folder / "chats.jsonl", *(f"Сколько будет {n}?" for n in range(5)))
+    task = folder / "task.jsonl"
+    task.write_text("".join((QUICKSTART / "task.jsonl").read_text().splitlines(keepends=True)[:9]))
+    return ("compare", QUICKSTART / "instruct", f"base={QUICKSTART / 'base'}", "--text",
+            f"ru={QUICKSTART / 'heldout_ru.txt'}", "--chat", chats, "--task", task, "--max-bytes", "4kB",
+            "--copies", 3, "--batch-size", 2)  # fmt: skip
 
 
 def without_times(value: Any) -> Any:
@@ -118,7 +119,7 @@ def test_two_processes_compare_what_one_does(compared: tuple[object, ...]) -> No
     found, expected = json.loads(main), json.loads(alone.stdout)
     assert without_times(found) == without_times(expected) and other == ""
     assert found["models"]["base"]["texts"]["ru"]["generation"]["tokens_per_second"] > 0
-    assert found["models"]["instruct"]["task"]["examples"] > 10
+    assert found["models"]["instruct"]["task"]["examples"] == 9
 
 
 def test_a_comparison_loses_a_process(compared: tuple[object, ...]) -> None:

@@ -25,7 +25,8 @@ def launched_group(device: torch.device) -> Group:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
-    return Group(state.device, state.process_index, state.num_processes)
+    own = device if device.type == "cpu" else state.device  # accelerate numbers CPUs: cpu:0
+    return Group(own, state.process_index, state.num_processes)
 
 
 class Processes:
