@@ -61,7 +61,7 @@ def test_a_plan_without_weights_equals_the_plan_with_them(tmp_path: Path, settin
     pico.assert_one_line_error(pico.command("plan", recipe), 1, "holds no weights")
     found = shown("--without-weights")
     notes = [note for note in found["notes"] if note not in expected["notes"]]
-    assert [note.split(" (")[0] for note in notes] == ["instruct", "base"] and all("has no weights" in n for n in notes)
+    assert [note.split(" (")[0] for note in notes] == ["base", "instruct"] and all("has no weights" in n for n in notes)
     for plan in (found, expected):
         plan.pop("notes")
         plan.pop("free_disk")

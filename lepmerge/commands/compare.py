@@ -89,22 +89,15 @@ def compare(
     from lepmerge.comparison.compare import Settings
     from lepmerge.comparison.compare import compare as compare_models
 
-    group = _group(device)
-    loaded = _loaded(models, group, dtype)
+    loaded = _loaded(models, device, dtype)
     cards = _cards(loaded, reference) if card else {}
-    files: dict[str, list[str]] = {}
-    for text in texts:
-        name, path = _named(text, Path(text).name.split(".")[0])
-        files.setdefault(name, []).append(path)
+    files = _files_of(texts)
     chosen = Settings(max_bytes=size, **settings)
-    is_main = group.rank == 0
-    lost = group.noticing_losses("comparison", "Run the same command again")
-    with lost, _progress(quiet or not is_main) as progress:
+    with _together(loaded[0].group, quiet) as progress:
         results = compare_models(
             loaded, files, chat=chat, task=task, reference=reference, settings=chosen, progress=progress
         )
-    group.close()
-    if not is_main:  # the main process reports
+    if loaded[0].group.rank > 0:  # the main process reports
         return
     _write(results, plot, html, cards)
     if as_json:
@@ -116,23 +109,28 @@ def compare(
                 click.echo(str(path))
 
 
-def _group(device: str) -> Any:
-    from lepmerge.device import choose_device
-    from lepmerge.training.processes import launched_group
-
-    return launched_group(choose_device(device))
-
-
-def _loaded(models: tuple[str, ...], group: Any, dtype: str | None) -> list[Any]:
+def _loaded(models: tuple[str, ...], device: str, dtype: str | None) -> list[Any]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from lepmerge.comparison.loading import load_model
+    from lepmerge.device import choose_device
+    from lepmerge.training.processes import launched_group
 
     disable_progress_bar()
+    group = launched_group(choose_device(device))
     weights = getattr(torch, dtype) if dtype else None
     named = [_named(model, Path(model.rstrip("/")).name) for model in models]
     return [load_model(folder, name=name, dtype=weights, group=group) for name, folder in named]
+
+
+def _files_of(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return name → files of the texts."""
+    files: dict[str, list[str]] = {}
+    for text in texts:
+        name, path = _named(text, Path(text).name.split(".")[0])
+        files.setdefault(name, []).append(path)
+    return files
 
 
 def show(results: dict[str, Any]) -> None:
@@ -187,6 +185,17 @@ def _named(argument: str, default: str) -> tuple[str, str]:
     """Split NAME=PATH into (name, path). Without a name, or if a file of that whole name exists, use `default`."""
     name, equals, path = argument.partition("=")
     return (name, path) if equals and name and not Path(argument).exists() else (default, argument)
+
+
+@contextmanager
+def _together(group: Any, quiet: bool) -> Iterator[Any]:
+    """Yield the progress callback of a comparison that a process group computes. Only the main process shows it."""
+    with (
+        group.noticing_losses("comparison", "Run the same command again"),
+        _progress(quiet or group.rank > 0) as progress,
+    ):
+        yield progress
+    group.close()
 
 
 @contextmanager
