@@ -74,6 +74,10 @@ class Stopped(TrainingError):
         self.exit_code = 128 + signal  # as shells count: 130 for Ctrl-C, 143 for SIGTERM
 
 
+class ProcessLost(LepmergeError):
+    """Another process of the run has ended, so this one cannot continue."""
+
+
 class ComparisonError(LepmergeError):
     """Models cannot be compared: too little text, a prompt file with an invalid row, no chat template."""
 

@@ -200,6 +200,14 @@ def as_index(rows: Rows) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Unread(LazyTensor):
+    """A tensor without values, of a model that is known by its config only."""
+
+    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
+        raise AssertionError("an outline has no values")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Elementwise(LazyTensor):
     """function(*rows of the operands, *results of the reductions). All operands have the same shape."""
 

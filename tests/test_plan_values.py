@@ -1,8 +1,10 @@
 """What a plan says of bytes and files, and what reductions decide, value by value."""
 
 import json
+import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pico
 import pytest
@@ -40,6 +42,33 @@ def test_bytes_read_and_memory_of_a_plan(tmp_path: Path, setting: dict[str, Path
         assert plan.sizes["computed"] == sum(plan.final.tensors[name].num_bytes for name in TABLES)
     fitted = conversion.reductions[0]
     assert fitted.bytes_read == len(fitted.row_N) * 2 * width * 2  # two bfloat16 rows of width 16 each
+
+
+def test_a_plan_without_weights_equals_the_plan_with_them(tmp_path: Path, setting: dict[str, Path]) -> None:
+    for name, folder in setting.items():
+        shutil.copytree(folder, tmp_path / name)
+    recipe = pico.write_recipe(tmp_path / "recipe.yaml", "conversion", **{name: tmp_path / name for name in setting})
+
+    def shown(*options: str) -> dict[str, Any]:
+        result = pico.command("plan", recipe, "--json", *options)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    expected = shown()
+    for name in ("base", "instruct"):
+        (tmp_path / name / "model.safetensors").unlink()
+    before = pico.tree(tmp_path)
+    pico.assert_one_line_error(pico.command("plan", recipe), 1, "holds no weights")
+    found = shown("--without-weights")
+    notes = [note for note in found["notes"] if note not in expected["notes"]]
+    assert [note.split(" (")[0] for note in notes] == ["base", "instruct"] and all("has no weights" in n for n in notes)
+    for plan in (found, expected):
+        plan.pop("notes")
+        plan.pop("free_disk")
+    assert found == expected and found["bytes"]["copied"] > found["bytes"]["computed"] > 0
+    text = pico.command("plan", recipe, "--without-weights", "--memory", "1GB").stdout
+    assert "fit       1.0 GB: yes" in text and text.count("has no weights") == 2
+    assert pico.tree(tmp_path) == before
 
 
 def test_a_tensor_larger_than_shard_size_has_a_file_alone(tmp_path: Path, setting: dict[str, Path]) -> None:

@@ -1,16 +1,13 @@
 """Several processes train to the same result as one process, with a whole body in each or with a sharded one."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pico
+import processes
 import pytest
 import training
 from safetensors.torch import load_file
@@ -18,28 +15,6 @@ from safetensors.torch import load_file
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
 from lepmerge.training.state import load_checkpoint, save_checkpoint
-
-
-def started(path: Path, *arguments: str, **variables: str) -> list[subprocess.Popen[str]]:
-    """Start two processes without a launcher: `accelerate launch --cpu` would start one, whatever its number says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, "-m", "lepmerge", "train", str(path), "--device", "cpu", *arguments]
-    return [
-        subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **address, **variables, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def train_by_two(path: Path, *arguments: str, **variables: str) -> None:
-    for process in started(path, *arguments, **variables):
-        _, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors[-3000:]
 
 
 def assert_same_training(first: Path, second: Path) -> None:
@@ -71,7 +46,7 @@ def assert_same_training(first: Path, second: Path) -> None:
 )
 def test_two_processes_train_what_one_does(tmp_path: Path, english, options, variables) -> None:
     path = training.write_setting(tmp_path, english, **options)
-    train_by_two(path, **variables)
+    processes.run_by_two("train", path, **variables)
     assert_same_training(tmp_path / "out", train(load_train_config(path, [f"output={tmp_path / 'alone'}"])))
 
 
@@ -83,7 +58,7 @@ def test_a_sharded_training_loses_a_process_and_continues(tmp_path: Path, englis
     assert training.setting_of(path).start.num_rows % 2 == 1
     staging = tmp_path / ".out.lepmerge"
     checkpoint = staging / "train.safetensors"
-    main, other = started(path, "--shard", "-q")
+    main, other = processes.started("train", path, "--shard", "-q")
     try:
         while not checkpoint.exists():
             assert main.poll() is None and other.poll() is None, main.communicate()[1]
@@ -106,7 +81,7 @@ def test_a_sharded_training_loses_a_process_and_continues(tmp_path: Path, englis
     whole = train(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
     shutil.copytree(staging, tmp_path / ".one.lepmerge")
     assert_same_training(train(load_train_config(path, [f"output={tmp_path / 'one'}"])), whole)
-    train_by_two(path, "--shard", "-q")
+    processes.run_by_two("train", path, "--shard", "-q")
     assert_same_training(tmp_path / "out", whole)
     assert (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[1 : position.step] == (
         tmp_path / "one" / "metrics.jsonl"

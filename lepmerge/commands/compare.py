@@ -68,11 +68,13 @@ def compare(
     """Measure what an adaptation gained and what it cost.
 
     Each MODEL is compared against the reference model: bits per byte on texts, generation speed, exact copying,
-    answers to chats, accuracy on a task, drift of the embeddings, broken tokens.
+    answers to chats, accuracy on a task, drift of the embeddings, broken tokens. With `accelerate launch`, several
+    processes share out texts and prompts, and the first one reports.
 
     \b
     Example:
       lepmerge compare old=models/instruct out/delta --text ru.txt --text en.txt --task task.jsonl --html report.html
+      accelerate launch -m lepmerge compare old=models/instruct out/delta --text ru.txt
     """
     from lepmerge.comparison.report import check_writable
     from lepmerge.config.schema import num_bytes
@@ -89,15 +91,14 @@ def compare(
 
     loaded = _loaded(models, device, dtype)
     cards = _cards(loaded, reference) if card else {}
-    files: dict[str, list[str]] = {}
-    for text in texts:
-        name, path = _named(text, Path(text).name.split(".")[0])
-        files.setdefault(name, []).append(path)
+    files = _files_of(texts)
     chosen = Settings(max_bytes=size, **settings)
-    with _progress(quiet) as progress:
+    with _together(loaded[0].group, quiet) as progress:
         results = compare_models(
             loaded, files, chat=chat, task=task, reference=reference, settings=chosen, progress=progress
         )
+    if loaded[0].group.rank > 0:  # the main process reports
+        return
     _write(results, plot, html, cards)
     if as_json:
         print_json(results)
@@ -114,12 +115,22 @@ def _loaded(models: tuple[str, ...], device: str, dtype: str | None) -> list[Any
 
     from lepmerge.comparison.loading import load_model
     from lepmerge.device import choose_device
+    from lepmerge.training.processes import launched_group
 
     disable_progress_bar()
-    chosen = choose_device(device)
+    group = launched_group(choose_device(device))
     weights = getattr(torch, dtype) if dtype else None
     named = [_named(model, Path(model.rstrip("/")).name) for model in models]
-    return [load_model(folder, name=name, device=chosen, dtype=weights) for name, folder in named]
+    return [load_model(folder, name=name, dtype=weights, group=group) for name, folder in named]
+
+
+def _files_of(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return name → files of the texts."""
+    files: dict[str, list[str]] = {}
+    for text in texts:
+        name, path = _named(text, Path(text).name.split(".")[0])
+        files.setdefault(name, []).append(path)
+    return files
 
 
 def show(results: dict[str, Any]) -> None:
@@ -174,6 +185,17 @@ def _named(argument: str, default: str) -> tuple[str, str]:
     """Split NAME=PATH into (name, path). Without a name, or if a file of that whole name exists, use `default`."""
     name, equals, path = argument.partition("=")
     return (name, path) if equals and name and not Path(argument).exists() else (default, argument)
+
+
+@contextmanager
+def _together(group: Any, quiet: bool) -> Iterator[Any]:
+    """Yield the progress callback of a comparison that a process group computes. Only the main process shows it."""
+    with (
+        group.noticing_losses("comparison", "Run the same command again"),
+        _progress(quiet or group.rank > 0) as progress,
+    ):
+        yield progress
+    group.close()
 
 
 @contextmanager

@@ -89,12 +89,14 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 def generate(output: Path, overwrite: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Let a model answer prompts, to make training data.
 
-    PROMPTS are .jsonl files with `messages` or `prompt` in each line. An interrupted run resumes.
+    PROMPTS are .jsonl files with `messages` or `prompt` in each line. An interrupted run resumes. With `accelerate
+    launch`, several processes share out the prompts.
 
     \b
     Example:
       lepmerge generate models/instruct prompts.jsonl --script Cyrillic -o out/answers
       lepmerge generate my-model prompts.jsonl --server http://127.0.0.1:8000 -o out/answers
+      accelerate launch -m lepmerge generate models/instruct prompts.jsonl -o out/answers
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -103,8 +105,10 @@ def generate(output: Path, overwrite: bool, as_json: bool, quiet: bool, **option
 
     disable_progress_bar()
     job = make_job(Options(output=output, **options))
-    with _progress(quiet or as_json) as on_event:
+    with _progress(quiet or as_json or not job.is_main) as on_event:
         report = run(job, overwrite=overwrite, on_event=on_event)
+    if report is None:  # not the main process, which prints the report
+        return
     if as_json:
         print_json(report)
     elif not quiet:

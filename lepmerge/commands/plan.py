@@ -14,8 +14,17 @@ from lepmerge.progress import human_bytes
 @recipe_arguments
 @click.option("--memory", metavar="SIZE", type=Size(),
               help="Say whether the run and its trainings fit a device with this much memory, e.g. 16GB.")  # fmt: skip
+@click.option("--without-weights", is_flag=True,
+              help="Also plan with models that lack their weights: config.json and tokenizer are enough.")  # fmt: skip
 @json_option
-def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, memory: int | None, as_json: bool) -> None:
+def plan_(
+    recipe: str,
+    overrides: tuple[str, ...],
+    output: str | None,
+    memory: int | None,
+    without_weights: bool,
+    as_json: bool,
+) -> None:
     """Show what a recipe would read, compute and write.
 
     Nothing is computed or written.
@@ -26,16 +35,29 @@ def plan_(recipe: str, overrides: tuple[str, ...], output: str | None, memory: i
     """
     from lepmerge.merge.mergekit import load_recipe_or_mergekit
 
-    show_plan(load_recipe_or_mergekit(recipe, overrides, output), as_json, memory)
+    show_plan(load_recipe_or_mergekit(recipe, overrides, output), as_json, memory, weights=not without_weights)
 
 
-def show_plan(recipe: Any, as_json: bool, memory: int | None = None) -> None:
-    """Print the plan of a recipe, and an estimate for each of its trainings that is not finished."""
+def _note_on_outline(name: str, model: Any) -> str:
+    return (
+        f"{name} ({model.folder}) has no weights: shapes and types are those of its config.json, and all tensors are "
+        f"in one file; `lepmerge run` needs the weights"
+    )
+
+
+def show_plan(recipe: Any, as_json: bool, memory: int | None = None, *, weights: bool = True) -> None:
+    """Print the plan of a recipe, and an estimate for each of its trainings that is not finished.
+
+    weights: if False, models may lack their weights.
+    """
     from lepmerge.merge.description import describe
     from lepmerge.merge.plan import make_plan
-    from lepmerge.training.trained import trained_models, unfinished_trainings, untrained_models
+    from lepmerge.training.trained import outlined_models, trained_models, unfinished_trainings, untrained_models
 
-    described = describe(make_plan(recipe, trained=trained_models(recipe), untrained=untrained_models(recipe)))
+    outlined = {} if weights else outlined_models(recipe)
+    untrained = {**untrained_models(recipe, weights=weights), **outlined}
+    described = describe(make_plan(recipe, trained=trained_models(recipe), untrained=untrained))
+    described["notes"] += [_note_on_outline(name, model) for name, model in outlined.items()]
     trainings = unfinished_trainings(recipe)
     if as_json:
         estimates = {name: estimated(config, "auto", memory) for name, config in trainings.items()}

@@ -139,7 +139,8 @@ def compare(
     """Return the results, ready for JSON: `models` → name → metrics, `warnings`, `settings`, `versions`.
 
     texts: name → files. chat, task: files of chats (see chats.py). reference: name of the reference model, by
-    default the first; it is measured first. Only one model's weights are in memory at a time.
+    default the first; it is measured first. Only one model's weights are in memory at a time. If the models have a
+    process group, all its processes call this function, share out the batches and return the same results.
 
     >>> found = compare([load_model("instruct"), load_model("out/delta")], {"ru": ["ru.txt"]}, task="task.jsonl")
     >>> found["models"]["delta"]["texts"]["ru"]["bits_per_byte"]

@@ -18,6 +18,7 @@ from lepmerge.comparison.texts import Text
 from lepmerge.corpus import cut
 from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
+from lepmerge.training.group import Group
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 BATCH_SIZE = 32
@@ -39,6 +40,7 @@ def generate(
     batch_size: int = BATCH_SIZE,
     stop: bool = True,
     drafts: Sequence[Sequence[int]] | None = None,
+    group: Group | None = None,
     progress: Progress = no_progress,
     what: str = "",
 ) -> list[list[int]]:
@@ -47,6 +49,7 @@ def generate(
     Prompts of about the same length are batched and padded on the left. With stop=False, generation continues after
     end tokens. drafts: for each prompt the ids that are expected; may be empty. Drafts change only the time, not the
     result: one forward pass finds how much of a draft the model would have generated, and generation starts there.
+    group: the processes that share out the batches and all return the same; by default the model's.
 
     Raises:
         ComparisonError: a prompt with its answer is longer than the model's context.
@@ -61,8 +64,9 @@ def generate(
     if drafts is not None and stop:
         return _from_drafts(model, prompts, limits, drafts, batch_size=batch_size, progress=progress, what=what)
     pad = model.end_ids[0] if model.end_ids else 0
-    found: list[list[int]] = [[] for _ in prompts]
-    for batch in batches([len(ids) for ids in prompts], rows=batch_size):
+    group = group or model.group
+    found: dict[int, list[int]] = {}
+    for batch in group.share(list(batches([len(ids) for ids in prompts], rows=batch_size))):
         length = len(prompts[batch[0]])
         lead = [length - len(prompts[place]) for place in batch]
         id_BL = torch.tensor([[pad] * gap + list(prompts[place]) for gap, place in zip(lead, batch, strict=True)])
@@ -79,7 +83,9 @@ def generate(
         for row, place in zip(out_BL[:, length:].tolist(), batch, strict=True):
             found[place] = (_until_end(model, row) if stop else row)[: limits[place]]
         progress(what, len(batch), len(prompts))
-    return found
+    united = group.united(found)
+    progress(what, len(united) - len(found), len(prompts))
+    return [united[place] for place in range(len(prompts))]
 
 
 def _from_drafts(
@@ -157,7 +163,8 @@ def measure_speed(
     A token is new if the reference's vocabulary lacks it. After a short warm-up, one batch is timed: the beginnings of
     SPEED_BATCH pieces of the text are continued greedily by SPEED_TOKENS tokens each, or until the context is full. End
     tokens do not stop the generation, so that every model writes the same number of tokens. Small models are timed
-    several times (SPEED_RUNS), because a single batch takes them less than a second.
+    several times (SPEED_RUNS), because a single batch takes them less than a second. Every process of a group times its
+    own device.
     """
     step = max(1, len(text.pieces) // SPEED_BATCH)
     num_bytes = min(PREFIX_BYTES, (model.context - len(model.prefix_ids)) // 2)
@@ -167,13 +174,14 @@ def measure_speed(
     what = f"{model.name}: generating {text.name}"
     progress(what, 0, 1)
     warmed_up = prompts if model.device.type == "cuda" else prompts[:1]  # a GPU has kernels for each shape
-    generate(model, warmed_up, 2, batch_size=SPEED_BATCH, stop=False)
+    alone = Group(model.device)
+    generate(model, warmed_up, 2, batch_size=SPEED_BATCH, stop=False, group=alone)
     runs: list[float] = []
     written: list[list[int]] = []
     while len(runs) < SPEED_RUNS and sum(runs) < SPEED_SECONDS:
         _wait(model.device)
         start = perf_counter()
-        written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False)
+        written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False, group=alone)
         _wait(model.device)
         runs.append(perf_counter() - start)
     seconds = median(runs)

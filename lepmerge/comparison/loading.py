@@ -23,6 +23,7 @@ from lepmerge.models.configs import end_ids as end_ids_of
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve_text
 from lepmerge.progress import Progress, no_progress
+from lepmerge.training.group import Group
 from lepmerge.training.loader import check_quantization, load_network, skeleton
 from lepmerge.training.setting import context_of
 from lepmerge.vocabulary.autotokenizer import load_tokenizer
@@ -42,7 +43,8 @@ class LanguageModel:
 
     reference: where the model is. checkpoint: the lazy tensors. tokenizer: the fast transformers tokenizer. prefix_ids:
     ids put before a text so that its first token is predicted too, e.g. <s>; if the tokenizer has no prefix, the end
-    token. dtype: data type of the weights, None as stored.
+    token. dtype: data type of the weights, None as stored. group: the processes that share out the batches; each has
+    this model on its device.
     """
 
     name: str
@@ -51,8 +53,12 @@ class LanguageModel:
     tokenizer: Any
     prefix_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
-    device: torch.device
     dtype: torch.dtype | None
+    group: Group
+
+    @property
+    def device(self) -> torch.device:
+        return self.group.device
 
     @property
     def folder(self) -> Path:
@@ -130,16 +136,18 @@ def load_model(
     name: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    group: Group | None = None,
 ) -> LanguageModel:
     """Return the model of a folder or Hub id, or `model+adapter` with a PEFT adapter.
 
-    dtype: by default float32 on the CPU, otherwise as stored.
+    dtype: by default float32 on the CPU, otherwise as stored. group: the processes that share out the batches, with
+    the device of this process; by default this process alone, on `device`.
 
     Raises:
         ReferenceNotFound: there is no such model.
         CheckpointError: the model is damaged or incomplete.
     """
-    device = torch.device(device)
+    group = group or Group(torch.device(device))
     found = resolve_text(str(reference), gguf=False)
     name = name or found.paths[-1].name
     checkpoint = open_reference(found)
@@ -159,11 +167,11 @@ def load_model(
         raise CheckpointError(
             f"{name} ({found.folder}) has neither a token before a text nor an end token to start from"
         )
-    if dtype is None and device.type == "cpu" and "quantization_config" not in checkpoint.config:
+    if dtype is None and group.device.type == "cpu" and "quantization_config" not in checkpoint.config:
         dtype = torch.float32  # quantized weights keep their own data type
     skeleton(found.folder, name=name)
     check_quantization(checkpoint.config, found.folder, name=name)
-    return LanguageModel(name, found, checkpoint, tokenizer, prefix, end_ids, device, dtype)
+    return LanguageModel(name, found, checkpoint, tokenizer, prefix, end_ids, dtype, group)
 
 
 def _prefix(tokenizer: Any) -> tuple[int, ...]:
@@ -216,12 +224,14 @@ def scored(
     """Return the predictions for each row from one forward pass (float32 softmax, float64 array).
 
     A start must be at least 1, since the first id of a row is not predicted. batch_size: rows per forward pass; by
-    default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE.
+    default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE. The processes of the model's group share out the batches,
+    and all return the same.
     """
     most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
     found: dict[int, Scored] = {}
-    for batch in batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))):
+    all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))))
+    for batch in model.group.share(all_batches):
         length = len(rows[batch[0]])
         # Padding on the right is harmless, because causal attention never looks right. Any token of the row will do.
         id_BL = torch.tensor([[*rows[place], *[rows[place][0]] * (length - len(rows[place]))] for place in batch])
@@ -236,7 +246,9 @@ def scored(
             start, stop = starts[place] - first, len(rows[place]) - first
             found[place] = Scored(nats_BL[row, start:stop].copy(), best_BL[row, start : stop + 1].copy())
         progress(what, len(batch), len(rows))
-    return [found[place] for place in range(len(rows))]
+    united = model.group.united(found)
+    progress(what, len(united) - len(found), len(rows))
+    return [united[place] for place in range(len(rows))]
 
 
 def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int], **options: Any) -> list[Any]:

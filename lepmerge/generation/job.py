@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepmerge.chats import Chat, Message
 from lepmerge.errors import GenerationError, OptionError
@@ -17,6 +17,9 @@ from lepmerge.generation.prompts import prompts_of_files, prompts_of_text
 from lepmerge.generation.run import Grading, Job
 from lepmerge.generation.server import ServerEngine, base_url
 from lepmerge.paths import is_path
+
+if TYPE_CHECKING:
+    from lepmerge.training.group import Group  # imports torch, which a server's answers do not need
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Options:
         """Raise OptionError when options contradict one another."""
         if not self.prompts and not self.texts:
             raise OptionError("there are no prompts: name .jsonl files of prompts, or plain text with --text")
+        if (self.server or self.grader_server) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError("a server answers all prompts of one process: run this command without `accelerate "
+                              "launch`, and send more requests at once with --concurrency")  # fmt: skip
         if self.candidates > 1 and self.temperature == 0:
             raise OptionError("--candidates: greedy answers are all the same; give a --temperature, for example 0.7")
         if self.grader is None and (self.grader_server or self.grader_prompt):
@@ -115,11 +121,13 @@ def make_job(options: Options) -> Job:
     copied = _copies(options, wordings, num_copies(len(prompts), options.copy_fraction))
     template = read_grader_prompt(options.grader_prompt)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.candidates, options.seed)
-    engine = _engine(options.model, options.server, options.api_key_env, sampling, options, prompts)
+    group = _group(options)
+    engine = _engine(options.model, options.server, options.api_key_env, sampling, options, prompts, group)
     grading = None
     if options.grader is not None:
         server, key = options.grader_server, options.grader_api_key_env
-        grading = Grading(_engine(options.grader, server, key, Sampling(MAX_NEW_TOKENS), options, []), template)
+        grader = _engine(options.grader, server, key, Sampling(MAX_NEW_TOKENS), options, [], group)
+        grading = Grading(grader, template)
     read = [Path(path) for path in (*options.prompts, *options.texts, *options.copies)]
     return Job(
         options.output,
@@ -131,6 +139,7 @@ def make_job(options: Options) -> Job:
         copy_fraction=options.copy_fraction,
         inputs=[*read, *engine.folders, *(grading.engine.folders if grading else ())],
         described=options.described(),
+        group=group,
     )
 
 
@@ -149,6 +158,16 @@ def _copies(options: Options, wordings: Wordings, number: int) -> list[tuple[Mes
     return copies(options.draw(options.copies, number), wordings) if number else []
 
 
+def _group(options: Options) -> "Group | None":
+    """Return the processes that share out the prompts, None if servers answer and grade."""
+    if options.server and (options.grader is None or options.grader_server):
+        return None
+    from lepmerge.device import choose_device
+    from lepmerge.training.processes import launched_group
+
+    return launched_group(choose_device(options.device))
+
+
 def _engine(
     model: str,
     server: str | None,
@@ -156,6 +175,7 @@ def _engine(
     sampling: Sampling,
     options: Options,
     prompts: Sequence[Chat],
+    group: "Group | None",
 ) -> Engine:
     """Return the engine of a model. A server must be reachable; a model on this machine must take the prompts.
 
@@ -169,12 +189,9 @@ def _engine(
     import torch
 
     from lepmerge.comparison.loading import load_model
-    from lepmerge.device import choose_device
     from lepmerge.generation.local import LocalEngine
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    local = LocalEngine(
-        load_model(model, device=choose_device(options.device), dtype=dtype), sampling, options.batch_size
-    )
+    local = LocalEngine(load_model(model, dtype=dtype, group=group), sampling, options.batch_size)
     local.check(prompts)
     return local

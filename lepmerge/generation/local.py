@@ -31,7 +31,7 @@ class LocalEngine:
     def identity(self) -> dict[str, Any]:
         return {
             "files": identities(path for folder in self.folders for path in _files(folder)),
-            "device": str(self.model.device),
+            "device": self.model.device.type,  # without its number, which differs between processes
             "dtype": str(self.model.dtype),
             "batch_size": self.batch_size,
             "torch": torch.__version__,
@@ -64,17 +64,22 @@ class LocalEngine:
         """Yield the answers of one batch at a time.
 
         The batches depend on all prompts, not on which are finished. So a resumed run computes the same numbers as one
-        that was not interrupted.
+        that was not interrupted. The processes of the model's group answer one batch each at a time. All of them yield
+        all answers.
         """
         ids = self._encoded(prompts)
         room = self._room(ids)
         too_long = {place: [] for place, left in enumerate(room) if left < 1 and place not in finished}
         if too_long:
             yield too_long
-        for batch in _batches([len(row) for row in ids], room, self.batch_size):
-            if not all(place in finished for place in batch):
-                found = self._batch([ids[place] for place in batch], room[batch[0]], batch[0])
-                yield dict(zip(batch, found, strict=True))
+        group, batches = self.model.group, _batches([len(row) for row in ids], room, self.batch_size)
+        unfinished = [batch for batch in batches if not all(place in finished for place in batch)]
+        for start in range(0, len(unfinished), group.size):
+            found: dict[int, list[Answer]] = {}
+            for batch in group.share(unfinished[start : start + group.size]):
+                answers = self._batch([ids[place] for place in batch], room[batch[0]], batch[0])
+                found |= zip(batch, answers, strict=True)
+            yield group.united(found)
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[Sequence[int]], limit: int, number: int) -> list[list[Answer]]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepmerge.chats import Chat, Message
 from lepmerge.errors import GenerationError, OutputError
@@ -22,6 +22,9 @@ from lepmerge.generation.report import report_of
 from lepmerge.json_text import to_json
 from lepmerge.models.configs import read_json
 from lepmerge.output.run import Run, digest
+
+if TYPE_CHECKING:
+    from lepmerge.training.group import Group  # imports torch, which a server's answers do not need
 
 CHATS, REPORT = "chats.jsonl", "report.json"
 STAGED = "lepmerge generate"
@@ -55,7 +58,8 @@ class Job:
     """What a run has to generate.
 
     copies: records to add, as many as make up `copy_fraction` of all records. inputs: files and folders that the output
-    must not touch. described: names and settings for the report.
+    must not touch. described: names and settings for the report. group: the processes that share out the prompts, None
+    if this is the only one; each process has its own job with the same prompts and settings.
     """
 
     target: Path
@@ -67,6 +71,12 @@ class Job:
     copy_fraction: float = 0.4
     inputs: Sequence[Path] = ()
     described: Mapping[str, Any] = field(default_factory=dict)
+    group: "Group | None" = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the output."""
+        return self.group is None or self.group.rank == 0
 
     @property
     def fingerprint(self) -> str:
@@ -85,15 +95,36 @@ def no_event(event: Progressed) -> None:
     """No-op callback."""
 
 
-def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event) -> dict[str, Any]:
+def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event) -> dict[str, Any] | None:
     """Write chats.jsonl and report.json into the target folder and return the report.
 
-    An interrupted run resumes; a complete one is not repeated.
+    An interrupted run resumes; a complete one is not repeated. If the job has a process group, all its processes call
+    this function. The main process writes, the others return None.
 
     Raises:
         GenerationError: the model or the server failed. Finished answers are kept.
         OutputError: the target holds something else, or cannot be written.
+        ProcessLost: another process has ended. Finished answers are kept.
     """
+    if job.group is None:
+        return _written(job, overwrite, on_event)
+    with job.group.noticing_losses("run", "Finished answers are kept, and the same command continues from there"):
+        if job.is_main:
+            report = _written(job, overwrite, on_event)
+        else:
+            report = None
+            if not _from_main(job, None):
+                _judged(job, None, on_event)
+    job.group.close()
+    return report
+
+
+def _from_main(job: Job, value: Any) -> Any:
+    return value if job.group is None else job.group.from_main(value)
+
+
+def _written(job: Job, overwrite: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Write the output in the main process and return the report. Tell the others first whether it is complete."""
     run = Run(
         target=job.target,
         fingerprint=job.fingerprint,
@@ -104,11 +135,13 @@ def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event)
         staged=STAGED,
     )
     if run.begin():
+        _from_main(job, True)
         return read_json(job.target / REPORT)
     run.check({})
     if run.staging.fingerprint() not in (None, STAGED):
         raise OutputError(f"{run.staging.folder} holds an unfinished run of another command: choose another --output")
     with run.opened({}) as staging:
+        _from_main(job, False)
         judged = _judged(job, staging.folder, on_event)
         records = _records(job, judged)
         report = report_of(job.prompts, judged, num_records=len(records), settings=job.described)
@@ -117,9 +150,9 @@ def generate(job: Job, *, overwrite: bool = False, on_event: OnEvent = no_event)
     return report
 
 
-def _judged(job: Job, folder: Path, on_event: OnEvent) -> list[list[Judged]]:
-    """Return the judged candidates of each prompt."""
-    answers = answered(job.engine, job.prompts, folder, "answers", on_event)
+def _judged(job: Job, folder: Path | None, on_event: OnEvent) -> list[list[Judged]]:
+    """Return the judged candidates of each prompt. folder: of the journals, None if another process writes them."""
+    answers = _answered(job, job.engine, job.prompts, folder, "answers", on_event)
     job.engine.release()
     if answers and not any(answers):
         raise GenerationError(f"none of the {len(answers)} prompts fits into the context of the model")
@@ -130,7 +163,7 @@ def _judged(job: Job, folder: Path, on_event: OnEvent) -> list[list[Judged]]:
 
 
 def _graded(
-    job: Job, grading: Grading, found: list[list[Judged]], folder: Path, on_event: OnEvent
+    job: Job, grading: Grading, found: list[list[Judged]], folder: Path | None, on_event: OnEvent
 ) -> list[list[Judged]]:
     """Return the candidates again, with scores for those that passed the other filters."""
     asked = [
@@ -143,7 +176,7 @@ def _graded(
         grading_request(grading.template, job.prompts[place], found[place][number].answer.text)
         for place, number in asked
     ]
-    replies = answered(grading.engine, requests, folder, "scores", on_event)
+    replies = _answered(job, grading.engine, requests, folder, "scores", on_event)
     grading.engine.release()
     for (place, number), reply in zip(asked, replies, strict=True):
         score = score_of(reply[0].text) if reply else None
@@ -152,15 +185,18 @@ def _graded(
     return found
 
 
-def answered(
-    engine: Engine, prompts: Sequence[Chat], folder: Path, what: str, on_event: OnEvent
+def _answered(
+    job: Job, engine: Engine, prompts: Sequence[Chat], folder: Path | None, what: str, on_event: OnEvent
 ) -> list[Sequence[Answer]]:
-    """Return the candidates of each prompt. Finished prompts are taken from the journal in the folder.
+    """Return the candidates of each prompt. Finished prompts are taken from the main process's journal in the folder.
 
     Raises:
         GenerationError: the engine failed. The message says how many answers are kept.
     """
-    journal = Journal(folder / _journal_name(what, engine, prompts))
+    journal = Journal(folder and folder / _journal_name(what, engine, prompts))
+    if job.group is not None:
+        found = job.group.from_main(dict(journal))
+        journal = journal if job.is_main else Journal(None, found)
     on_event(Progressed(what, len(journal), len(prompts), 0))
     try:
         for answers in engine.answers(prompts, journal):

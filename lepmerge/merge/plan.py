@@ -30,6 +30,7 @@ from lepmerge.tensors import (
     Elementwise,
     LazyTensor,
     Reduction,
+    Unread,
     leaves_of,
     reductions_of,
 )
@@ -50,7 +51,7 @@ class Plan:
     shards: tuple[Shard | GgufShard, ...]
     files: Mapping[str, bytes | Path]
     untrained: tuple[str, ...] = ()
-    """Names of the models whose training is not finished. Such a plan can be shown but not executed."""
+    """Names of the models that have no weights yet. Such a plan can be shown but not executed."""
 
     @property
     def target(self) -> Path:
@@ -88,7 +89,9 @@ class Plan:
 
     @cached_property
     def computed(self) -> dict[str, LazyTensor]:
-        return {name: tensor for name, tensor in self.final.tensors.items() if not isinstance(tensor, StoredTensor)}
+        return {
+            name: tensor for name, tensor in self.final.tensors.items() if not isinstance(tensor, StoredTensor | Unread)
+        }
 
     @cached_property
     def reductions(self) -> list[Reduction]:
@@ -135,8 +138,8 @@ def make_plan(
     """Return the plan of a recipe.
 
     trained: model name → output of its finished training, for entries `{train: …}`; see
-    lepmerge.training.trained.trained_models. untrained: model name → the model before its training, which has the same
-    shapes; see lepmerge.training.trained.untrained_models.
+    lepmerge.training.trained.trained_models. untrained: model name → a model with the same shapes, for models that have
+    no weights yet; see lepmerge.training.trained.untrained_models and outlined_models.
 
     Raises:
         LepmergeError: recipe, models or vocabularies are invalid, as far as headers show. Nothing is written.

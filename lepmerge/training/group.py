@@ -1,21 +1,27 @@
-"""The process group of a training: sums over processes, and how work and rows are divided among them.
+"""The process group of a run: sums over processes, and how work and rows are divided among them.
 
 Legend: R rows of a table, D width.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
+from lepmerge.errors import ProcessLost
+
 Item = TypeVar("Item")
+LOST = re.compile(r"connection|gloo|nccl|broken pipe|timed? ?out|socket|store", re.IGNORECASE)
+"""What torch's errors name when a process of the group cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The process group of a training: the rank of this process, the number of processes, the device.
+    """The process group of a run: the rank of this process, the number of processes, the device.
 
     sharded: each process keeps only a part of the body's weights, and the masters and optimizer states of a part of the
     trained rows. All processes must then run the body equally often, because each forward pass gathers its weights.
@@ -36,6 +42,38 @@ class Group:
         """Wait until every process has called this."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    @contextmanager
+    def noticing_losses(self, what: str, remedy: str) -> Iterator[None]:
+        """Turn torch's errors about a process that cannot be reached into ProcessLost. what: names the run."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not LOST.search(str(error)):
+                raise
+            raise ProcessLost(
+                f"process {self.rank} stops: another process of the {what} has ended, see its error. {remedy}, with "
+                f"any number of processes"
+            ) from error
+
+    def from_main(self, value: Any) -> Any:
+        """Return the value of the main process, which can be pickled. The values of the others are ignored."""
+        values = [value]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def united(self, found: Mapping[int, Item]) -> dict[int, Item]:
+        """Return the entries that all processes found. They can be pickled, and their keys differ."""
+        parts: list[Any] = [found] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(parts, found)
+        return {key: value for part in parts for key, value in part.items()}
+
+    def close(self) -> None:
+        """End the connections to the other processes."""
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return the part of a list that this process has to work on."""

@@ -1,33 +1,35 @@
 """A model that is known by its config and tokenizer only: its tensors have shapes, but no values."""
 
+from pathlib import Path
+
 import torch
 
-from lepmerge.models.checkpoint import PICKLED, open_checkpoint
+from lepmerge.models.checkpoint import PICKLED, SINGLE, open_checkpoint
 from lepmerge.models.configs import check_values, read_json, text_configs
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference
 from lepmerge.models.tables import INPUT, find_tables
-from lepmerge.tensors import LazyTensor, Rows, Workspace
+from lepmerge.tensors import Unread
 from lepmerge.training.loader import skeleton
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
 
-class Unread(LazyTensor):
-    """A tensor without values."""
-
-    def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        raise AssertionError("an outline has no values")
+def has_no_weights(folder: Path) -> bool:
+    """Return whether a folder has a config.json but no weights of any kind."""
+    weights = ("*.safetensors", "*.gguf", *PICKLED, "adapter_config.json")
+    return (folder / "config.json").exists() and not any(any(folder.glob(pattern)) for pattern in weights)
 
 
 def open_outline(reference: Reference, *, name: str) -> Model:
     """Return the model of a folder. Its tensors have no values if the folder has a config.json but no weights.
 
+    Such a model is in a single file.
+
     Raises:
         CheckpointError: the folder has weights that lepmerge cannot read, or transformers does not know the config.
     """
     folder = reference.folder
-    weights = ("*.safetensors", *PICKLED, "adapter_config.json")
-    if not (folder / "config.json").exists() or any(any(folder.glob(pattern)) for pattern in weights):
+    if not has_no_weights(folder):
         return open_checkpoint(reference, name=name)
     config = read_json(folder / "config.json", required=True)
     check_values(config, folder / "config.json")
@@ -42,7 +44,7 @@ def open_outline(reference: Reference, *, name: str) -> Model:
         name=name,
         folder=folder,
         tensors=tensors,
-        shards={},
+        shards=dict.fromkeys(tensors, SINGLE),
         tables=found.names,
         config=config,
         generation_config=read_json(folder / "generation_config.json") or None,

@@ -1,7 +1,6 @@
-"""The processes of one training, as started by `accelerate launch`, and accelerate's trackers."""
+"""The processes of one run, as started by `accelerate launch`, and accelerate's trackers."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,21 @@ from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import StepDone, TrainingEvent
 from lepmerge.training.group import Group
 
-LOST = re.compile(r"connection|gloo|nccl|broken pipe|timed? ?out|socket|store", re.IGNORECASE)
-"""What torch's errors name when a process of the group cannot be reached."""
+
+def is_launched() -> bool:
+    """Return whether this process is one of several that `accelerate launch` or another launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launched_group(device: torch.device) -> Group:
+    """Return the process group of the launcher, with a device for each process, or this process alone on `device`."""
+    if not is_launched():
+        return Group(device)
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    own = device if device.type == "cpu" else state.device  # accelerate numbers CPUs: cpu:0
+    return Group(own, state.process_index, state.num_processes)
 
 
 class Processes:
@@ -31,7 +43,7 @@ class Processes:
         self.group = Group(device)
         self.accelerator: Any = None
         by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = is_launched()
         if (shard or by_accelerate) and not several:
             what = "--shard" if shard else "FSDP (in accelerate's configuration)"
             raise TrainingError(
@@ -49,16 +61,9 @@ class Processes:
 
     @contextmanager
     def noticing_losses(self) -> Iterator[None]:
-        """Turn torch's errors about a process that cannot be reached into a TrainingError."""
-        try:
+        """Turn torch's errors about a process that cannot be reached into ProcessLost."""
+        with self.group.noticing_losses("training", "The same command continues from the last checkpoint"):
             yield
-        except RuntimeError as error:
-            if self.group.size == 1 or not LOST.search(str(error)):
-                raise
-            raise TrainingError(
-                f"process {self.group.rank} stops: another process of the training has ended, see its error. The same "
-                f"command continues from the last checkpoint, with any number of processes"
-            ) from error
 
     def track(self, config: TrainConfig) -> None:
         """Start the trackers. TensorBoard writes to NAME.logs next to the output folder NAME."""
