@@ -82,7 +82,7 @@ def _progress_of_transformers(what: str, progress: Progress) -> Iterator[None]:
             yield tensor
             progress(what, int(tensor.n_bytes))
 
-    names = vars(reader)
+    names = reader.__dict__
     own = names.get("tqdm")  # without this name, transformers draws no bar of this kind
     names["tqdm"] = passed_on
     try:

@@ -25,7 +25,7 @@ def launched_group(device: torch.device) -> Group:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
-    own = device if device.type == "cpu" else state.device  # accelerate numbers CPUs: cpu:0
+    own = device if device.type == "cpu" or state.device is None else state.device  # accelerate numbers CPUs: cpu:0
     return Group(own, state.process_index, state.num_processes)
 
 
