@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lepmerge.training.distill import head_divergence
+from lepmerge.training.loss import IGNORED
 from lepmerge.training.teacher import same_body
 
 STEPS = 3
@@ -60,7 +61,11 @@ def plain_distillation(session, learner, *, steps: int) -> tuple[dict[str, torch
         log_q, log_p = ((part @ teacher.lm_head.weight.T).log_softmax(1) for part in pairs)
         divergence = (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1) * lesson.weight_P).sum()
         divergence = divergence / lesson.weight_P.sum()
-        cross_entropy = F.cross_entropy((hidden @ rows_out.T).flatten(0, 1), batch.label_BL.flatten())
+        nats_N = F.cross_entropy((hidden @ rows_out.T).flatten(0, 1), batch.label_BL.flatten(), reduction="none")
+        weight_N = torch.ones(len(nats_N))
+        weight_N[lesson.student_P[lesson.weight_P > 1]] = config.distill.answer_label_weight
+        weight_N[batch.label_BL.flatten() == IGNORED] = 0
+        cross_entropy = (nats_N * weight_N).sum() / weight_N.sum()
         (config.distill.weight * divergence + cross_entropy).backward()
         found.append({"divergence": divergence.item(), "cross_entropy": cross_entropy.item()})
         for role, table in tables.items():
@@ -75,10 +80,11 @@ def plain_distillation(session, learner, *, steps: int) -> tuple[dict[str, torch
     return {role: table.detach() for role, table in tables.items()}, found
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_steps_equal_a_plain_loop_with_two_models(tmp_path: Path, english, tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "label_weight"), [(False, 1), (False, 15), (True, 15)])
+def test_steps_equal_a_plain_loop_with_two_models(tmp_path: Path, english, tied: bool, label_weight: float) -> None:
+    distill = {"weight": 3, "answer_label_weight": label_weight}
     session = training.session_of(
-        training.write_distillation(tmp_path, english, tied=tied, max_tokens=2000, distill={"weight": 3})
+        training.write_distillation(tmp_path, english, tied=tied, max_tokens=2000, distill=distill)
     )
     learner = session.learner(1e-2)
     expected, terms = plain_distillation(session, learner, steps=STEPS)
@@ -132,13 +138,30 @@ def test_teacher_and_student_share_a_body_only_where_it_is_the_same(tmp_path: Pa
 
 
 def test_positions_before_answers_weigh_more(tmp_path: Path, english) -> None:
-    path = training.write_distillation(tmp_path, english, distill={"answer_weight": 7})
+    weights = {"answer_weight": 7, "answer_label_weight": 5}
+    path = training.write_distillation(tmp_path, english, distill=weights)
     session = training.session_of(path)
     places = session.blocks.order(0).tolist()
-    lesson = session.blocks.batch(places).lesson
+    batch, totals = session.blocks.batch(places), session.blocks.totals(places)
+    lesson, label_N = batch.lesson, batch.label_BL.flatten()
     assert lesson is not None
-    assert set(lesson.weight_P.tolist()) == {1.0, 7.0}
-    assert session.blocks.totals(places).pair_weight == pytest.approx(float(lesson.weight_P.sum()))
+    assert set(lesson.weight_P.tolist()) == {1.0, 7.0} and torch.equal(lesson.weight_P > 1, lesson.label_weight_P == 5)
+    assert totals.pair_weight == pytest.approx(float(lesson.weight_P.sum()))
+    weight_N = lesson.label_weights(len(label_N))
+    assert set(weight_N.tolist()) == {1.0, 5.0}
+    assert totals.num_labels == int((label_N != IGNORED).sum())
+    assert totals.label_weight == pytest.approx(float(weight_N[label_N != IGNORED].sum()))
+    begin, end = (session.setting.start.vocabulary.added[f"<|{name}|>"].id for name in ("assistant", "end"))
+    is_paired_N = torch.zeros(len(label_N), dtype=torch.bool)
+    is_paired_N[lesson.student_P] = True
+    inside, num_answers = False, 0
+    for place, (id, label) in enumerate(zip(batch.id_BL.flatten().tolist(), label_N.tolist(), strict=True)):
+        inside = label != IGNORED and (inside or id == begin)
+        if label != IGNORED and is_paired_N[place]:
+            assert weight_N[place] == (5 if inside else 1)
+        num_answers += inside and label == end
+        inside = inside and label != end
+    assert num_answers >= 12
     ends = session.setting.teacher.vocabulary.added["<|assistant|>"].id
     ids = lesson.id_BT.flatten()[lesson.teacher_P]
     assert bool((lesson.weight_P[ids == ends] == 7).all()) and int((ids == ends).sum()) > 4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lepmerge.training.loss import IGNORED, SMALLEST_CHUNK, LogitTransform, chunk_length, linear_cross_entropy
 
 
-def plain(hidden, table, labels, scale, logit_scale=1.0, cap=None, bias=None):
+def plain(hidden, table, labels, scale, logit_scale=1.0, cap=None, bias=None, weight=None):
     """Return the summed loss, and the gradients of scale times it, by autograd in float64."""
     hidden, table = hidden.double().requires_grad_(), table.double().requires_grad_()
     logits = hidden @ table.T
@@ -18,7 +18,8 @@ def plain(hidden, table, labels, scale, logit_scale=1.0, cap=None, bias=None):
     logits = logits * logit_scale
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    total = nats.sum() if weight is None else (nats * weight).sum()
     (total * scale).backward()
     return total.detach(), hidden.grad, table.grad
 
@@ -64,16 +65,18 @@ def test_equals_a_plain_float64_computation(
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 @pytest.mark.parametrize(("logit_scale", "cap", "biased"), [(1.0, None, False), (0.0625, 1.5, True), (2.0, 4.0, False)])
-def test_float64_is_exact(chunk: int, logit_scale: float, cap: float | None, biased: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_float64_is_exact(chunk: int, logit_scale: float, cap: float | None, biased: bool, weighted: bool) -> None:
     torch.manual_seed(0)
     hidden, table = torch.randn(50, 8, dtype=torch.float64), torch.randn(33, 8, dtype=torch.float64)
-    labels = torch.randint(33, (50,))
+    labels, weight = torch.randint(33, (50,)), 20 * torch.rand(50, dtype=torch.float64) if weighted else None
     grad = torch.zeros(33, 8, dtype=torch.float64)
     transform = LogitTransform(logit_scale, cap, torch.randn(33, dtype=torch.float64) if biased else None)
     total, grad_hidden = linear_cross_entropy(
-        hidden, table, labels, scale=0.5, transform=transform, grad_RD=grad, chunk=chunk
+        hidden, table, labels, scale=0.5, weight_N=weight, transform=transform, grad_RD=grad, chunk=chunk
     )
-    expected, expected_hidden, expected_table = plain(hidden, table, labels, 0.5, logit_scale, cap, transform.bias_V)
+    bias_V = transform.bias_V
+    expected, expected_hidden, expected_table = plain(hidden, table, labels, 0.5, logit_scale, cap, bias_V, weight)
     assert torch.allclose(total, expected, rtol=1e-13)
     assert torch.allclose(grad_hidden, expected_hidden, atol=1e-13)
     assert torch.allclose(grad, expected_table, atol=1e-12)

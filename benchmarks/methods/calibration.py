@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from models import QUESTION_PART, Models, lepmerge, prompts, quickstart
@@ -18,9 +19,32 @@ STARTS = {  # of calibration: the step that makes the student, and the rows that
     "conversion": ("{op: propagate_embeddings, base: base, adapted: adapted, method: conversion}", "all"),
 }
 
-KINDS = {"calibrated": "calibrated", "on prompts": "calibrated-prompts", "with LoRA": "calibrated-lora"}
-"""Way of calibration → beginning of the names of its folders. Without its answers; with them and an adapter."""
 LORA = "lora: {rank: 8, alpha: 4, modules: all-linear}\n"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of calibration. `folder` begins the names of its folders.
+
+    answers: the prompts have the teacher's answers. lora: an adapter of the body learns too. label_weight: weight of
+    the answers in the cross entropy.
+    """
+
+    folder: str
+    answers: bool = True
+    lora: bool = False
+    label_weight: float = 1.0
+    steps: int = CALIBRATION_STEPS
+
+
+KINDS = {
+    "calibrated": Kind("calibrated"),
+    "on prompts": Kind("calibrated-prompts", answers=False),
+    "with LoRA": Kind("calibrated-lora", lora=True),
+    "answers weighed": Kind("weighed", label_weight=20.0),
+    "LoRA, answers weighed": Kind("weighed-lora", lora=True, label_weight=20.0),
+    "LoRA, answers weighed, 1500 steps": Kind("weighed-lora-long", lora=True, label_weight=20.0, steps=1500),
+}
 
 
 def answers(models: Models, strength: str) -> Path:
@@ -50,7 +74,8 @@ def calibration(models: Models, strength: str, regime: str, start: str, kind: st
     step, trained_rows = STARTS[start]
     name = "-".join([strength, *([] if start == "mean" else [regime]), start.replace(" + ", "-")])
     student = models.folder / f"student-{name}"
-    target, has_lora = models.folder / f"{KINDS[kind]}-{name}", kind == "with LoRA"
+    way = KINDS[kind]
+    target = models.folder / f"{way.folder}-{name}"
     whole = target.with_name(f"{target.name}-whole")
     if not (target / "lepmerge_train.json").exists():
         operands = f"{{base: base, instruct: instruct-{strength}, adapted: {models.adapted(regime).name}}}"
@@ -59,23 +84,24 @@ def calibration(models: Models, strength: str, regime: str, start: str, kind: st
         config = models.folder / f"{target.name}.yaml"
         config.write_text(
             f"objective: distill\nteacher: instruct-{strength}\nmodel: {student.name}\n"
-            f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{_prompts(models, strength, kind)}"
+            f"data:\n  - {{path: train_ru.jsonl, weight: 0.5}}\n{_prompts(models, strength, way)}"
+            f"distill: {{answer_label_weight: {way.label_weight:g}}}\n"
             f"train: {{tables: both, rows: {trained_rows}}}\n"
             f"block_size: {quickstart.NUM_CONTEXT_TOKENS}\nbatch_size: {CALIBRATION_ROWS}\nseed: {models.seed}\n"
             f"learning_rate: {models.new_rate}\nwarmup_steps: 20\nweight_decay: 0\nprecision: fp32\n"
-            f"max_tokens: {CALIBRATION_STEPS * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
-            f"output: {target.name}\n{LORA if has_lora else ''}"
+            f"max_tokens: {way.steps * CALIBRATION_ROWS * quickstart.NUM_CONTEXT_TOKENS}\n"
+            f"output: {target.name}\n{LORA if way.lora else ''}"
         )
         print(f"{models.folder.name}: {target.name}", flush=True)
         if not student.exists():
             lepmerge("run", recipe)
-        lepmerge("train", config, *(("--full", whole) if has_lora else ()))
-    return student, whole if has_lora else target
+        lepmerge("train", config, *(("--full", whole) if way.lora else ()))
+    return student, whole if way.lora else target
 
 
-def _prompts(models: Models, strength: str, kind: str) -> str:
+def _prompts(models: Models, strength: str, way: Kind) -> str:
     """Return the sources of prompts, lines of a training configuration."""
-    if kind != "on prompts":
+    if way.answers:
         return f"  - {{path: {answers(models, strength).relative_to(models.folder)}, kind: chat}}\n"
     questions = [*quickstart.QUESTIONS.values(), QUESTION_PART]
     source = f"path: train_ru.jsonl, cut: 320, weight: {1 / len(questions):.3f}"

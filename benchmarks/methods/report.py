@@ -24,8 +24,11 @@ METHODS = ("swap", "overlap", "conversion", "delta")
 OLD, MEAN, BEST, PAPER = "old vocabulary", "mean", "delta", "conversion"
 PROBE = "kept: "
 """In the names of ways that keep a part of the shared rows."""
-AFTER = (", calibrated", ", on prompts", ", with LoRA")
-"""Ends of the names of calibrated models: on the teacher's answers, on prompts without answers, and with an adapter."""
+AFTER = (
+    *(", calibrated", ", on prompts", ", with LoRA"),
+    *(", LoRA, answers weighed, 1500 steps", ", LoRA, answers weighed", ", answers weighed"),
+)
+"""Ends of the names of calibrated models: the kinds of calibration.py. A name that ends another one comes after it."""
 LEVEL = 0.05
 Row = dict[str, Any]
 Cell = tuple[int, str, str]

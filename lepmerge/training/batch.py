@@ -38,7 +38,8 @@ class Batch:
 class Lesson:
     """The teacher's input for a batch, (B, T), and the P pairs of tokens that end at the same byte.
 
-    student_P and teacher_P index the flattened rows of student and teacher. weight_P holds the weight of each pair.
+    student_P and teacher_P index the flattened rows of student and teacher. weight_P holds the weight of each pair in
+    the divergence, label_weight_P the weight of the next token in the cross entropy.
     """
 
     id_BT: torch.Tensor
@@ -46,6 +47,13 @@ class Lesson:
     student_P: torch.Tensor
     teacher_P: torch.Tensor
     weight_P: torch.Tensor
+    label_weight_P: torch.Tensor
+
+    def label_weights(self, num_tokens: int) -> torch.Tensor:
+        """Return the weight of each label of the student's flattened rows. It is 1 where no pair is."""
+        weight_N = self.label_weight_P.new_ones(num_tokens)
+        weight_N[self.student_P] = self.label_weight_P
+        return weight_N
 
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -54,25 +62,26 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Totals:
-    """The divisors of a step's losses: the number of predicted tokens, and the total weight of the pairs."""
+    """The number of predicted tokens of a step, and the divisors of its losses: total weight of labels and of pairs."""
 
     num_labels: int
+    label_weight: float
     pair_weight: float
 
     @property
     def divisors(self) -> tuple[float, float]:
         """The two totals, with 1 in place of 0."""
-        return self.num_labels or 1, self.pair_weight or 1.0
+        return self.label_weight or 1.0, self.pair_weight or 1.0
 
 
 class Reading:
     """Builds the teacher's rows of a batch, padded to the longest row."""
 
-    def __init__(self, answer_weight: float) -> None:
-        self.answer_weight = answer_weight
+    def __init__(self, answer_weight: float, answer_label_weight: float) -> None:
+        self.answer_weight, self.answer_label_weight = answer_weight, answer_label_weight
         self.rows: list[list[np.ndarray]] = []
         self.positions: list[list[np.ndarray]] = []
-        self.pairs: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def begin_row(self) -> None:
         self.rows.append([])
@@ -86,8 +95,7 @@ class Reading:
         self.rows[-1].append(ids)
         self.positions[-1].append(np.arange(len(ids)))
         pair_P2 = lessons.pair_N2[first : first + count].astype(np.int64) + [student, place]
-        weight_P = np.where(lessons.answered_N[first : first + count], self.answer_weight, 1.0)
-        self.pairs.append((len(self.rows) - 1, pair_P2[:, 0], pair_P2[:, 1], weight_P))
+        self.pairs.append((len(self.rows) - 1, pair_P2, lessons.answered_N[first : first + count]))
 
     def lesson(self) -> Lesson:
         length = max(sum(map(len, row)) for row in self.rows)
@@ -99,8 +107,9 @@ class Reading:
                 id_BT[row, :used] = torch.from_numpy(np.concatenate(ids))
                 position_BT[row, :used] = torch.from_numpy(np.concatenate(positions))
             position_BT[row, used:] = torch.arange(length - used)
-        student_P = np.concatenate([part for _, part, _, _ in self.pairs])
-        teacher_P = np.concatenate([row * length + part for row, _, part, _ in self.pairs])
-        weight_P = np.concatenate([part for *_, part in self.pairs])
+        student_P = np.concatenate([pair_P2[:, 0] for _, pair_P2, _ in self.pairs])
+        teacher_P = np.concatenate([row * length + pair_P2[:, 1] for row, pair_P2, _ in self.pairs])
+        answered_P = np.concatenate([answered_P for *_, answered_P in self.pairs])
+        weights = (np.where(answered_P, weight, 1.0) for weight in (self.answer_weight, self.answer_label_weight))
         return Lesson(id_BT, position_BT, torch.from_numpy(student_P), torch.from_numpy(teacher_P),
-                      torch.from_numpy(weight_P).float())  # fmt: skip
+                      *(torch.from_numpy(weight_P).float() for weight_P in weights))  # fmt: skip

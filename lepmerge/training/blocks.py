@@ -31,6 +31,7 @@ class Blocks:
     """Whether the documents of a block do not attend to one another."""
     seed: int
     answer_weight: float = 1.0
+    answer_label_weight: float = 1.0
 
     @property
     def num_blocks(self) -> int:
@@ -64,15 +65,20 @@ class Blocks:
 
     def totals(self, place_B2: Iterable[Sequence[int]]) -> Totals:
         """Return the divisors of the losses over some blocks, given as (source, block) pairs."""
-        num_labels, pair_weight = 0, 0.0
+        num_labels, label_weight, pair_weight = 0, 0.0, 0.0
         for number, block in place_B2:
             source = self.sources[number]
             num_labels += self._num_labels(source, block)
             if source.lessons is not None:
-                for start, count in source.lessons.lesson_P4[self._pieces(source, block), 2:]:
-                    answers = int(source.lessons.answered_N[start : start + count].sum())
+                pieces = self._pieces(source, block)
+                lengths = source.tokens.piece_P2[pieces, 1]
+                for (start, count), length in zip(source.lessons.lesson_P4[pieces, 2:], lengths, strict=True):
+                    answered_P = source.lessons.answered_N[start : start + count]
+                    answers = int(answered_P.sum())
                     pair_weight += int(count) - answers + answers * self.answer_weight
-        return Totals(num_labels, pair_weight)
+                    is_label_P = source.lessons.pair_N2[start : start + count, 0] < length - 1  # not the piece's last
+                    label_weight += int((answered_P & is_label_P).sum()) * (self.answer_label_weight - 1)
+        return Totals(num_labels, num_labels + label_weight, pair_weight)
 
     def _num_labels(self, source: Source, block: int) -> int:
         pieces = source.tokens.piece_P2[self._pieces(source, block)]
@@ -86,7 +92,7 @@ class Blocks:
         id_BL = torch.zeros(len(place_B2), self.block_size, dtype=torch.int64)
         position_BL = torch.zeros_like(id_BL)
         label_BL = torch.full_like(id_BL, IGNORED)
-        reading = Reading(self.answer_weight)
+        reading = Reading(self.answer_weight, self.answer_label_weight)
         for row, (number, block) in enumerate(place_B2):
             source = self.sources[number]
             prefix = torch.tensor(source.prefix_ids, dtype=torch.int64)
@@ -150,7 +156,9 @@ def blocks_from(setting: Setting, sources: Sequence[Source]) -> Blocks:
     config = setting.config
     weights = tuple(source.weight for source in config.data)
     isolated = config.packing == "documents"
-    return Blocks(tuple(sources), weights, config.block_size, isolated, config.seed, config.distill.answer_weight)
+    distill = config.distill
+    weigh = distill.answer_weight, distill.answer_label_weight
+    return Blocks(tuple(sources), weights, config.block_size, isolated, config.seed, *weigh)
 
 
 def source_in_memory(setting: Setting, source: TrainingSource) -> Source:

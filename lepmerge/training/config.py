@@ -32,7 +32,9 @@ class Distill(Strict):
     weight: float = Field(default=2.0, gt=0)
     """Weight of the divergence in the loss. The divergence is averaged per position, the cross entropy per token."""
     answer_weight: float = Field(default=20.0, gt=0)
-    """Weight of the positions that predict an answer of the assistant. Other positions have weight 1."""
+    """Weight in the divergence of positions that predict an answer of the assistant. Other positions have weight 1."""
+    answer_label_weight: float = Field(default=1.0, gt=0)
+    """Weight in the cross entropy of the tokens of answers, where chats have answers. Other tokens have weight 1."""
 
 
 class Lora(Strict):

@@ -167,6 +167,7 @@ class Learner:
             self.output.table_VD,
             batch.label_BL.flatten(),
             scale=1 / totals.divisors[0],
+            weight_N=batch.lesson and batch.lesson.label_weights(len(hidden_ND)),
             transform=self.body.transform,
             grad_RD=self.output.grad_RD,
             first_row=self.output.rows.start,

@@ -60,6 +60,7 @@ def linear_cross_entropy(
     label_N: torch.Tensor,
     *,
     scale: float,
+    weight_N: torch.Tensor | None = None,
     transform: LogitTransform = IDENTITY,
     grad_RD: torch.Tensor | None = None,
     first_row: int = 0,
@@ -70,8 +71,9 @@ def linear_cross_entropy(
 
     The sum is a float64 scalar. The gradient for the table rows first_row … first_row + R is added to grad_RD, which is
     float32 or wider. Both gradients are those of `scale` times the sum. If there is no grad_RD and needs_hidden is
-    False, only the sum is computed. label_N holds rows of the table, or IGNORED. hidden_ND and table_VD have the same
-    dtype. Results within a chunk are rounded to this dtype; sums over chunks are not.
+    False, only the sum is computed. label_N holds rows of the table, or IGNORED. weight_N holds the weight of each
+    token's cross entropy; None stands for ones. hidden_ND and table_VD have the same dtype. Results within a chunk are
+    rounded to this dtype; sums over chunks are not.
     """
     total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
     wanted = (label_N != IGNORED).nonzero().squeeze(1)
@@ -81,16 +83,21 @@ def linear_cross_entropy(
     slab = max(1, SLAB_BYTES.get(hidden_ND.device.type, SLAB_BYTES["cpu"]) // (4 * len(table_VD)))
     for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device, hidden_ND.dtype.itemsize)):
         hidden_CD, label_C1 = hidden_ND[index_C], label_N[index_C, None]
+        weight_C1 = (torch.ones_like(label_C1) if weight_N is None else weight_N[index_C, None]).to(wide)
         product_CV = hidden_CD @ table_VD.T
-        for product_SV, label_S1 in zip(product_CV.split(slab), label_C1.split(slab), strict=True):
+        slabs = zip(*(part.split(slab) for part in (product_CV, label_C1, weight_C1)), strict=True)
+        for product_SV, label_S1, weight_S1 in slabs:
             logit_SV = product_SV if transform.is_identity else transform(product_SV.to(wide))
             probability_SV = logit_SV.softmax(1, dtype=wide)
             # The log-probability is computed from the logits because the label's probability can underflow. The
             # largest probability is at least 1 / V, so its logarithm is accurate.
             normalizer_S = logit_SV.amax(1).to(wide) - probability_SV.amax(1).log()
-            total += (normalizer_S - logit_SV.gather(1, label_S1).squeeze(1).to(wide)).sum(dtype=torch.float64)
+            nats_S = normalizer_S - logit_SV.gather(1, label_S1).squeeze(1).to(wide)
+            total += (nats_S * weight_S1.squeeze(1)).sum(dtype=torch.float64)
             if with_gradient:
                 probability_SV.scatter_add_(1, label_S1, torch.full_like(label_S1, -1, dtype=wide))
+                if weight_N is not None:
+                    probability_SV.mul_(weight_S1)
                 if not transform.is_identity:
                     probability_SV = transform.backward(probability_SV, logit_SV)
                 product_SV.copy_(probability_SV)
