@@ -167,7 +167,7 @@ class Learner:
             self.output.table_VD,
             batch.label_BL.flatten(),
             scale=1 / totals.divisors[0],
-            weight_N=batch.lesson and batch.lesson.label_weights(len(hidden_ND)),
+            weight_N=self._label_weights(batch),
             transform=self.body.transform,
             grad_RD=self.output.grad_RD,
             first_row=self.output.rows.start,
@@ -186,6 +186,12 @@ class Learner:
             assert embedded_BLD.grad is not None
             self.input.add_gradient(batch.id_BL.flatten(), embedded_BLD.grad.flatten(0, 1) * self.body.scale)
         return torch.stack([cross_entropy, divergence])
+
+    def _label_weights(self, batch: Batch) -> torch.Tensor | None:
+        """Return the weights of the flattened labels in the cross entropy, or None if all are 1."""
+        if batch.lesson is None or self.config.distill.answer_label_weight == 1:
+            return None
+        return batch.lesson.label_weights(batch.label_BL.numel())
 
     @torch.no_grad()
     def _divergence(
