@@ -152,7 +152,7 @@ def _written(job: Job, overwrite: bool, on_event: OnEvent) -> dict[str, Any]:
 
 def _judged(job: Job, folder: Path | None, on_event: OnEvent) -> list[list[Judged]]:
     """Return the judged candidates of each prompt. folder: of the journals, None if another process writes them."""
-    answers = _answered(job, job.engine, job.prompts, folder, "answers", on_event)
+    answers = answered(job, job.engine, job.prompts, folder, "answers", on_event)
     job.engine.release()
     if answers and not any(answers):
         raise GenerationError(f"none of the {len(answers)} prompts fits into the context of the model")
@@ -176,7 +176,7 @@ def _graded(
         grading_request(grading.template, job.prompts[place], found[place][number].answer.text)
         for place, number in asked
     ]
-    replies = _answered(job, grading.engine, requests, folder, "scores", on_event)
+    replies = answered(job, grading.engine, requests, folder, "scores", on_event)
     grading.engine.release()
     for (place, number), reply in zip(asked, replies, strict=True):
         score = score_of(reply[0].text) if reply else None
@@ -185,7 +185,7 @@ def _graded(
     return found
 
 
-def _answered(
+def answered(
     job: Job, engine: Engine, prompts: Sequence[Chat], folder: Path | None, what: str, on_event: OnEvent
 ) -> list[Sequence[Answer]]:
     """Return the candidates of each prompt. Finished prompts are taken from the main process's journal in the folder.

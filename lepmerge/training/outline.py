@@ -37,7 +37,9 @@ def open_outline(reference: Reference, *, name: str) -> Model:
     stored = next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), "bfloat16")
     dtype = getattr(torch, str(stored), torch.bfloat16)
     network = skeleton(folder, name=name)
-    tensors = {name: Unread(shape=tuple(weight.shape), dtype=dtype) for name, weight in network.named_parameters()}
+    tensors = {
+        name: Unread(shape=tuple(weight.shape), dtype=dtype) for name, weight in sorted(network.named_parameters())
+    }
     found = find_tables(name, folder, config, tensors)
     num_rows = tensors[found.names[INPUT]].num_rows
     return Model(
