@@ -288,6 +288,7 @@ def test_a_short_context_limits_all_lengths(tmp_path: Path, english) -> None:
     assert skipped.startswith("--text ru: skipped ") and skipped.endswith(" 1 null, 1 with NUL characters")
     measured = found["models"]["model"]["texts"]["ru"]
     assert 0 < measured["generation"]["tokens"] < 8 * 64 and measured["bits_per_byte"] > 0
+    assert measured["context_characters"] == pytest.approx(64 * measured["symbols_per_token"])
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"messages": [{"role": "user", "content": "x " * 80}], "answer": "y"}))
     pico.assert_one_line_error(
@@ -295,6 +296,17 @@ def test_a_short_context_limits_all_lengths(tmp_path: Path, english) -> None:
     )
     path.write_text(json.dumps({**config, "max_position_embeddings": 16}))
     pico.assert_one_line_error(pico.command("compare", folder, *text), 1, "context of 16 tokens is too short")
+
+
+def test_a_model_without_a_limit_has_no_context_to_show(tmp_path: Path, english) -> None:
+    folder = pico.save_model(tmp_path / "model", english)
+    path = folder / "config.json"
+    config = {key: v for key, v in json.loads(path.read_text()).items() if key != "max_position_embeddings"}
+    path.write_text(json.dumps(config))
+    text = ("--text", f"ru={RUSSIAN}", "--max-bytes", "2kB", "--device", "cpu", "--copies", "0")
+    found = json.loads(pico.command("compare", folder, *text, "--json").stdout)
+    assert "context_characters" not in found["models"]["model"]["texts"]["ru"]
+    assert " context ru" not in pico.command("compare", folder, *text).stdout
 
 
 def test_faults_are_one_line(tmp_path: Path) -> None:

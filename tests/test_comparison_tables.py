@@ -16,6 +16,7 @@ def text_results(bits: float, speed: float) -> dict[str, Any]:
     return {
         "symbols_per_token": 2.345,
         "tokens_per_word": 3.456,
+        "context_characters": 1200.6,
         "bits_per_byte": bits,
         "generation": {"characters_per_second": speed, "new_tokens_share": 0.125, "batch": 8},
         "copying": {"sentences": {"exact": 0.5, "matched": 0.75}},
@@ -55,7 +56,7 @@ RESULTS: dict[str, Any] = {
     "warnings": ["worse: <look> here"],
 }
 EXPECTED = {
-    "Texts": ("rows", "symbols/token ru", "tokens/word ru", "bits/byte ru"),
+    "Texts": ("rows", "symbols/token ru", "tokens/word ru", "context ru", "bits/byte ru"),
     "Generation": ("characters/s ru", "new tokens ru"),
     "Exact copies": ("sentences ru", "matched ru"),
     "Chats": ("bits/byte", "same answers"),
@@ -63,7 +64,11 @@ EXPECTED = {
     "Rows of shared tokens": ("shared", "drift, input", "drift, output", "suspect, input", "suspect, output"),
 }
 CELLS = {
-    "Texts": {"a<b>": "99 2.35 3.46 1.500", "worse": "99 2.35 3.46 2.000", "best": "99 2.35 3.46 1.000"},
+    "Texts": {
+        "a<b>": "99 2.35 3.46 1201 1.500",
+        "worse": "99 2.35 3.46 1201 2.000",
+        "best": "99 2.35 3.46 1201 1.000",
+    },
     "Generation": {"a<b>": "100 12.5%", "worse": "300 12.5%", "best": "200 12.5%"},
     "Exact copies": dict.fromkeys(("a<b>", "worse", "best"), "50.0% 75.0%"),
     "Chats": {"a<b>": "", "worse": "0.700 60.0%", "best": ""},

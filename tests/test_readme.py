@@ -2,12 +2,14 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import paper_models
 import pico
@@ -89,6 +91,54 @@ def test_vocabularies_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             line = line.replace(old, new)
         run([line])
     assert len(list((tmp_path / "tokenizers").iterdir())) == 7
+
+
+def quickstart(folder: Path = ROOT) -> dict[str, Any]:
+    return runpy.run_path(str(folder / "recipes/quickstart/run.py"))
+
+
+def test_the_table_of_gains_holds_the_recorded_results() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())
+    assert quickstart()["page"](recorded["models"]) == README, "run: python recipes/quickstart/run.py --record"
+
+
+def test_a_row_of_the_table_of_gains() -> None:
+    """Every value is that of `lepmerge compare` or of the training's own record, and has its column."""
+    names = ("instruct", "mean", "delta", "calibrated")
+    row = {"tokens_per_word": 2.345, "symbols_per_token": 3.456, "characters_per_second": 1234.5,
+           "context_characters": 2345.6, "bits_per_byte": 1.23456, "accuracy": 0.78951}  # fmt: skip
+    rows = {name: {**row, "training_cpu_s": cost} for name, cost in zip(names, (0, 0, 61.7, None), strict=True)}
+    head, rule, *lines = quickstart()["table"](rows)
+    assert rule.count("---") == head.count("|") - 1 == 8
+    for line, cost in zip(lines, ("0", "0", "62", ""), strict=True):
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == [
+            "2.35", "3.46", "1,234", "2,346", "1.235", ".790", cost,
+        ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_quickstart_records_its_table(checkout: Path, tmp_path: Path) -> None:
+    """`run.py --record` from its first training to the README, with short trainings and texts."""
+    shutil.copytree(checkout / "recipes", tmp_path / "recipes")
+    for file in ("README.md", "benchmarks/measure.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    held_out, config = (tmp_path / "recipes/quickstart" / name for name in ("heldout_ru.txt", "calibrate.yaml"))
+    held_out.write_text(held_out.read_text(encoding="utf-8")[:5000], encoding="utf-8")
+    config.write_text(config.read_text().replace("warmup_steps: 20", "warmup_steps: 1\nmax_tokens: 6K"))
+    program = tmp_path / "recipes/quickstart/run.py"
+    done = subprocess.run([sys.executable, program, "--record"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "benchmarks/results/quickstart.json").read_text())["models"]
+    assert list(rows) == ["instruct", "mean", "swap", "overlap", "conversion", "delta", "calibrated"]
+    table = "\n".join(quickstart(tmp_path)["table"](rows))
+    assert done.stdout.rstrip().endswith(table) and table in (tmp_path / "README.md").read_text()
+    for name, output in (("delta", "adapted"), ("calibrated", "calibration")):
+        record = json.loads((tmp_path / "recipes/quickstart/out" / output / "lepmerge_run.json").read_text())
+        assert rows[name]["training_cpu_s"] == record["cpu_seconds"] > 0
+    old, new = rows["instruct"], rows["calibrated"]
+    assert new["symbols_per_token"] > old["symbols_per_token"] and new["training_cpu_s"] != rows["delta"]["training_cpu_s"]
+    assert new["context_characters"] == pytest.approx(512 * new["symbols_per_token"])
 
 
 def test_python(checkout: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lepmerge.commands.console import print_json
+from lepmerge.commands.console import print_json, progress_bar
 from lepmerge.commands.options import json_option
 
 
@@ -36,7 +36,8 @@ def convert(gguf: Path, folder: Path, dtype: str, overwrite: bool, as_json: bool
     from lepmerge.merge.convert import convert_gguf
 
     disable_progress_bar()
-    written = convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite)
+    with progress_bar(gguf.stat().st_size, quiet=as_json) as progress:
+        written = convert_gguf(gguf, folder, dtype=getattr(torch, dtype), overwrite=overwrite, progress=progress)
     if as_json:
         print_json({"output": str(written), "dtype": dtype})
     else:

@@ -127,6 +127,8 @@ def _texts(results: Mapping[str, Any]) -> Group:
                            "Characters per token.", HIGHER),
             *_text_columns(results, "tokens/word", lambda t: t["tokens_per_word"], ".2f",
                            "Tokens per word, where words are separated by white space.", LOWER),
+            *_text_columns(results, "context", lambda t: t["context_characters"], ".0f",
+                           "Characters of such text that fit the model's context.", HIGHER, plotted=False),
             *_text_columns(results, "bits/byte", lambda t: t["bits_per_byte"], ".3f",
                            "Bits that the model needs per byte of UTF-8, comparable between vocabularies.", LOWER),
         ),
@@ -188,11 +190,11 @@ def _column(
 
 
 def _text_columns(
-    results: Mapping[str, Any], name: str, get: Get, digits: str, meaning: str, better: str = ""
+    results: Mapping[str, Any], name: str, get: Get, digits: str, meaning: str, better: str = "", **kwargs: Any
 ) -> list[Column]:
     """Return one column per text."""
     return [
-        _column(results, name, lambda m, text=text: get(m["texts"][text]), digits, meaning, better, text=text)
+        _column(results, name, lambda m, text=text: get(m["texts"][text]), digits, meaning, better, text=text, **kwargs)
         for text in results["texts"]
     ]
 

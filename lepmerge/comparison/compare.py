@@ -19,6 +19,7 @@ from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
+from lepmerge.models.configs import UNLIMITED
 from lepmerge.output.provenance import versions
 from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
@@ -93,6 +94,8 @@ class _Measurement:
 
     def _text(self, model: LanguageModel, text: Text, predicted: Predicted, warnings: list[str]) -> dict[str, Any]:
         found = {**predicted.metrics(), **_difference(predicted, self.predicted[text.name])}
+        if model.context < UNLIMITED:
+            found["context_characters"] = model.context * found["symbols_per_token"]
         if not isfinite(found["bits_per_byte"]):
             warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
         if self.settings.speed:

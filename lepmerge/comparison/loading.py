@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from lepmerge.errors import CheckpointError, ComparisonError
 from lepmerge.models.adapters import open_reference
 from lepmerge.models.checkpoint import is_embeddings_only
+from lepmerge.models.configs import UNLIMITED
 from lepmerge.models.configs import end_ids as end_ids_of
 from lepmerge.models.model import Model
 from lepmerge.models.references import Reference, resolve_text
@@ -27,7 +28,6 @@ from lepmerge.training.setting import context_of
 from lepmerge.vocabulary.autotokenizer import load_tokenizer
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
-UNLIMITED = 1 << 30
 TOKENS_AT_ONCE = 4096
 """Maximum number of tokens in one forward pass, padding included."""
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
@@ -68,7 +68,7 @@ class LanguageModel:
 
     @cached_property
     def context(self) -> int:
-        """The context length in tokens, from the config."""
+        """The context length in tokens, from the config; UNLIMITED if it has no limit."""
         return context_of(self.checkpoint)
 
     @cached_property

@@ -4,6 +4,8 @@ transformers ignores the name of a GGUF file's pre-tokenizer, so it would tokeni
 """
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lepmerge.models.gguf_file import GgufFile, split_paths
 from lepmerge.models.gguf_tokenizer import tokenizer_spec
 from lepmerge.models.gguf_vocabulary import PREFIX
 from lepmerge.output.run import Run, digest, identities
+from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
 
 FAULTS = (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError)
@@ -23,8 +26,17 @@ SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_
 """Key of tokenizer_config.json → name of the token in GGUF."""
 
 
-def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat16, overwrite: bool = False) -> Path:
+def convert_gguf(
+    path: Path,
+    target: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
     """Write the model of a GGUF file as a folder with safetensors, tokenizer and chat template; return the folder.
+
+    progress: called with the bytes of each tensor that was dequantized.
 
     Raises:
         CheckpointError: transformers cannot read this architecture or quantization, or the file is damaged.
@@ -45,7 +57,9 @@ def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat1
         return target
     size = 2 * sum(entry.num_bytes for entry in file.entries.values()) * dtype.itemsize
     run.check({}, working=size)
-    model = _model(path, dtype)
+    with _progress_of_transformers(f"reading {path.name}", progress):
+        model = _model(path, dtype)
+    progress(f"writing {target.name}", 0)
     with run.opened({}, working=size) as staging:
         made = staging.folder / "made"
         made.mkdir(exist_ok=True)
@@ -54,6 +68,24 @@ def convert_gguf(path: Path, target: Path, *, dtype: torch.dtype = torch.bfloat1
         for written in sorted(made.iterdir()):
             staging.link_file(written.name, written)
     return target
+
+
+@contextmanager
+def _progress_of_transformers(what: str, progress: Progress) -> Iterator[None]:
+    """Pass the progress of transformers' GGUF reader on. The reader draws its own bar, and has no setting for it."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    def passed_on(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
+        for tensor in tensors:
+            yield tensor
+            progress(what, int(tensor.n_bytes))
+
+    own = getattr(reader, "tqdm", None)  # without this name, transformers draws no bar of this kind
+    reader.tqdm = passed_on
+    try:
+        yield
+    finally:
+        reader.tqdm = own
 
 
 def _model(path: Path, dtype: torch.dtype) -> Any:

@@ -12,6 +12,8 @@ TIES = "tie_word_embeddings"
 COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers")
 PAIRS = ("forced_decoder_ids", "sequence_bias")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+UNLIMITED = 1 << 30
+"""Context length, in tokens, of a model whose config has no limit."""
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -62,12 +64,12 @@ def first_number(config: Mapping[str, Any], key: str) -> int | None:
 
 
 def context_in(config: Mapping[str, Any]) -> int:
-    """Return the context length in a config, or a very large number if the config has no limit."""
+    """Return the context length in a config, or UNLIMITED if the config has no limit."""
     for part in (*text_configs(config), config):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if isinstance(part.get(key), int):
                 return part[key]
-    return 1 << 30
+    return UNLIMITED
 
 
 def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ class Run:
             OutputError: as check(); another run writes this target; the disk is full or cannot be written to; an input
             changed.
         """
-        began = time.time()
+        began, began_cpu = time.time(), time.process_time()
         with self.staging.opened(self.staged or self.fingerprint), self.staging.translated():
             self._check_target()
             check_space(self.target, self.staging.remaining(sizes) + working)
@@ -121,7 +121,7 @@ class Run:
                     f"an input changed while {self.target} was written, so the output would be a mixture of old and "
                     f"new: nothing was published; run the same command again when the inputs are complete"
                 )
-            self._write_record(seconds=time.time() - began)
+            self._write_record(seconds=time.time() - began, cpu_seconds=time.process_time() - began_cpu)
             self.staging.publish(overwrite=self.overwrite)
             _LOG.info("%s is complete after %.1f s", self.target, time.time() - began)
 
@@ -135,12 +135,14 @@ class Run:
             is_file=self.is_file,
         )
 
-    def _write_record(self, *, seconds: float) -> None:
+    def _write_record(self, *, seconds: float, cpu_seconds: float) -> None:
+        """Write the record of this run. An interrupted run that was resumed counts the time since the resumption."""
         output = self.staging.output
         written = [path for path in sorted(output.rglob("*")) if path.is_file() and not _may_change(path)]
         record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "seconds": round(seconds, 3),
+            "cpu_seconds": round(cpu_seconds, 3),
             **_threads(),
             "files": {
                 path.relative_to(output).as_posix(): _identity(path) if self.is_file else path.stat().st_size

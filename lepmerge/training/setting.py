@@ -170,7 +170,7 @@ def prefix_of(tokenizer: Tokenizer) -> list[int]:
 
 
 def context_of(model: Model) -> int:
-    """Return the context length in a model's config, or a very large number if the config has no limit."""
+    """Return the context length in a model's config, or UNLIMITED if the config has no limit."""
     return context_in(model.config)
 
 
