@@ -28,11 +28,16 @@ def test_the_folder_holds_the_weights_of_the_file_and_nothing_but_its_name_is_pr
     expected, found = (load_file(folder / "model.safetensors") for folder in (made["model"], tmp_path / "out"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "new").touch()
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode & 0o777}, modes
 
 
 def test_progress_counts_the_bytes_of_all_tensors(tmp_path: Path, made) -> None:
     events: list[tuple[str, int]] = []
-    convert_gguf(made["file"], tmp_path / "out", progress=lambda what, num_done, total=None: events.append((what, num_done)))
+    convert_gguf(
+        made["file"], tmp_path / "out", progress=lambda what, num_done, total=None: events.append((what, num_done))
+    )
     *read, last = events
     entries = GgufFile(made["file"]).entries.values()
     assert [num_bytes for _, num_bytes in read] == [entry.num_bytes for entry in entries]

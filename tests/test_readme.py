@@ -137,7 +137,9 @@ def test_the_quickstart_records_its_table(checkout: Path, tmp_path: Path) -> Non
         record = json.loads((tmp_path / "recipes/quickstart/out" / output / "lepmerge_run.json").read_text())
         assert rows[name]["training_cpu_s"] == record["cpu_seconds"] > 0
     old, new = rows["instruct"], rows["calibrated"]
-    assert new["symbols_per_token"] > old["symbols_per_token"] and new["training_cpu_s"] != rows["delta"]["training_cpu_s"]
+    assert (
+        new["symbols_per_token"] > old["symbols_per_token"] and new["training_cpu_s"] != rows["delta"]["training_cpu_s"]
+    )
     assert new["context_characters"] == pytest.approx(512 * new["symbols_per_token"])
 
 

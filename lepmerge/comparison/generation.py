@@ -5,6 +5,7 @@ Legend: B rows of a batch, L tokens per row.
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,8 @@ from lepmerge.vocabulary.vocabulary import Vocabulary
 BATCH_SIZE = 32
 SPEED_BATCH = 8
 SPEED_TOKENS = 64
+SPEED_RUNS, SPEED_SECONDS = 5, 2.0
+"""The batch is generated up to this many times, as long as this many seconds have not passed. The median counts."""
 PREFIX_BYTES = 120
 
 
@@ -141,7 +144,8 @@ def measure_speed(
 
     A token is new if the reference's vocabulary lacks it. After a short warm-up, one batch is timed: the beginnings of
     SPEED_BATCH pieces of the text are continued greedily by SPEED_TOKENS tokens each, or until the context is full. End
-    tokens do not stop the generation, so that every model writes the same number of tokens.
+    tokens do not stop the generation, so that every model writes the same number of tokens. Small models are timed
+    several times (SPEED_RUNS), because a single batch takes them less than a second.
     """
     step = max(1, len(text.pieces) // SPEED_BATCH)
     num_bytes = min(PREFIX_BYTES, (model.context - len(model.prefix_ids)) // 2)
@@ -151,11 +155,15 @@ def measure_speed(
     what = f"{model.name}: generating {text.name}"
     progress(what, 0, 1)
     generate(model, prompts, 2, batch_size=SPEED_BATCH, stop=False)
-    _wait(model.device)
-    start = perf_counter()
-    written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False)
-    _wait(model.device)
-    seconds = perf_counter() - start
+    runs: list[float] = []
+    written: list[list[int]] = []
+    while len(runs) < SPEED_RUNS and sum(runs) < SPEED_SECONDS:
+        _wait(model.device)
+        start = perf_counter()
+        written = generate(model, prompts, num_tokens, batch_size=SPEED_BATCH, stop=False)
+        _wait(model.device)
+        runs.append(perf_counter() - start)
+    seconds = median(runs)
     progress(what, 1, 1)
     bytes_of = model.vocabulary.text_bytes_of
     characters = sum(len(b"".join(bytes_of.get(id, b"") for id in ids).decode(errors="ignore")) for ids in written)

@@ -65,7 +65,9 @@ def convert_gguf(
         made.mkdir(exist_ok=True)
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
+        mode = (made / "config.json").stat().st_mode & 0o777  # safetensors writes files that only their owner can read
         for written in sorted(made.iterdir()):
+            written.chmod(mode)
             staging.link_file(written.name, written)
     return target
 
