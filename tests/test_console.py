@@ -64,6 +64,20 @@ def test_a_log_has_the_first_step_then_a_line_every_30_seconds_with_speed_and_ti
     ]
 
 
+def test_a_step_that_measures_slowly_does_not_distort_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """The evaluation after step 11 takes 90 seconds. The training was resumed after step 9."""
+    with training_progress(quiet=False) as on_event:
+        on_event(step(10, 10.0))
+        on_event(step(11, 110.0, ru=2.5))
+        on_event(step(19, 190.0))  # within 30 seconds of the log
+        on_event(step(20, 200.0, ru=2.4))
+    assert capsys.readouterr().err.splitlines() == [
+        "step 10/100: loss 5.250, 50 tokens/s, 15m00s left",
+        "step 11/100: loss 5.250, ru 2.500 bits per byte, 9 tokens/s, 1h22m left",
+        "step 20/100: loss 5.250, ru 2.400 bits per byte, 28 tokens/s, 24m14s left",
+    ]
+
+
 def test_quiet_shows_no_events(capsys: pytest.CaptureFixture[str]) -> None:
     with training_progress(quiet=True) as on_event:
         on_event(Note("resuming"))

@@ -57,11 +57,15 @@ class _Bar:
 
 
 class _Lines:
-    """Log lines: one for the first step, for every step that measures held-out text, and every 30 seconds."""
+    """Log lines: one for the first step, for every step that measures held-out text, and every 30 seconds.
+
+    Speed and time left are averages since the first step, so that a step that measures does not distort them.
+    """
 
     def __init__(self, *, echo: bool) -> None:
         self._clock = LogClock(echo=echo)
         self._num_bytes = 0
+        self._first: StepDone | None = None
         self._last: StepDone | None = None
 
     def text_read(self, event: TextRead) -> None:
@@ -73,14 +77,16 @@ class _Lines:
         last = self._last
         if last is not None and (event.step <= last.step or event.seconds < last.seconds):
             last = None  # a new run of steps began (sweep or probe), whose seconds start at 0
-        if last is not None and not event.bits_per_byte and not self._clock.is_due():
+        self._last = event
+        if last is None or self._first is None:
+            self._first = event
+        elif not event.bits_per_byte and not self._clock.is_due():
             return
-        seconds = event.seconds - (last.seconds if last else 0.0)
-        tokens, steps = (event.tokens - last.tokens, event.step - last.step) if last else (event.step_tokens, 1)
-        left = (event.until - event.step) * seconds / steps
+        first = self._first
+        tokens = event.tokens - first.tokens + first.step_tokens
+        left = (event.until - event.step) * event.seconds / (event.step - first.step + 1)
         bits = "".join(f", {name} {value:.3f} bits per byte" for name, value in event.bits_per_byte.items())
         self._clock.write(
             f"step {event.step}/{event.until}: loss {event.loss:.3f}{bits}, "
-            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {human_seconds(left)} left"
+            f"{tokens / max(event.seconds, 1e-9):,.0f} tokens/s, {human_seconds(left)} left"
         )
-        self._last = event

@@ -82,12 +82,13 @@ def _progress_of_transformers(what: str, progress: Progress) -> Iterator[None]:
             yield tensor
             progress(what, int(tensor.n_bytes))
 
-    own = getattr(reader, "tqdm", None)  # without this name, transformers draws no bar of this kind
-    reader.tqdm = passed_on
+    names = vars(reader)
+    own = names.get("tqdm")  # without this name, transformers draws no bar of this kind
+    names["tqdm"] = passed_on
     try:
         yield
     finally:
-        reader.tqdm = own
+        names["tqdm"] = own
 
 
 def _model(path: Path, dtype: torch.dtype) -> Any:

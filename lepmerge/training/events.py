@@ -39,7 +39,7 @@ class StepDone:
     step_tokens: int
     """Tokens predicted in this step."""
     seconds: float
-    """Seconds since this process started or resumed the run of steps."""
+    """Seconds since this process began its first step, without the evaluation before it."""
     memory: int
     """Peak memory of the process in bytes."""
     gpu_memory: int | None

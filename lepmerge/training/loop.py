@@ -154,12 +154,12 @@ def run_steps(
     position = _resumed(learner, track, micro_batch, on_event)
     before = track.lines(position.metrics_bytes)
     losses = [line["loss"] for line in before if "loss" in line]
-    history = History(learner, until, losses, before[-1].get("tokens", 0) if before else 0)
     learner.group.wait()
     if is_main and track.metrics.exists():
         os.truncate(track.metrics, position.metrics_bytes)  # drop metrics of steps that the checkpoint lacks
     if position.step == 0 and held_out:
         _append(track.metrics, {"step": 0, "bits_per_byte": _rounded(bits_per_byte(learner, held_out))}, is_main)
+    history = History(learner, until, losses, before[-1].get("tokens", 0) if before else 0)
     # A micro batch that was halved when memory ran out stays halved.
     step, micro_batch = position.step, min(micro_batch, position.micro_batch)
     saved = position.step
