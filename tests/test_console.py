@@ -73,8 +73,8 @@ def test_a_step_that_measures_slowly_does_not_distort_speed_and_time_left(capsys
         on_event(step(20, 200.0, ru=2.4))
     assert capsys.readouterr().err.splitlines() == [
         "step 10/100: loss 5.250, 50 tokens/s, 15m00s left",
-        "step 11/100: loss 5.250, ru 2.500 bits per byte, 9 tokens/s, 1h22m left",
-        "step 20/100: loss 5.250, ru 2.400 bits per byte, 28 tokens/s, 24m14s left",
+        "step 11/100: loss 5.250, ru 2.500 bits per byte, 9 tokens/s, 1h21m left",
+        "step 20/100: loss 5.250, ru 2.400 bits per byte, 28 tokens/s, 24m15s left",
     ]
 
 
