@@ -78,6 +78,13 @@ def test_a_step_that_measures_slowly_does_not_distort_speed_and_time_left(capsys
     ]
 
 
+def test_the_first_line_of_reading_counts_no_single_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    with training_progress(quiet=False) as on_event:
+        on_event(TextRead("ru.txt", 1))
+        on_event(TextRead("ru.txt", 3_000_000))  # within 30 seconds of the log
+    assert capsys.readouterr().err.splitlines() == ["reading ru.txt"]
+
+
 def test_quiet_shows_no_events(capsys: pytest.CaptureFixture[str]) -> None:
     with training_progress(quiet=True) as on_event:
         on_event(Note("resuming"))

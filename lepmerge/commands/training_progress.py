@@ -9,6 +9,9 @@ from lepmerge.commands.console import LogClock, human_seconds, show_note
 from lepmerge.progress import human_bytes
 from lepmerge.training.events import Note, OnEvent, StepDone, TextRead, TrainingEvent
 
+LEAST_BYTES = 1_000_000
+"""Less text is not counted in the log: the first line is written after the first text of a file."""
+
 
 @contextmanager
 def training_progress(quiet: bool) -> Iterator[OnEvent]:
@@ -71,7 +74,8 @@ class _Lines:
     def text_read(self, event: TextRead) -> None:
         self._num_bytes += event.num_bytes
         if self._clock.is_due():
-            self._clock.write(f"reading {event.file}: {human_bytes(self._num_bytes)} read")
+            amount = f": {human_bytes(self._num_bytes)} read" if self._num_bytes >= LEAST_BYTES else ""
+            self._clock.write(f"reading {event.file}{amount}")
 
     def step_done(self, event: StepDone) -> None:
         last = self._last
