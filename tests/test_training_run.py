@@ -113,7 +113,7 @@ def test_without_a_terminal_lines_tell_of_the_steps(tmp_path: Path, english) -> 
             f"ru {line['bits_per_byte']['ru']:.3f} bits per byte, "
         )
         assert expected in result.stderr
-    assert "step 1/" in result.stderr and "reading corpus.jsonl: " in result.stderr
+    assert "\nreading corpus.jsonl\nstep 1/" in result.stderr
     assert "step" not in pico.command("train", path, "--device", "cpu", "--overwrite", "-q").stderr
 
 
