@@ -157,7 +157,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := sorted(set(chosen) - set(names)):
-        parser.error(f"--only: there is no benchmark {unknown[0]}; there is {', '.join(names)}")
+        parser.error(f"--only: no benchmark is called {unknown[0]}; choose from {', '.join(names)}")
     results = (options.results or (SMALL_RESULTS if options.small else RESULTS)).resolve()
     rows = []
     for benchmark in BENCHMARKS:

@@ -10,7 +10,7 @@ machines cannot be compared.
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,27 @@ def _git(place: str, *arguments: str) -> str:
     return done.stdout
 
 
-def figures(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (place, number) for every number of a result that is not a single run."""
+def leaves(value: Any, left_out: Sequence[str], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) for everything in a result that is no mapping and no list. left_out: keys to skip."""
     if isinstance(value, dict):
         for key, each in value.items():
-            if key not in LEFT_OUT:
-                yield from figures(each, f"{place}.{key}" if place else key)
+            if key not in left_out:
+                yield from leaves(each, left_out, f"{place}.{key}" if place else key)
     elif isinstance(value, list):
         for number, each in enumerate(value):
             name = each["aim"] if isinstance(each, dict) and "aim" in each else number
-            yield from figures(each, f"{place}[{name}]")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from leaves(each, left_out, f"{place}[{name}]")
+    else:
         yield place, value
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def figures(result: dict[str, Any]) -> dict[str, float]:
+    """Return place → number for every number of a result that is not a single run."""
+    return {place: value for place, value in leaves(result, LEFT_OUT) if is_number(value)}
 
 
 def compared(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -62,7 +71,7 @@ def compared(old: dict[str, Any], new: dict[str, Any]) -> str:
         lines += [
             f"  {name}: {old[key].get(name)} → {now}" for name, now in new[key].items() if old[key].get(name) != now
         ]
-    before, after = dict(figures(old)), dict(figures(new))
+    before, after = figures(old), figures(new)
     rows = [
         [place, before[place], value, value / before[place] if before[place] else None]
         for place, value in after.items()

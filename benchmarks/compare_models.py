@@ -18,10 +18,10 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compare import is_number, leaves
 from inputs import QUICKSTART, russian, smollm2
 from measure import ROOT, Report, aim, alternating, arguments_of, lepmerge, measured, medians, script, show_aims, table
 
@@ -97,22 +97,11 @@ def one(options: argparse.Namespace) -> None:
     Path(options.output).write_text(json.dumps({"parts": parts, "models": found["models"]}))
 
 
-def numbers(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) of every result that is not a time or a place."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            if key not in DIFFERENT:
-                yield from numbers(each, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from numbers(each, f"{place}[{number}]")
-    elif not isinstance(value, str):
-        yield place, value
-
-
 def agreement(new: Any, old: Any) -> dict[str, Any]:
     """Return how many results both have, which differ by more than rounding, and the largest relative difference."""
-    before, after = dict(numbers(old)), dict(numbers(new))
+    before, after = (
+        {place: value for place, value in leaves(each, DIFFERENT) if not isinstance(value, str)} for each in (old, new)
+    )
     both = sorted(before.keys() & after.keys())
     distance = {place: _distance(before[place], after[place]) for place in both}
     return {
@@ -127,8 +116,7 @@ def agreement(new: Any, old: Any) -> dict[str, Any]:
 def _distance(a: Any, b: Any) -> float:
     if a == b:
         return 0.0
-    is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
-    return abs(a - b) / max(abs(a), abs(b)) if is_number else 1.0
+    return abs(a - b) / max(abs(a), abs(b)) if is_number(a) and is_number(b) else 1.0
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def machine() -> dict[str, Any]:
 def arguments_of(doc: str | None, *, runs: int | None = None) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark.
 
-    doc: the docstring of the script. runs: the default of --runs; without it there is no such option.
+    doc: the docstring of the script. runs: the default of --runs; if None, the script has no --runs.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if runs is not None:

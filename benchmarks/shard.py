@@ -3,7 +3,6 @@
     python benchmarks/shard.py
 
 The model is a random Llama with a body of 2.6 GB in float32. The processes talk over gloo on the CPU.
-Activations are not sharded, so blocks are short.
 """
 
 import argparse
@@ -48,8 +47,8 @@ def save_setting(folder: Path, layers: int) -> Path:
     save_tokenizer(folder / "model", tokenizer_spec(ROWS))
     (folder / "text.txt").write_text("\n\n".join(f"number {n} and its square {n * n}, as a text" for n in range(99)))
     settings = {
-        "model": "model", "data": "text.txt", "precision": "fp32", "block_size": 32, "batch_size": 2, "micro_batch": 1,
-        "max_tokens": 150, "warmup_steps": 0, "learning_rate": 1e-3, "output": "out",
+        "model": "model", "data": "text.txt", "precision": "fp32", "block_size": 64, "batch_size": 2, "micro_batch": 1,
+        "max_tokens": 250, "warmup_steps": 0, "learning_rate": 1e-3, "output": "out",
     }  # fmt: skip
     (folder / "train.yaml").write_text(json.dumps(settings))
     return folder / "train.yaml"

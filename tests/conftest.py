@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores: torch's th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pico  # noqa: E402 -- torch and transformers read these variables when they are imported
+import torch  # noqa: E402 -- as above
 
 LONGEST = (
     "test_smollm2",
@@ -50,6 +52,15 @@ def setting(tmp_path_factory: pytest.TempPathFactory, english, russian) -> dict[
     instruct = pico.save_instruct(folder / "instruct", base, english)
     adapted = pico.save_adapted(folder / "adapted", base, russian)
     return {"base": base, "instruct": instruct, "adapted": adapted}
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads slow tiny models down, and change the last bit of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+SMALL = {key: value for key, value in pico.SMALL.items() if key != "head_dim"}
 ARCHITECTURES = {
     "llama": SMALL,
     "qwen2": SMALL,

@@ -29,6 +29,17 @@ CHAT_TEMPLATE = (
 )
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 SPECIAL = ("<s>", "</s>", "<pad>")
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+"""Sizes in the config of most decoders."""
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 
 
 def byte_level(texts: Sequence[str], size: int, *, special: Sequence[str] = SPECIAL) -> Tokenizer:

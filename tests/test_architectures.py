@@ -20,35 +20,25 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 import lepmerge
 from lepmerge.errors import CheckpointError
 
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
           "image_size": 8, "patch_size": 4}  # fmt: skip
 ARCHITECTURES = {
-    "llama": ("LlamaConfig", SMALL, False),
-    "llama-tied": ("LlamaConfig", SMALL, True),
-    "mistral": ("MistralConfig", SMALL, False),
-    "qwen2": ("Qwen2Config", SMALL, True),
-    "qwen2-untied": ("Qwen2Config", SMALL, False),
-    "qwen3": ("Qwen3Config", SMALL, True),
-    "gemma2": ("Gemma2Config", SMALL, True),
-    "gemma3": ("Gemma3TextConfig", SMALL, True),
-    "phi3": ("Phi3Config", {**SMALL, "pad_token_id": 0}, False),
-    "gpt-neox": ("GPTNeoXConfig", SMALL, False),
+    "llama": ("LlamaConfig", pico.SMALL, False),
+    "llama-tied": ("LlamaConfig", pico.SMALL, True),
+    "mistral": ("MistralConfig", pico.SMALL, False),
+    "qwen2": ("Qwen2Config", pico.SMALL, True),
+    "qwen2-untied": ("Qwen2Config", pico.SMALL, False),
+    "qwen3": ("Qwen3Config", pico.SMALL, True),
+    "gemma2": ("Gemma2Config", pico.SMALL, True),
+    "gemma3": ("Gemma3TextConfig", pico.SMALL, True),
+    "phi3": ("Phi3Config", {**pico.SMALL, "pad_token_id": 0}, False),
+    "gpt-neox": ("GPTNeoXConfig", pico.SMALL, False),
     "gpt2": ("GPT2Config", GPT2, True),
-    "olmo2": ("Olmo2Config", SMALL, False),
-    "mixtral": ("MixtralConfig", {**SMALL, "num_local_experts": 2}, False),
-    "qwen3-moe": ("Qwen3MoeConfig", {**SMALL, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
-                  False),  # fmt: skip
-    "llava": ("LlavaConfig", {"text_config": {**SMALL, "model_type": "llama"},
+    "olmo2": ("Olmo2Config", pico.SMALL, False),
+    "mixtral": ("MixtralConfig", {**pico.SMALL, "num_local_experts": 2}, False),
+    "qwen3-moe": ("Qwen3MoeConfig", {**pico.SMALL, **pico.EXPERTS}, False),
+    "llava": ("LlavaConfig", {"text_config": {**pico.SMALL, "model_type": "llama"},
                               "vision_config": {**VISION, "model_type": "clip_vision_model", "projection_dim": 16}},
               False),  # fmt: skip
 }  # fmt: skip
@@ -144,7 +134,7 @@ def test_prefixed_names_of_wrappers(tmp_path: Path, setting, prefix: str) -> Non
 
 def test_output_bias_is_refused(tmp_path: Path, english, russian) -> None:
     config = transformers.PhiConfig(
-        vocab_size=english.get_vocab_size(), **{k: v for k, v in SMALL.items() if k != "head_dim"}
+        vocab_size=english.get_vocab_size(), **{k: v for k, v in pico.SMALL.items() if k != "head_dim"}
     )
     for name in ("base", "instruct"):
         pico.save_tokenizer(english, tmp_path / name)

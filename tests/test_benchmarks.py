@@ -86,7 +86,7 @@ def test_small_benchmarks_run_and_the_others_say_what_is_missing(tmp_path: Path,
         assert rows["merge"] == ["0.0", f"skipped: needs mergekit: {runner.PEERS['mergekit'][1]}"]
         assert f"merge: skipped: needs mergekit: {runner.PEERS['mergekit'][1]}" in done.stderr.splitlines()
     unknown = run_all("--only", "marge")
-    assert unknown.returncode == 2 and "--only: there is no benchmark marge; there is startup," in unknown.stderr
+    assert unknown.returncode == 2 and "--only: no benchmark is called marge; choose from startup," in unknown.stderr
 
 
 def test_a_failure_and_too_little_disk_space_are_told(tmp_path: Path, runner: ModuleType) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -30,13 +30,7 @@ RUSSIAN = QUICKSTART / "heldout_ru.txt"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, and much slower while other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

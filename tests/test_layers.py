@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepmerge"
@@ -13,6 +14,7 @@ version
 errors
 json_text
 paths
+launch
 progress
 text_files
 corpus
@@ -282,24 +284,14 @@ def test_files_functions_and_parameter_lists_stay_short() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["tokenizer", "extend", "--help"], ["--version"]])
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
-    program = (
-        "import sys\nfrom lepmerge.commands.main import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'yaml'} & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    done = fresh.command(arguments, "torch", "transformers", "numpy", "tokenizers", "pydantic", "yaml")
+    assert done.code == 0 and done.imported == []
 
 
 def test_a_missing_text_file_is_refused_before_any_heavy_import(tmp_path: Path) -> None:
-    command = ["tokenizer", "extend", "base", str(tmp_path / "ru.txt"), "--add", "5", "-o", str(tmp_path / "new")]
-    program = (
-        "import sys\nfrom lepmerge.commands.main import main\n"
-        f"try:\n    main({command!r})\nexcept SystemExit as end:\n    print(end.code)\n"
-        "print(sorted({'torch', 'transformers', 'tokenizers'} & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["1", "[]"] and "ru.txt: no such file" in done.stderr
+    command = ["tokenizer", "extend", "base", tmp_path / "ru.txt", "--add", "5", "-o", tmp_path / "new"]
+    done = fresh.command(command, "torch", "transformers", "tokenizers")
+    assert (done.code, done.imported, done.stdout) == (1, [], []) and "ru.txt: no such file" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -315,13 +307,9 @@ def test_a_missing_text_file_is_refused_before_any_heavy_import(tmp_path: Path) 
 def test_a_fault_in_a_recipe_is_reported_without_heavy_imports(tmp_path: Path, fault: str, problem: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"models: {{base: b, a: a}}\nstart: base\nsteps:\n  - {fault}\noutput: {{path: out}}\n")
-    program = (
-        "import sys\nfrom lepmerge.commands.main import main\n"
-        f"try:\n    main(['run', {str(recipe)!r}])\nexcept SystemExit as end:\n    print(end.code)\n"
-        "print(sorted({'torch', 'transformers', 'tokenizers', 'numpy'} & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["2", "[]"] and problem in done.stderr and "recipe.yaml:" in done.stderr
+    done = fresh.command(["run", recipe], "torch", "transformers", "tokenizers", "numpy")
+    assert (done.code, done.imported, done.stdout) == (2, [], [])
+    assert problem in done.stderr and "recipe.yaml:" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_plan_without_weights_equals_the_plan_with_them(tmp_path: Path, settin
     for plan in (found, expected):
         plan.pop("notes")
         plan.pop("free_disk")
-    assert found == expected and found["bytes"]["copied"] > 0 < found["bytes"]["computed"]
+    assert found == expected and min(found["bytes"]["copied"], found["bytes"]["computed"]) > 0
     text = pico.command("plan", recipe, "--without-weights", "--memory", "1GB").stdout
     assert "fit       1.0 GB: yes" in text and text.count("has no weights") == 2
     assert pico.tree(tmp_path) == before

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,13 @@ import generation
 import pico
 import processes
 import pytest
-import torch
 
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart"
 SAMPLED = ("--max-new-tokens", 7, "--batch-size", 2, "--temperature", 1.5, "--candidates", 2,
            "--keep", "cut", "--keep", "repetitive")  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The processes have one thread each, and sums differ in their last bit between numbers of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generate_alone(model: Path, prompts: Path, output: Path, *options: object) -> None:

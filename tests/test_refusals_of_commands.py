@@ -133,7 +133,7 @@ TRAININGS: list[tuple[str, str]] = [
     ("--set 'data=[{path: prompts.jsonl, kind: chat, cut: 1KB}]'", "are for texts, not for `kind: chat`"),
     ("--set objective=chat", "set `kind: chat` for each source"),
     ("--set objective=distill --set teacher=./base --set packing=concatenate", "is for plain text"),
-    ("--set 'lora={layers: [7]}'", "there is no layer 7: the model has the layers 0 to 1"),
+    ("--set 'lora={layers: [7]}'", "the model has no layer 7, only layers 0 to 1"),
     ("--set model=./narrow_head", "the tables should have one shape"),
     ("--set model=./adapter", "is a PEFT adapter: name its base"),
     ("--set data=./broken.txt.gz", "is damaged and cannot be decompressed"),

@@ -21,16 +21,7 @@ from lepmerge.training.body import check_architecture, load_body
 from lepmerge.training.loader import load_network
 from lepmerge.training.loss import linear_cross_entropy
 
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 2,
-}
+SMALL = {**pico.SMALL, "max_position_embeddings": 128, "pad_token_id": 2}
 NO_HEAD_DIM = {key: value for key, value in SMALL.items() if key != "head_dim"}
 GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -16,6 +16,7 @@ from lepmerge.generation.passages import FORMS, SHORTEST, Wordings, drawn_passag
 from lepmerge.generation.prompts import prompts_of_files, prompts_of_text
 from lepmerge.generation.run import Grading, Job
 from lepmerge.generation.server import ServerEngine, base_url
+from lepmerge.launch import is_launched
 from lepmerge.paths import is_path
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Options:
         """Raise OptionError when options contradict one another."""
         if not self.prompts and not self.texts:
             raise OptionError("there are no prompts: name .jsonl files of prompts, or plain text with --text")
-        if (self.server or self.grader_server) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if (self.server or self.grader_server) and is_launched():
             raise OptionError("a server answers all prompts of one process: run this command without `accelerate "
                               "launch`, and send more requests at once with --concurrency")  # fmt: skip
         if self.candidates > 1 and self.temperature == 0:

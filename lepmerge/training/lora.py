@@ -180,7 +180,7 @@ def _layers(lora: Lora, number: int) -> list[int] | None:
         return sorted({0, number - 1})
     beyond = [layer for layer in lora.layers if layer >= number]
     if beyond:
-        raise RecipeError(f"lora.layers: there is no layer {beyond[0]}: the model has the layers 0 to {number - 1}")
+        raise RecipeError(f"lora.layers: the model has no layer {beyond[0]}, only layers 0 to {number - 1}")
     return sorted(set(lora.layers))
 
 

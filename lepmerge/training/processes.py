@@ -8,14 +8,10 @@ from typing import Any
 import torch
 
 from lepmerge.errors import TrainingError
+from lepmerge.launch import is_launched
 from lepmerge.training.config import TrainConfig
 from lepmerge.training.events import StepDone, TrainingEvent
 from lepmerge.training.group import Group
-
-
-def is_launched() -> bool:
-    """Return whether this process is one of several that `accelerate launch` or another launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launched_group(device: torch.device) -> Group:

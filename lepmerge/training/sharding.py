@@ -45,9 +45,7 @@ def shard(network: Any, group: Group) -> None:
     body = text_model(network)
     for layer in _layers(body):
         whole = [parameter.data for parameter in layer.parameters()]
-        wrapped = fully_shard(layer, mesh=mesh)
-        if group.device.type == "cpu":  # nothing overlaps there, so gathering the next layer early costs memory only
-            wrapped.set_modules_to_backward_prefetch([wrapped])
+        fully_shard(layer, mesh=mesh)
         _release(whole)
     fully_shard(body, mesh=mesh, ignored_params={p for table in tables for p in table.parameters()})
     network.to(group.device)
