@@ -137,6 +137,22 @@ def test_teacher_and_student_share_a_body_only_where_it_is_the_same(tmp_path: Pa
     assert metrics[0].terms["divergence"] != pytest.approx(metrics[1].terms["divergence"], rel=1e-3)
 
 
+def test_the_weight_of_answers_is_set_on_the_command_line(tmp_path: Path, english) -> None:
+    """A weight of 1 changes nothing, another one changes the cross entropy and the learned rows."""
+    path = training.write_distillation(tmp_path, english, max_tokens=600, evaluate=None)
+    found = {}
+    for weight in (None, 1, 20):
+        override = () if weight is None else ("--set", f"distill.answer_label_weight={weight}")
+        folder = tmp_path / f"out-{weight}"
+        done = pico.command("train", path, "--set", f"output={folder}", *override, "--device", "cpu", "-q")
+        assert done.exit_code == 0, done.stderr
+        found[weight] = [(folder / name).read_bytes() for name in ("metrics.jsonl", "embeddings.safetensors")]
+    assert found[None] == found[1]
+    assert all(ours != others for ours, others in zip(found[20], found[1], strict=True))
+    refused = pico.command("train", path, "--set", "distill.answer_label_weight=0", "--device", "cpu")
+    pico.assert_one_line_error(refused, 2, "answer_label_weight", "greater than 0")
+
+
 def test_positions_before_answers_weigh_more(tmp_path: Path, english) -> None:
     weights = {"answer_weight": 7, "answer_label_weight": 5}
     path = training.write_distillation(tmp_path, english, distill=weights)
