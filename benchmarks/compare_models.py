@@ -34,9 +34,9 @@ DIFFERENT = ("seconds", "characters_per_second", "tokens_per_second", "folder", 
 """Results that name times or places. Some examples of broken tokens are only in newer results."""
 
 
-def save_models(folder: Path) -> list[Path]:
+def save_models(folder: Path, *, small: bool) -> list[Path]:
     """Write the three models, and prompts with answers. Return the folders of the models."""
-    instruct, text = smollm2(folder), russian(folder)
+    instruct, text = smollm2(folder, small=small), russian(folder)
     folders = [instruct]
     for number in NEW_TOKENS:
         vocabulary, target = folder / f"vocabulary-{number}", folder / f"adapted-{number}"
@@ -133,7 +133,7 @@ def main() -> None:
     limits = SMALL if options.small else LIMITS
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        models = save_models(folder)
+        models = save_models(folder, small=options.small)
         save_prompts(folder / "prompts.jsonl", limits["prompts"])
         (folder / "en.txt").write_text((QUICKSTART / "licenses" / "GPL-2").read_text(encoding="utf-8"))
         save_commit(options.old, folder / "old")

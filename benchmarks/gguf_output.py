@@ -193,7 +193,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             peer = converted(Path(temporary), options.converter)
-            found = copying(Path(temporary), runs=options.runs, with_fit=True, layers=layers)
+            found = copying(Path(temporary), runs=options.runs, with_fit=not options.small, layers=layers)
     mid = found["medians"]
     print(table([[n, f["cpu_s"], f["wall_s"], f["peak_mib"]] for n, f in mid.items()], ["", "CPU s", "wall s", "MiB"]))
     aims = [

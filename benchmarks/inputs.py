@@ -28,8 +28,13 @@ def smollm2_file() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def smollm2(folder: Path, *, dtype: str = "bfloat16") -> Path:
-    """Convert SmolLM2-135M-Instruct to safetensors in `folder`/smollm2, and return this folder."""
+def smollm2(folder: Path, *, dtype: str = "bfloat16", small: bool = False) -> Path:
+    """Convert SmolLM2-135M-Instruct to safetensors in `folder`/smollm2, and return this folder.
+
+    small: return the quickstart's instruct model (1.4M parameters) instead.
+    """
+    if small:
+        return QUICKSTART / "instruct"
     command = lepmerge("convert", smollm2_file(), folder / "smollm2", "--dtype", dtype)
     subprocess.run(command, check=True, capture_output=True)
     return folder / "smollm2"

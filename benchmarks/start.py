@@ -45,12 +45,11 @@ def one(options: argparse.Namespace) -> None:
             steps.append((time.process_time(), event.step_tokens))
 
     folder: Path = options.folder
-    limit = options.num_bytes
     config = TrainConfig.model_validate({
-        "model": str(folder / "smollm2"), "tokenizer": str(folder / "ru"), "train": {"rows": "new"},
-        "data": [{"path": str(folder / "long.txt"), "limit": limit}], "block_size": BLOCK, "batch_size": BATCH,
-        "micro_batch": BATCH, "learning_rate": 1e-3, "warmup_steps": 0, "precision": "bf16",
-        "max_tokens": BATCH * BLOCK * options.steps, "output": str(folder / f"out-{limit}"),
+        "model": options.model, "tokenizer": str(folder / "ru"), "train": {"rows": "new"},
+        "data": [{"path": str(folder / "long.txt"), "limit": options.num_bytes}], "block_size": BLOCK,
+        "batch_size": BATCH, "micro_batch": BATCH, "learning_rate": 1e-3, "warmup_steps": 0, "precision": "bf16",
+        "max_tokens": BATCH * BLOCK * options.steps, "output": str(Path(options.output).with_suffix("")),
     })  # fmt: skip
     train(config, on_event=on_event)
     (first, _), *others = steps
@@ -65,11 +64,11 @@ def one(options: argparse.Namespace) -> None:
     Path(options.output).write_text(json.dumps(found))
 
 
-def save_setting(folder: Path, num_bytes: int) -> float:
-    """Write model, tokenizer and a text of at least num_bytes. Return bytes per token of the text."""
+def save_setting(folder: Path, num_bytes: int, *, small: bool) -> tuple[Path, float]:
+    """Write model, tokenizer and a text of at least num_bytes. Return the model and bytes per token of the text."""
     from tokenizers import Tokenizer
 
-    model, text = smollm2(folder), russian(folder)
+    model, text = smollm2(folder, small=small), russian(folder)
     extend = ("tokenizer", "extend", model, text, "--add", str(NUM_TOKENS), "--script", "Cyrillic", "-o", folder / "ru")
     subprocess.run(lepmerge(*extend), check=True, capture_output=True)
     content = text.read_text(encoding="utf-8")
@@ -77,7 +76,7 @@ def save_setting(folder: Path, num_bytes: int) -> float:
     (folder / "long.txt").write_text("\n\n".join([content] * -(-num_bytes // size)), encoding="utf-8")
     sample = content[:200_000]
     tokenizer = Tokenizer.from_file(str(folder / "ru" / "tokenizer.json"))
-    return len(sample.encode()) / len(tokenizer.encode(sample, add_special_tokens=False).ids)
+    return model, len(sample.encode()) / len(tokenizer.encode(sample, add_special_tokens=False).ids)
 
 
 def main() -> None:
@@ -85,7 +84,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--num-bytes", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--output", help=argparse.SUPPRESS)
+    for name in ("model", "output"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options)
@@ -95,12 +95,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         most = SPEED_BYTES if options.small else 20_000_000
-        bytes_per_token = save_setting(folder, most)
+        model, bytes_per_token = save_setting(folder, most, small=options.small)
 
         def run(num_bytes: int, label: str) -> dict[str, Any]:
-            output = folder / "figures.json"
+            output = folder / f"{label}.json"
             arguments = ["--one", "--num-bytes", num_bytes, "--steps", 2 if options.small else options.steps]
-            command = script("start.py", *arguments, "--folder", folder, "--output", output)
+            command = script("start.py", *arguments, "--model", model, "--folder", folder, "--output", output)
             return {"bytes": num_bytes, **measured(command, label=label), **json.loads(output.read_text())}
 
         speed = run(SPEED_BYTES, "some steps")
