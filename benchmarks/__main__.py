@@ -158,6 +158,8 @@ def main() -> int:
     chosen = options.only.split(",")
     if unknown := sorted(set(chosen) - set(names)):
         parser.error(f"--only: no benchmark is called {unknown[0]}; choose from {', '.join(names)}")
+    if options.folder and not options.folder.is_dir():
+        parser.error(f"--folder: {options.folder} is not a folder; make it first")
     results = (options.results or (SMALL_RESULTS if options.small else RESULTS)).resolve()
     rows = []
     for benchmark in BENCHMARKS:

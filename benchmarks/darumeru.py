@@ -173,7 +173,7 @@ def main() -> None:
     if options.small:
         options.limit, options.tasks = 1, "rcb"
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        compare(options, options.model or smollm2(Path(temporary)))
+        compare(options, options.model or smollm2(Path(temporary), small=options.small))
 
 
 def compare(options: argparse.Namespace, model: Path) -> None:

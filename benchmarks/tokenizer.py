@@ -2,11 +2,12 @@
 
 python tokenizer.py [--model FOLDER] [--text FILE...]     default: SmolLM2's tokenizer, the quickstart's Russian text
 
-bpe-continue comes from PyPI: pip install bpe-continue. The time is also measured on 25, 50 and 100 MB. A text that is
+bpe-continue comes from PyPI: pip install bpe-continue. With --small it may be missing. The time is also measured on 25, 50 and 100 MB. A text that is
 too short is repeated with a tenth of its words changed, so that the number of distinct words grows as in real text.
 """
 
 import argparse
+import importlib.util
 import random
 import re
 import tempfile
@@ -54,11 +55,15 @@ def main() -> None:
     if options.one:
         ONE[options.one](options.model, options.text[0], options.tokens)
         return
+    if importlib.util.find_spec("bpe_continue") is None:
+        if not options.small:
+            raise SystemExit("needs bpe-continue: pip install bpe-continue")
+        del ONE["bpe-continue"]
     report = Report("tokenizer", options)
     num_tokens, sizes = (SMALL_TOKENS, SMALL_SIZES) if options.small else (NUM_TOKENS, SIZES)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        model = options.model or smollm2(folder)
+        model = options.model or smollm2(folder, small=options.small)
         text = "\n\n".join(path.read_text(encoding="utf-8") for path in options.text or [russian(folder)])
         corpus = {size: noisy(text, size, folder / f"{size}.txt") for size in sizes}
         number = iter(range(10**6))

@@ -17,6 +17,7 @@ import torch  # noqa: E402 -- as above
 LONGEST = (
     "test_smollm2",
     "test_tutorial",
+    "test_benchmarks",
     "test_output_run",
     "test_darumeru_command",
     "test_tokenization_real",

@@ -87,6 +87,8 @@ def test_small_benchmarks_run_and_the_others_say_what_is_missing(tmp_path: Path,
         assert f"merge: skipped: needs mergekit: {runner.PEERS['mergekit'][1]}" in done.stderr.splitlines()
     unknown = run_all("--only", "marge")
     assert unknown.returncode == 2 and "--only: no benchmark is called marge; choose from startup," in unknown.stderr
+    nowhere = run_all("--only", "vocabulary", "--folder", tmp_path / "nowhere")
+    assert nowhere.returncode == 2 and f"--folder: {tmp_path / 'nowhere'} is not a folder" in nowhere.stderr
 
 
 def test_a_failure_and_too_little_disk_space_are_told(tmp_path: Path, runner: ModuleType) -> None:
