@@ -2,8 +2,9 @@
 
 python tokenizer.py [--model FOLDER] [--text FILE...]     default: SmolLM2's tokenizer, the quickstart's Russian text
 
-bpe-continue comes from PyPI: pip install bpe-continue. With --small it may be missing. The time is also measured on 25, 50 and 100 MB. A text that is
-too short is repeated with a tenth of its words changed, so that the number of distinct words grows as in real text.
+bpe-continue comes from PyPI: pip install bpe-continue. With --small it may be missing. The time is also measured on
+25, 50 and 100 MB. A text that is too short is repeated with a tenth of its words changed, so that the number of
+distinct words grows as in real text.
 """
 
 import argparse
