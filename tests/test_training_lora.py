@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -260,6 +261,17 @@ def test_peft_is_missing(tmp_path: Path, english, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     result = pico.command("train", path, "--device", "cpu")
     pico.assert_one_line_error(result, 2, "lora: ", "pip install 'lepmerge[lora]'")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_only_lepmerge_speaks(tmp_path: Path, english, precision: str) -> None:
+    """PEFT and the loading of a quantized body import bitsandbytes, which tells of kernels that it cannot download."""
+    if precision != "bf16":
+        pytest.importorskip("bitsandbytes")
+    path = training.write_setting(tmp_path, english, lora={"rank": 2}, max_tokens=500, precision=precision)
+    command = [sys.executable, "-m", "lepmerge", "train", path, "--device", "cpu", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])

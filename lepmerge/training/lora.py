@@ -17,6 +17,7 @@ from lepmerge.models.adapter_placement import CONV1D_MODELS
 from lepmerge.models.tables import INPUT, OUTPUT
 from lepmerge.training.config import Lora
 from lepmerge.training.loader import skeleton, text_model, translated
+from lepmerge.training.quantized import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -38,6 +39,7 @@ class Adapter:
         Raises:
             CheckpointError: the network has no such layers, or PEFT cannot adapt them.
         """
+        quiet_bitsandbytes()
         from peft import inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 

@@ -23,13 +23,21 @@ def check_installed(precision: BodyPrecision) -> None:
         )
 
 
+def quiet_bitsandbytes() -> None:
+    """Hide what bitsandbytes tells its developers: of each product in bfloat16, and of kernels that it could download.
+
+    To be called before it is imported, which PEFT does by itself.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def loading_options(precision: BodyPrecision | None, device: torch.device) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that quantize a model as it is loaded. Tables and head are left out."""
     if precision not in QUANTIZED:
         return {}
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product in bfloat16
+    quiet_bitsandbytes()
     keywords: dict[str, Any] = {"load_in_8bit": True}
     if precision == "nf4":
         keywords = {
