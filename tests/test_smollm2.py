@@ -120,14 +120,15 @@ def test_calibration_moves_the_new_rows_only(recipe: Path) -> None:
         assert reference.same_bits(calibrated[name][rows], tensor[rows]), name
 
 
-def test_memory_is_estimated_within_a_fifth(recipe: Path) -> None:
+@pytest.mark.parametrize(("config", "output"), [("train.yaml", "adapted"), ("calibrate.yaml", "calibration")])
+def test_memory_is_estimated_within_a_fifth(recipe: Path, config: str, output: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lepmerge", "train", "train.yaml", "--dry-run", "--json", "--device", "cpu",
+        [sys.executable, "-m", "lepmerge", "train", config, "--dry-run", "--json", "--device", "cpu",
          "--set", "variables.tokens=6K", "--set", "variables.batch_size=2"],
         cwd=recipe.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip
     estimated = json.loads(done.stdout)["memory"]["total"]
-    speed = (recipe.parent / "work/laptop/adapted" / "speed.jsonl").read_text().splitlines()
+    speed = (recipe.parent / "work/laptop" / output / "speed.jsonl").read_text().splitlines()
     assert estimated == pytest.approx(json.loads(speed[-1])["memory"], rel=0.2)
 
 

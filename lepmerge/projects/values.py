@@ -8,7 +8,7 @@ import torch
 from lepmerge.errors import OptionError
 from lepmerge.projects.look import Look
 from lepmerge.training.config import BodyPrecision
-from lepmerge.training.distill import divergence_chunk
+from lepmerge.training.distill import divergence_bytes
 from lepmerge.training.fitting import AUTO_TOKENS
 from lepmerge.training.memory import Demand, memory_of
 from lepmerge.vocabulary.vocabulary import BYTES_PER_TOKEN
@@ -122,7 +122,7 @@ def needed_memory(look: Look, values: Values, device: torch.device) -> int:
     )
     parts = memory_of(look.sizes, demand)
     old_tables = demand.itemsize * look.num_tables * look.rows * width
-    divergence = 16 * min(demand.tokens, divergence_chunk(look.rows, device)) * look.rows
+    divergence = divergence_bytes(look.rows, device, demand.itemsize, demand.tokens)
     total = sum(parts.values()) + old_tables + divergence
     if on_gpu:
         return total

@@ -14,7 +14,7 @@ from lepmerge.models.model import INPUT, Model
 from lepmerge.progress import human_bytes
 from lepmerge.training.body import check_architecture
 from lepmerge.training.config import BodyPrecision
-from lepmerge.training.distill import divergence_chunk
+from lepmerge.training.distill import divergence_bytes
 from lepmerge.training.lora import Adapter
 from lepmerge.training.memory import Demand, Sizes, host_bytes, memory_of
 from lepmerge.training.setting import Setting
@@ -271,8 +271,8 @@ def _teacher_memory(setting: Setting, teacher: Model, demand: Demand) -> dict[st
     size = demand.itemsize
     tables = sum(prod(teacher.table(role).shape) for role in teacher.tables)
     body = 0 if alike(teacher, setting.base) else body_parameters(teacher)
-    positions = min(demand.tokens, divergence_chunk(teacher.num_rows, torch.device(demand.device)))
-    return {"teacher": size * (tables + body), "divergence": 4 * 4 * positions * teacher.num_rows}
+    divergence = divergence_bytes(teacher.num_rows, torch.device(demand.device), size, demand.tokens)
+    return {"teacher": size * (tables + body), "divergence": divergence}
 
 
 def _cost(start: Choice, choice: Choice) -> int:

@@ -17,6 +17,10 @@ SLAB_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 SMALLEST_CHUNK = 256
 
 
+def slab_bytes(device: torch.device) -> int:
+    return SLAB_BYTES.get(device.type, SLAB_BYTES["cpu"])
+
+
 def chunk_length(num_rows: int, device: torch.device, itemsize: int) -> int:
     """Return the number of tokens per chunk, at least 256 because smaller chunks are slow."""
     return max(SMALLEST_CHUNK, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (itemsize * num_rows))
@@ -80,7 +84,7 @@ def linear_cross_entropy(
     with_gradient = needs_hidden or grad_RD is not None
     grad_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    slab = max(1, SLAB_BYTES.get(hidden_ND.device.type, SLAB_BYTES["cpu"]) // (4 * len(table_VD)))
+    slab = max(1, slab_bytes(hidden_ND.device) // (4 * len(table_VD)))
     for index_C in wanted.split(chunk or chunk_length(len(table_VD), hidden_ND.device, hidden_ND.dtype.itemsize)):
         hidden_CD, label_C1 = hidden_ND[index_C], label_N[index_C, None]
         weight_C1 = (torch.ones_like(label_C1) if weight_N is None else weight_N[index_C, None]).to(wide)

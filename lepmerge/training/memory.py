@@ -12,7 +12,7 @@ import torch
 from lepmerge.models.configs import text_configs
 from lepmerge.training.config import BodyPrecision
 from lepmerge.training.loader import text_model
-from lepmerge.training.loss import SLAB_BYTES, chunk_length
+from lepmerge.training.loss import chunk_length, slab_bytes
 
 PROCESS_BYTES = {"cpu": 560 << 20, "cuda": 800 << 20}
 """Memory of an idle process. CPU: Python with torch, transformers and the model's code, plus the work space of matrix
@@ -114,10 +114,11 @@ def memory_of(sizes: Sizes, demand: Demand) -> dict[str, int]:
     layer = WEIGHT_BYTES["nf4"] if demand.precision == "nf4" else size
     gathered = int(2 * layer * sizes.layer) if demand.shards > 1 else 0
     quantized = demand.precision in ("int8", "nf4")
-    chunk = chunk_length(demand.num_rows, torch.device(demand.device), size)
+    device = torch.device(demand.device)
+    chunk = chunk_length(demand.num_rows, device, size)
     adapter_inputs = demand.adapter_inputs / (sizes.layers if demand.checkpointing else 1)
     logits = min(chunk, demand.tokens) * demand.num_rows
-    slab = min(SLAB_BYTES.get(demand.device, SLAB_BYTES["cpu"]), 4 * logits)
+    slab = min(slab_bytes(device), 4 * logits)
     return {
         "process": PROCESS_BYTES.get(demand.device, 0)
         + (PEFT_BYTES if demand.adapter and demand.device == "cpu" else 0),
