@@ -1,4 +1,4 @@
-"""docs/tutorial.md, typed from its first to its last line, with half of its training."""
+"""docs/tutorial.md, typed from its first to its last line, with a quarter of its training."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ def test_the_tutorial_leads_to_a_model_that_works(tmp_path: Path) -> None:
     printed, num_shortened = "", 0
     for language, block in BLOCK.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")):
         num_shortened += "--tokens 48K" in block
-        block = block.replace("--tokens 48K", "--tokens 24K")
+        block = block.replace("--tokens 48K", "--tokens 12K")
         command = [sys.executable, "-c", block] if language == "python" else ["bash", "-e", "-c", block]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
