@@ -188,7 +188,8 @@ def test_smollm2(tmp_path: Path) -> None:
     convert = ROOT / "recipes" / "smollm2-135m-ru" / "convert_gguf.py"
     subprocess.run([sys.executable, convert, tmp_path / "smollm2"], check=True, capture_output=True, timeout=600)
     arguments = ("--tasks", "darumeru", "--batch_size", "8", "--apply_chat_template", "--gen_kwargs", "max_gen_toks=48")
-    output, path = evaluated(tmp_path, tmp_path / "smollm2", *arguments, DARUMERU_DATA=str(DATA))
+    half = ("--limit", "6")
+    output, path = evaluated(tmp_path, tmp_path / "smollm2", *arguments, *half, DARUMERU_DATA=str(DATA))
     results = assert_complete(output, path)
     assert results["darumeru_cp_sent_en"]["score,none"] > 0.5
     assert results["darumeru_sum_abstractive"]["rouge1,none"] > 0.05
