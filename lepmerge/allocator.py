@@ -25,6 +25,12 @@ def return_freed_blocks() -> None:
     _set(M_MMAP_THRESHOLD, MMAP_BYTES)
 
 
+def return_free_pages() -> None:
+    """Return the pages of all freed blocks to the system now, also those between blocks that are in use."""
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+
+
 def _set(option: int, value: int) -> None:
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)

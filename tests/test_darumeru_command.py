@@ -35,7 +35,8 @@ def lm_eval(folder: Path, *arguments: str | Path, timeout: int = 300, **environm
     """Run the command in `folder`, with an empty cache of the Hub there; return what subprocess.run does."""
     clean = {key: value for key, value in os.environ.items() if key not in ("DARUMERU_DATA", "LEPMERGE_LM_EVAL")}
     clean |= {"HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1", "LMEVAL_LOG_LEVEL": "WARNING"}
-    command = [Path(sys.executable).with_name("lm_eval"), *arguments]
+    script = Path(sys.executable).with_name("lm_eval")  # absent in the layered environments of environments.py
+    command = [*([script] if script.exists() else [sys.executable, "-m", "lm_eval"]), *arguments]
     return subprocess.run(
         command, cwd=folder, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout
     )

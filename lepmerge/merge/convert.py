@@ -92,11 +92,14 @@ def _progress_of_transformers(what: str, progress: Progress) -> Iterator[None]:
 
 
 def _model(path: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM, GgufConfig
+    import transformers
 
+    # transformers 4 always dequantizes, and has no GgufConfig
+    config = getattr(transformers, "GgufConfig", None)
+    options = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, **options
         )
     except FAULTS as error:
         lines = str(error).strip().splitlines()
