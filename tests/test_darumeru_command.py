@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import darumeru_setting
+import inputs
 import pico
 import pytest
 from darumeru_setting import DATA, NAMES, ROOT
@@ -186,11 +187,10 @@ def test_a_context_that_is_too_short_is_one_line(tmp_path: Path) -> None:
 )
 def test_smollm2(tmp_path: Path) -> None:
     """A real instruct model, with short answers, is better than the random one on tasks that it should solve."""
-    convert = ROOT / "recipes" / "smollm2-135m-ru" / "convert_gguf.py"
-    subprocess.run([sys.executable, convert, tmp_path / "smollm2"], check=True, capture_output=True, timeout=600)
+    smollm2 = inputs.smollm2(tmp_path)
     arguments = ("--tasks", "darumeru", "--batch_size", "8", "--apply_chat_template", "--gen_kwargs", "max_gen_toks=48")
     half = ("--limit", "6")
-    output, path = evaluated(tmp_path, tmp_path / "smollm2", *arguments, *half, DARUMERU_DATA=str(DATA))
+    output, path = evaluated(tmp_path, smollm2, *arguments, *half, DARUMERU_DATA=str(DATA))
     results = assert_complete(output, path)
     assert results["darumeru_cp_sent_en"]["score,none"] > 0.5
     assert results["darumeru_sum_abstractive"]["rouge1,none"] > 0.05

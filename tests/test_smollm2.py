@@ -31,7 +31,7 @@ pytestmark = [
 
 
 STAGES = {  # words of a stage's command → seconds after which it is killed
-    "convert_gguf.py": 4.0,
+    "lepmerge convert": 4.0,
     "finetune.py": 6.0,
     "fetch_text.py": 0.5,
     "tokenizer extend": 4.0,

