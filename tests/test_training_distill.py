@@ -11,15 +11,17 @@ import training
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lepmerge.training.distill import head_divergence
-from lepmerge.training.loss import IGNORED
+from lepmerge.training.distill import SLAB_MATRICES, head_divergence
+from lepmerge.training.loss import IGNORED, SLAB_BYTES
 from lepmerge.training.teacher import same_body
 
 STEPS = 3
 
 
+@pytest.mark.parametrize("slab", [1, 3, 1000])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_divergence_equals_float64_autograd(chunk: int) -> None:
+def test_divergence_equals_float64_autograd(chunk: int, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SLAB_BYTES, "cpu", 4 * SLAB_MATRICES * 33 * slab)
     torch.manual_seed(0)
     student, teacher = (torch.randn(40, 8, dtype=torch.float64) for _ in range(2))
     table, weight = torch.randn(33, 8, dtype=torch.float64), torch.rand(40, dtype=torch.float64) * 20

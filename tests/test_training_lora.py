@@ -265,7 +265,7 @@ def test_peft_is_missing(tmp_path: Path, english, monkeypatch) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
 def test_only_lepmerge_speaks(tmp_path: Path, english, precision: str) -> None:
-    """PEFT and the loading of a quantized body import bitsandbytes, which tells of kernels that it cannot download."""
+    """PEFT imports bitsandbytes, and so does a quantized body. It warns about kernels that it cannot download."""
     if precision != "bf16":
         pytest.importorskip("bitsandbytes")
     path = training.write_setting(tmp_path, english, lora={"rank": 2}, max_tokens=500, precision=precision)

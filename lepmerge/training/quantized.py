@@ -23,9 +23,9 @@ def check_installed(precision: BodyPrecision) -> None:
 
 
 def quiet_bitsandbytes() -> None:
-    """Hide what bitsandbytes tells its developers: of each product in bfloat16, and of kernels that it could download.
+    """Hide bitsandbytes' warnings about products in bfloat16, and about kernels that it cannot download.
 
-    To be called before it is imported, which PEFT does by itself.
+    Call this before bitsandbytes is imported. PEFT imports it, too.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
