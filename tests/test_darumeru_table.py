@@ -22,6 +22,8 @@ TASKS = [task for tasks in GROUPS.values() for task in tasks]
 COLUMNS = ["micro_avg", *GROUPS]
 PAPER = Path(__file__).parent.parent / "lepmerge" / "comparison" / "darumeru_paper.csv"
 NOTHING = ("--paper", "none")
+REPOSITORIES = {"rucola": "RussianNLP/rucola", **dict.fromkeys(GROUPS["darusum"], "dichspace/daru_treeway_eval")}
+COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "fedcba9876543210" * 2 + "fedcba98"
 
 
 def write(path: Path, tasks=TASKS, *, seed=0, model="org/model", shots=0, shift=0.0, error=0.01, **parts) -> Path:
@@ -41,12 +43,23 @@ def write(path: Path, tasks=TASKS, *, seed=0, model="org/model", shots=0, shift=
         "results": results,
         "config": {"model": "hf", "model_args": {"pretrained": model}, "limit": None},
         "n-shot": {f"darumeru_{task}": 0 if task == "sum_extractive" else shots for task in tasks},
+        "configs": configs(tasks),
         "model_name": model,
         "chat_template_sha": None,
         **parts,
     }
     path.write_text(json.dumps(found))
     return path
+
+
+def configs(tasks: list[str], repository: str = "", **metadata: object) -> dict:
+    """Return the harness's `configs`. metadata: what it has for the tasks of `repository`, the others have COMMIT."""
+    found = {}
+    for task in tasks:
+        path = REPOSITORIES.get(task, "RefalMachine/darumeru")
+        known = metadata if path == repository else {"data_commit": COMMIT}
+        found[f"darumeru_{task}"] = {"dataset_path": path, "metadata": {"version": 1.0, **known}}
+    return found
 
 
 def rows(*arguments: object) -> list[dict]:
@@ -193,6 +206,88 @@ def test_notes_say_what_is_not_the_benchmark(tmp_path: Path) -> None:
     assert json.loads(pico.command("darumeru", path, "--json").stdout)["notes"] == [note[6:] for note in notes]
 
 
+def told(*paths: Path) -> tuple[list[str], list[str]]:
+    """Return the lines about data on the terminal, and the notes. --json has the same notes."""
+    done = pico.command("darumeru", *paths, *NOTHING)
+    assert done.exit_code == 0, done.stderr
+    notes = [note.removeprefix("note: ") for note in done.stderr.splitlines()]
+    assert json.loads(pico.command("darumeru", *paths, *NOTHING, "--json").stdout)["notes"] == notes
+    return [line for line in done.stdout.splitlines() if line.startswith("data")], notes
+
+
+DARUMERU, TREEWAY = "RefalMachine/darumeru", "dichspace/daru_treeway_eval"
+ALL = f"{DARUMERU}@{COMMIT[:12]}, RussianNLP/rucola@{COMMIT[:12]}, {TREEWAY}@{COMMIT[:12]}"
+REASON = "Scores may differ for this reason: measure all models with one version, such as lm_eval --metadata"
+
+
+def test_the_data_of_models_that_were_measured_with_one_version(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.json", model=name) for name in "ab"]
+    assert told(*paths) == ([f"data: {ALL}"], [])
+    assert {row["data"] for row in rows(*paths, *NOTHING)} == {ALL.replace(COMMIT[:12], COMMIT)}
+    assert {row["data"] for row in rows(*paths) if row["source"].startswith("paper")} == {None}
+
+
+def test_models_that_were_measured_with_different_commits_of_the_data(tmp_path: Path) -> None:
+    other = configs(TASKS, TREEWAY, data_commit=OTHER)
+    paths = [write(tmp_path / f"{name}.json", model=name) for name in "ab"]
+    paths.append(write(tmp_path / "c.json", model="c", configs=other))
+    lines, notes = told(*paths)
+    third = ALL.replace(f"{TREEWAY}@{COMMIT[:12]}", f"{TREEWAY}@{OTHER[:12]}")
+    assert lines == [f"data of a, 0-shot: {ALL}", f"data of b, 0-shot: {ALL}", f"data of c, 0-shot: {third}"]
+    assert notes == [
+        f"different versions of the data {TREEWAY}: {TREEWAY}@{COMMIT} (a, 0-shot, b, 0-shot); {TREEWAY}@{OTHER} (c, "
+        f"0-shot). {REASON} daru_treeway_eval_revision=COMMIT"
+    ]
+
+
+def test_one_model_whose_tasks_were_measured_with_different_commits(tmp_path: Path) -> None:
+    new = configs(GROUPS["darummlu"], DARUMERU, data_commit=OTHER)
+    parts = [
+        write(tmp_path / "old.json", GROUPS["darumera"]),
+        write(tmp_path / "new.json", GROUPS["darummlu"], configs=new),
+    ]
+    lines, notes = told(*parts)
+    assert lines == [f"data: {DARUMERU}@{COMMIT[:12]}, {DARUMERU}@{OTHER[:12]}, RussianNLP/rucola@{COMMIT[:12]}"]
+    assert notes[1:] == [
+        f"different versions of the data {DARUMERU}: {DARUMERU}@{COMMIT} (model, 0-shot); {DARUMERU}@{OTHER} (model, "
+        f"0-shot). {REASON} darumeru_revision=COMMIT"
+    ]
+    assert "their groups and the Micro-Avg are left out" in notes[0]
+
+
+def test_local_files_are_compared_by_their_hashes(tmp_path: Path) -> None:
+    """Models with different tasks have none in common that could differ."""
+    local = {"data_sha256": {"test": "1", "prompt": "2"}}
+    tasks = ["parus", "rcb"]
+    known = {name: configs(tasks, DARUMERU, **local) for name in "ab"}
+    paths = [write(tmp_path / f"{name}.json", tasks, model=name, configs=known[name]) for name in "ab"]
+    paths.append(write(tmp_path / "c.json", ["use"], model="c", configs=configs(["use"], DARUMERU, data_sha256={})))
+    lines, notes = told(*paths)
+    assert lines == ["data: local files"] and not [note for note in notes if "data" in note]
+    known["b"]["darumeru_rcb"]["metadata"]["data_sha256"] = {"test": "1", "prompt": "3"}
+    write(paths[1], tasks, model="b", configs=known["b"])
+    lines, notes = told(*paths)
+    assert lines == ["data: local files"]
+    assert notes[-1] == (
+        f"different versions of the data {DARUMERU}: local files (a, 0-shot, b, 0-shot, c, 0-shot); the local files of "
+        f"rcb differ. {REASON} darumeru_revision=COMMIT"
+    )
+    lines, notes = told(paths[0], write(tmp_path / "d.json", tasks, model="d"))
+    assert lines == ["data of a, 0-shot: local files", f"data of d, 0-shot: {DARUMERU}@{COMMIT[:12]}"]
+    assert notes[-1] == (
+        f"different versions of the data {DARUMERU}: local files (a, 0-shot); {DARUMERU}@{COMMIT} (d, 0-shot). "
+        f"{REASON} darumeru_revision=COMMIT"
+    )
+
+
+@pytest.mark.parametrize("config", [None, 1, {"metadata": 1}, {"metadata": {"data_commit": 1, "data_sha256": "x"}}])
+def test_results_that_do_not_name_the_version_of_the_data(tmp_path: Path, config: object) -> None:
+    """As those of lepmerge 0.1. The other model's version cannot differ from an unknown one, but the note asks."""
+    path = write(tmp_path / "old.json", model="old", configs=configs(TASKS) | {"darumeru_rcb": config})
+    _, notes = told(path, write(tmp_path / "new.json", model="new"))
+    assert notes == [f"{path}: the version of the data of rcb is not recorded: make sure that all models had the same"]
+
+
 FAULTS = {
     "not a JSON file": "{",
     "has no `results`": "[]",
@@ -235,7 +330,11 @@ def test_the_table_on_the_terminal(tmp_path: Path) -> None:
     paths += [write(tmp_path / "c.json", model="c", shift=-0.3)]
     first, second, third, *paper = rows(*paths, "--paper", "3", "--paper", "4")
     *parts, last = pico.command("darumeru", *paths, "--paper", "3", "--paper", "4").stdout.strip().split("\n\n")
-    assert last == "+ and -: significantly higher or lower than a, 0-shot (5 % level)"
+    assert last.split("\n") == [
+        "+ and -: significantly higher or lower than a, 0-shot (5 % level)",
+        "data: RefalMachine/darumeru@0123456789ab, RussianNLP/rucola@0123456789ab, "
+        "dichspace/daru_treeway_eval@0123456789ab",
+    ]
     assert len(parts) == 3 and all(len(line) <= 100 for part in parts for line in part.split("\n"))
     shown = {}
     for part in parts:

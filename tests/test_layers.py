@@ -160,6 +160,7 @@ training/processes
 training/session
 training/run
 training/probe
+comparison/darumeru_data
 comparison/darumeru
 comparison/loading
 generation/engine

@@ -1,5 +1,6 @@
 """Read rows of data sets from the Hub, or from a folder of JSON lines files."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -31,10 +32,10 @@ class Source:
 class Documents(list):
     """A list of documents (dicts) with the attribute that the harness expects of a data set.
 
-    commit: the commit on the Hub that they come from, None for local data.
+    version: the commit on the Hub that they come from; for local data, the sha256 of their file.
     """
 
-    commit: str | None = None
+    version: str
 
     @property
     def features(self) -> dict[str, None]:
@@ -76,8 +77,8 @@ def local_data(metadata: dict[str, Any]) -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-def read_rows(source: Source, split: str) -> tuple[list[Row], str | None]:
-    """Return the rows of a split, and the commit on the Hub that they come from (None for local data).
+def read_rows(source: Source, split: str) -> tuple[list[Row], str]:
+    """Return the rows of a split, and the commit on the Hub that they come from; for local data, the file's sha256.
 
     A local file is `<source.local>/<source.folder>/<split>.jsonl` or, as in a copy of the Hub's repository,
     `<source.local>/data/<source.folder>/<split>.jsonl`.
@@ -89,12 +90,13 @@ def read_rows(source: Source, split: str) -> tuple[list[Row], str | None]:
     if source.local is None:
         return _read_hub(source, split)
     folder, copy = source.local / source.folder, source.local / "data" / source.folder
-    return _read_file((copy if copy.is_dir() and not folder.is_dir() else folder) / f"{split}.jsonl"), None
+    return _read_file((copy if copy.is_dir() and not folder.is_dir() else folder) / f"{split}.jsonl")
 
 
-def _read_file(path: Path) -> list[Row]:
+def _read_file(path: Path) -> tuple[list[Row], str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines(): texts may contain U+2028
+        content = path.read_bytes()
+        lines = content.decode("utf-8-sig").split("\n")  # not splitlines(): texts may contain U+2028
     except OSError as error:
         layout = "the folder of --metadata darumeru_data=DIR or DARUMERU_DATA holds [data/]<config>/<split>.jsonl"
         raise DarumeruError(f"{path} cannot be read ({error.strerror}); {layout}") from error
@@ -113,7 +115,7 @@ def _read_file(path: Path) -> list[Row]:
         rows.append((f"{path}:{number}", row))
     if not rows:
         raise DarumeruError(f"{path} has no rows")
-    return rows
+    return rows, hashlib.sha256(content).hexdigest()
 
 
 def _read_hub(source: Source, split: str) -> tuple[list[Row], str]:

@@ -61,8 +61,11 @@ class DarumeruTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.dataset = READY.pop(self.config.task, None) or load(self.config, self.options)
-        if commit := self.dataset[self.config.test_split].commit:
-            self.config.metadata = {**(self.config.metadata or {}), "data_commit": commit}
+        metadata = self.config.metadata or {}
+        versions = {split: documents.version for split, documents in self.dataset.items()}
+        is_local = local_data(metadata) is not None
+        version = {"data_sha256": versions} if is_local else {"data_commit": versions[self.config.test_split]}
+        self.config.metadata = {**metadata, **version}
 
     @property
     def tokens(self) -> ModelTokens:
@@ -111,7 +114,7 @@ class DarumeruTask(ConfigurableTask):
         if keywords.get("cache_requests"):
             tokens, config = self.tokens, self.config
             metadata = config.metadata or {}
-            data = local_data(metadata) or metadata.get("data_commit")
+            data = metadata.get("data_commit") or metadata.get("data_sha256")
             parts = [tokens.tokenizer_name, tokens.revision, tokens.context, data, self.VERSION]
             tokenizer_name = "-".join(map(str, [tokenizer_name, *parts, config.generation_kwargs]))
         super().build_all_requests(tokenizer_name=tokenizer_name, **keywords)
@@ -142,9 +145,9 @@ def load(config: Any, options: dict[str, Any]) -> dict[str, Documents]:
     source = source_of(path, name, options["folder"] or name, config["metadata"] or {})
 
     def split(name: str, *, shots: bool, first: int = 0) -> Documents:
-        rows, commit = read_rows(source, name)
+        rows, version = read_rows(source, name)
         made = documents(rows[first:], kind, shots=shots, choices=choices)
-        made.commit = commit
+        made.version = version
         return made
 
     loaded = {config["test_split"]: split(config["test_split"], shots=False)}

@@ -33,6 +33,7 @@ def darumeru(
       lepmerge darumeru eval/instruct/results_*.json eval/instruct-ru/results_*.json --plot darumeru.png
     """
     from lepmerge.comparison.darumeru import COLUMNS, as_records, cells, fitting_tables, paper_rows, read_results
+    from lepmerge.comparison.darumeru_data import differences, used
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv")
@@ -49,8 +50,9 @@ def darumeru(
         names = [f"{row.model} ({row.shots}-shot)" if several else row.model for row in rows]
         panels(plot, values, names, strong=len(measured))
     records = as_records(rows, reference)
+    named = [(f"{row.model}, {row.shots}-shot", row.data) for row in measured]
+    notes = [*(note for row in measured for note in row.notes), *differences(named)]
     if as_json:
-        notes = [note for row in measured for note in row.notes]
         print_json({"rows": records, "notes": notes})
         return
     if as_csv:
@@ -68,9 +70,10 @@ def darumeru(
             click.echo(line)
         click.echo()
     click.echo(f"+ and -: significantly higher or lower than {reference.model}, {reference.shots}-shot (5 % level)")
-    for row in measured:
-        for note in row.notes:
-            show_note(note)
+    for line in used(named):
+        click.echo(line)
+    for note in notes:
+        show_note(note)
     if plot is not None:
         click.echo(str(plot))
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from lepmerge.comparison.darumeru_data import Version, shown, versions
 from lepmerge.errors import ResultError
 
 GROUPS = {
@@ -37,7 +38,8 @@ class Row:
     """One row of the table.
 
     scores: key of COLUMNS → score between 0 and 1, None if not measured. errors: their standard errors, None if not
-    known. symbols_per_token: measured on the Russian paragraphs that the model generated.
+    known. symbols_per_token: measured on the Russian paragraphs that the model generated. data: task → version of its
+    data.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Row:
     scores: dict[str, float | None] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
     symbols_per_token: float | None = None
+    data: dict[str, Version] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -94,6 +97,7 @@ class _Run:
 
     def take(self, other: "_Run") -> None:
         self.tasks.update(other.tasks)
+        self.row.data.update(other.row.data)
         self.row.notes += other.row.notes
         self.row.source += f", {other.row.source}"
         if self.row.shots is None:
@@ -128,7 +132,8 @@ def _read(path: Path) -> _Run:
     if wrong := [number for number in counts if not isinstance(number, int)]:
         raise ResultError(f"{path}: n-shot is {wrong[0]!r:.40}, not a whole number")
     shots = set(counts)
-    row = Row(model=Path(name).name, shots=max(shots, default=None), source=str(path))
+    data = versions(_object(found, "configs"), tasks)
+    row = Row(model=Path(name).name, shots=max(shots, default=None), source=str(path), data=data)
     if len(shots) > 1:
         row.notes.append(f"{path}: the tasks have different numbers of shots, {sorted(shots)}")
     if config.get("limit"):
@@ -143,6 +148,9 @@ def _read(path: Path) -> _Run:
         exact = values.get("exact_ids,none")
         if exact is not None and exact < 1:
             row.notes.append(f"{path}: darumeru_{task}: the backend gave no token ids, its text was tokenized anew")
+    if unknown := [task for task, version in data.items() if not version.known]:
+        of = "" if len(unknown) == len(tasks) else f" of {', '.join(unknown)}"
+        row.notes.append(f"{path}: the version of the data{of} is not recorded: make sure that all models had the same")
     return _Run(row, tasks, name, json.dumps(setting, sort_keys=True))
 
 
@@ -246,6 +254,7 @@ def as_records(rows: Sequence[Row], reference: Row) -> list[dict[str, Any]]:
             "model": row.model,
             "shots": row.shots,
             "source": row.source,
+            "data": shown(row.data) or None,
             "symbols_per_token": row.symbols_per_token,
             **{column: row.scores[column] for column in COLUMNS},
             **{f"{column}_stderr": row.errors[column] for column in COLUMNS},
