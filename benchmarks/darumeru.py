@@ -1,8 +1,8 @@
 """Compare Darumeru in the harness (`lm_eval --model hf`) with a plain transformers loop that does the same scoring.
 
-    python benchmarks/darumeru.py [--model FOLDER] [--data tests/darumeru_data] [--limit 3] [--tasks rcb,use]
+    python benchmarks/darumeru.py [--model FOLDER] [--data tests/darumeru_data] [--limit 2] [--tasks rcb,use]
 
-Default: SmolLM2-135M and all 17 tasks, about 15 CPU minutes.
+Default: SmolLM2-135M and all 17 tasks, about 10 CPU minutes.
 Both ways run each task in turn in one process on one CPU thread, in the model's chat template without shots, in batches
 of 8, longest first. Counted for each: CPU seconds from texts to scored answers, forward passes of the body, and the
 tokens in them with padding. The fewest CPU seconds of all runs count; tasks under 3 s run three times as often. The
@@ -169,7 +169,7 @@ def main() -> None:
     parser = arguments_of(__doc__, runs=3)
     parser.add_argument("--model", type=Path, help="folder of a model")
     parser.add_argument("--data", type=Path, default=ROOT / "tests" / "darumeru_data")
-    parser.add_argument("--limit", type=int, default=3, help="documents of each task")
+    parser.add_argument("--limit", type=int, default=2, help="documents of each task")
     parser.add_argument("--tasks", default=",".join(TASKS), help="separated by commas (default: all 17)")
     options = parser.parse_args()
     if options.small:
