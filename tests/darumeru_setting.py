@@ -1,6 +1,7 @@
 """The real task manager with the miniature data, and tiny models for it."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ NAMES = (
 ).split()
 
 
-def load(names: Sequence[str] = ("darumeru",), *, data: Path = DATA, **metadata: Any) -> dict[str, Any]:
+def load(names: Sequence[str] = ("darumeru",), *, data: Path | str = DATA, **metadata: Any) -> dict[str, Any]:
     """Return name without `darumeru_` → task, from the YAML files of this checkout."""
     loaded = manager(data=data, **metadata).load(list(names))["tasks"]
     return {name.removeprefix("darumeru_"): task for name, task in loaded.items()}
 
 
-def manager(*, data: Path = DATA, **metadata: Any) -> Any:
+def manager(*, data: Path | str = DATA, **metadata: Any) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(
@@ -32,6 +33,17 @@ def manager(*, data: Path = DATA, **metadata: Any) -> Any:
         include_defaults=False,
         metadata={"darumeru_data": str(data), **metadata},
     )
+
+
+def write_commits(folder: Path, rows: dict[str, int]) -> None:
+    """Write RefalMachine/darumeru for `hub.hub(folder)`. rows: commit → how many rows of rcb's test split it has."""
+    for commit, number in rows.items():
+        where = folder / "RefalMachine/darumeru" / commit
+        shutil.copytree(DATA / "rcb", where / "data/rcb")
+        lines = (DATA / "rcb/test.jsonl").read_text(encoding="utf-8").split("\n")
+        (where / "data/rcb/test.jsonl").write_text("\n".join(lines[:number]) + "\n", encoding="utf-8")
+        files = [f"  - {{split: {split}, path: data/rcb/{split}.jsonl}}\n" for split in ("test", "prompt")]
+        (where / "README.md").write_text(f"---\nconfigs:\n- config_name: rcb\n  data_files:\n{''.join(files)}---\n")
 
 
 def texts() -> list[str]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import darumeru_setting
+import hub
 import inputs
 import pico
 import pytest
@@ -106,7 +107,7 @@ def test_the_command_on_an_instruct_model(tmp_path: Path, model: Path) -> None:
     assert len({round(results[f"darumeru_{name}"]["score,none"], 9) for name in NAMES}) > 5
     shown = pico.command("darumeru", path, "--paper", "none", "--json")
     (row,) = json.loads(shown.stdout)["rows"]
-    assert row["model"] == model.name and row["shots"] == 0
+    assert row["model"] == model.name and row["shots"] == 0 and row["data"] == "local files"
     assert row["micro_avg"] == pytest.approx(results["darumeru"]["score,none"], abs=1e-12)
     assert row["darucopy_ru"] == pytest.approx(results["darumeru_copy_ru"]["score,none"], abs=1e-12)
 
@@ -142,6 +143,32 @@ def test_the_command_on_a_base_model(tmp_path: Path, model: Path) -> None:
     shots = json.loads(path.read_text())["n-shot"]
     assert {shots[f"darumeru_{name}"] for name in NAMES if name != "sum_extractive"} == {5}
     assert shots["darumeru_sum_extractive"] == 0
+
+
+@pytest.mark.slow
+def test_models_that_were_measured_with_different_commits_of_the_data(tmp_path: Path, model: Path) -> None:
+    """A user pins the data for one model and measures the other without a pin: `lepmerge darumeru` tells."""
+    old, new = "a" * 40, "b" * 40
+    darumeru_setting.write_commits(tmp_path / "datasets", {old: 5, new: 12})
+    found = {}
+    with hub.hub(tmp_path / "datasets") as address:
+        for name, pin in (("pinned", old), ("newest", None), ("again", new)):
+            copy = shutil.copytree(model, tmp_path / name / "models" / name)
+            given = ("--metadata", f"darumeru_revision={pin}") if pin else ()
+            on = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+            _, found[name] = evaluated(tmp_path / name, copy, "--tasks", "darumeru_rcb", *given, **on)
+    different = pico.command("darumeru", found["pinned"], found["newest"], "--paper", "none")
+    lines = different.stdout.splitlines()[-2:]
+    assert lines == [f"data of {name}, 0-shot: RefalMachine/darumeru@{commit[:12]}" for name, commit in
+                     (("pinned", old), ("newest", new))]  # fmt: skip
+    assert different.stderr.splitlines()[-1] == (
+        f"note: different versions of the data RefalMachine/darumeru: RefalMachine/darumeru@{old} (pinned, 0-shot); "
+        f"RefalMachine/darumeru@{new} (newest, 0-shot). Scores may differ for this reason: measure all models with "
+        "one version, such as lm_eval --metadata darumeru_revision=COMMIT"
+    )
+    same = pico.command("darumeru", found["newest"], found["again"], "--paper", "none")
+    assert same.stdout.splitlines()[-1] == f"data: RefalMachine/darumeru@{new[:12]}"
+    assert "versions of the data" not in same.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The miniature data is complete. A local folder that is not complete gives a one-line error with file and line."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -74,6 +75,16 @@ def test_a_copy_of_the_repository_of_the_hub(tmp_path):
     assert str(copy / "data/rcb/test.jsonl") in fault(copy, "rcb")
 
 
+def test_the_results_name_local_files_by_their_hashes(monkeypatch: pytest.MonkeyPatch):
+    """Also those of the environment variable, which the harness does not record."""
+    monkeypatch.setenv("DARUMERU_DATA", str(DATA))
+    for name, folder, splits in (("rcb", "rcb", ["test", "prompt"]), ("rucola", "rucola", ["validation", "train"])):
+        metadata = darumeru_setting.load([f"darumeru_{name}"], data="")[name].dump_config()["metadata"]
+        files = {split: (DATA / folder / f"{split}.jsonl").read_bytes() for split in splits}
+        assert metadata["data_sha256"] == {split: hashlib.sha256(data).hexdigest() for split, data in files.items()}
+        assert "data_commit" not in metadata
+
+
 LOAD = """
 import json, sys
 from lm_eval.tasks import TaskManager
@@ -89,12 +100,7 @@ for pin in sys.argv[2:]:
 def test_a_pinned_revision(tmp_path):
     """The pin decides which rows of the Hub are read, and the config names it. Without a network, too."""
     old, new = "a" * 40, "b" * 40
-    for commit, number in ((old, 5), (new, 12)):
-        folder = tmp_path / "datasets/RefalMachine/darumeru" / commit
-        shutil.copytree(DATA / "rcb", folder / "data/rcb")
-        write(folder / "data/rcb/test.jsonl", reference.rows("rcb")[:number])
-        files = [f"  - {{split: {split}, path: data/rcb/{split}.jsonl}}\n" for split in ("test", "prompt")]
-        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: rcb\n  data_files:\n{''.join(files)}---\n")
+    darumeru_setting.write_commits(tmp_path / "datasets", {old: 5, new: 12})
 
     def loaded(*pins: str, **environment: str):
         clean = {key: value for key, value in os.environ.items() if key != "DARUMERU_DATA"}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import darumeru_setting
 import pytest
@@ -134,6 +135,21 @@ def test_a_cache_of_requests_is_told_apart_by_tokenizer_context_and_arguments(fo
     uncached = [request(*variant) for variant in variants]
     assert [prompt.count("Задание") - 1 for prompt, _ in uncached] == [5, 2, 3, 1, 2]
     assert [request(*variant, cache_requests=True) for variant in variants * 2] == uncached * 2
+
+
+def test_a_cache_of_requests_is_not_used_for_edited_data(folder, tmp_path):
+    data = shutil.copytree(darumeru_setting.DATA, tmp_path / "data")
+
+    def prompts():
+        task = darumeru_setting.load(["darumeru_use"], data=data, pretrained=str(folder))["use"]
+        task.set_config("num_fewshot", 1)
+        task.build_all_requests(limit=1, cache_requests=True)
+        return task.instances[0].args[0]
+
+    before, path = prompts(), data / "use" / "prompt.jsonl"
+    assert prompts() == before
+    path.write_text(path.read_text(encoding="utf-8").replace("Задание", "Вопрос"), encoding="utf-8")
+    assert prompts() != before
 
 
 def test_groups_are_means_and_the_first_one_of_all_17(folder):
