@@ -107,7 +107,7 @@ class Drift(Reduction):
     def compute(self, workspace: Workspace) -> Result:
         base, instruct = self.operands
         workspace = workspace.on("cpu", torch.float32)
-        step = max(1, BLOCK_BYTES // (4 * base.row_width))
+        step = max(1, BLOCK_BYTES // (16 * base.row_width))  # rows as stored and in float32, of both tables
         square = torch.zeros(2, dtype=torch.float64)
         for start in range(0, len(self.row_N), step):
             rows = narrowest(self.row_N[start : start + step])

@@ -41,6 +41,7 @@ vocabulary/vocabulary
 vocabulary/union
 vocabulary/conversion
 models/references
+models/byte_file
 models/safetensors_io
 models/gguf_file
 models/gguf_tensor

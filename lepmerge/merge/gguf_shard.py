@@ -26,6 +26,8 @@ CLOSE_EXACT, CLOSE_QUANTIZED = 0.999, 0.9
 """Smallest accepted median cosine between rows of the file and of the model, for types with at least 8 bits and for
 types with fewer bits."""
 PRECISE_TYPES = {*EXACT_DTYPES, TABLE_TYPES["q8_0"]}
+QUANTIZING_BYTES = 24
+"""Bytes per element that the `gguf` package needs to quantize rows: about six copies in float32."""
 SIZES = {
     "embedding_length": ("hidden_size", "n_embd"),
     "block_count": ("num_hidden_layers", "n_layer"),
@@ -68,7 +70,8 @@ class GgufShard:
             yield bytes(start - at)
             if file is None:
                 tensor, type = self.tables[name]
-                for rows in ahead(tensor.read(block, workspace).cpu() for block in blocks(tensor)):
+                rows_of = blocks(tensor, itemsize=max(QUANTIZING_BYTES, tensor.working_bytes))
+                for rows in ahead(tensor.read(block, workspace).cpu() for block in rows_of):
                     bad = num_not_finite(rows)
                     not_finite.update({name: not_finite.get(name, 0) + bad} if bad else {})
                     yield quantized(rows, type)

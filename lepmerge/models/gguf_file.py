@@ -8,13 +8,10 @@ seconds per 100,000 tokens and trusts every length in the header.
 
 import importlib.util
 import mmap
-import os
 import re
 import struct
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lepmerge.errors import CheckpointError
+from lepmerge.models.byte_file import ByteFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -52,7 +50,7 @@ class GgufEntry:
     num_bytes: int
 
 
-class GgufFile:
+class GgufFile(ByteFile):
     """A GGUF file whose header was read and checked. Its data is read by byte range.
 
     Raises:
@@ -87,12 +85,6 @@ class GgufFile:
                 f"{self.size:,}: it is truncated or damaged; download it again"
             )
         return GgufEntry(type, shape, start, size)
-
-    @cached_property
-    def descriptor(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
 
     @property
     def header(self) -> bytes:

@@ -7,7 +7,7 @@ import torch
 
 from lepmerge.errors import CheckpointError
 from lepmerge.models.gguf_file import GgufEntry, GgufFile, tensor_bytes
-from lepmerge.tensors import LazyTensor, Rows, Workspace, as_index
+from lepmerge.tensors import LazyTensor, Rows, Workspace
 
 F32, F16, BF16 = 0, 1, 30
 EXACT_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
@@ -38,21 +38,14 @@ class GgufTensor(LazyTensor):
         return GGMLQuantizationType(self.entry.type).name
 
     def read(self, rows: Rows, workspace: Workspace) -> torch.Tensor:
-        data = self._bytes(rows)
-        if self.entry.type in EXACT_DTYPES:
-            read = torch.from_numpy(data).view(self.dtype).view(len(rows), self.row_width)
-        else:
-            read = torch.from_numpy(dequantized(data, self.entry.type)).view(len(rows), self.row_width)
-        return read.to(workspace.device)
-
-    def _bytes(self, rows: Rows) -> np.ndarray:
-        """Return the stored bytes of the rows, shaped (len(rows), bytes per row)."""
         row_bytes = tensor_bytes((self.row_width,), self.entry.type)
         assert row_bytes is not None
-        stored = np.memmap(self.file.path, np.uint8, "r", self.entry.start, (self.num_rows, row_bytes))
-        if isinstance(rows, range):
-            return np.array(stored[rows.start : rows.stop])
-        return stored[as_index(rows).numpy()]
+        data = self.file.read_rows(rows, self.entry.start, row_bytes)
+        if self.entry.type in EXACT_DTYPES:
+            read = data.view(-1).view(self.dtype)
+        else:
+            read = torch.from_numpy(dequantized(data.numpy(), self.entry.type))
+        return read.view(len(rows), self.row_width).to(workspace.device)
 
 
 def dequantized(data: np.ndarray, type: int) -> np.ndarray:

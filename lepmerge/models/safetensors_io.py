@@ -6,10 +6,8 @@ Format: header length (8 bytes, little-endian), JSON header, then the tensors' b
 
 import json
 import os
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 
 from lepmerge.errors import CheckpointError
 from lepmerge.json_text import parse_json
+from lepmerge.models.byte_file import ByteFile
 from lepmerge.tensors import LazyTensor, Rows, Workspace
 
 MAX_HEADER_BYTES = 100_000_000
@@ -56,7 +55,7 @@ class Entry:
     stop: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(ByteFile):
     """A safetensors file whose header was read and checked. Its data is read by byte range.
 
     Raises:
@@ -77,21 +76,6 @@ class SafetensorsFile:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         self.data_start = 8 + length
         self.metadata, self.entries = _parse(path, self.header, self.data_start, self.size)
-
-    @cached_property
-    def descriptor(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill the buffer with the bytes of the file from `start` on."""
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self.descriptor, [buffer[done:]], start + done)
-            if count == 0:
-                raise CheckpointError(f"{self.path} became shorter while it was read: nothing at byte {start + done}")
-            done += count
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -120,29 +104,8 @@ class StoredTensor(LazyTensor):
         return self._read(range(self.num_rows)).view(self.shape)
 
     def _read(self, rows: Rows) -> torch.Tensor:
-        if len(rows) == 0 or self.row_width == 0:
-            return torch.empty(len(rows), self.row_width, dtype=self.dtype)
-        row_bytes = self.row_width * self.dtype.itemsize
-        if isinstance(rows, range):
-            data = torch.empty(len(rows) * row_bytes, dtype=torch.uint8)
-            self.file.read_into(memoryview(data.numpy().data), self.entry.start + rows.start * row_bytes)
-            return data.view(self.dtype).view(len(rows), self.row_width)
-        unique, place = rows.unique(return_inverse=True)
-        data = torch.empty(len(unique) * row_bytes, dtype=torch.uint8)
-        buffer = memoryview(data.numpy().data)
-        for first, last, at in _runs(unique):
-            length = (last - first + 1) * row_bytes
-            self.file.read_into(buffer[at * row_bytes : at * row_bytes + length], self.entry.start + first * row_bytes)
-        return data.view(self.dtype).view(len(unique), self.row_width)[place]
-
-
-def _runs(ascending: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, last, position in `ascending`) for each run of consecutive numbers."""
-    breaks = (ascending[1:] - ascending[:-1] != 1).nonzero().squeeze(1) + 1
-    starts = [0, *breaks.tolist()]
-    firsts = ascending[starts].tolist()
-    lasts = ascending[[*(start - 1 for start in starts[1:]), len(ascending) - 1]].tolist()
-    yield from zip(firsts, lasts, starts, strict=True)
+        data = self.file.read_rows(rows, self.entry.start, self.row_width * self.dtype.itemsize)
+        return data.view(-1).view(self.dtype).view(len(rows), self.row_width)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR)
 RECORDS = ("lepmerge_run.json", "out.gguf.lepmerge_run.json", "speed.jsonl")
 """Files of timings. They are not compared."""
 LONGEST = 120.0
+LONGEST_WAIT = 600.0
+"""CPU seconds and wall seconds of a command that hangs. A deadlock uses no CPU time."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,17 @@ def count(before_call: Callable[[int], None]) -> None:
 
 def ended(pid: int, *, kill_after: float = LONGEST) -> int:
     """Wait for a process, or kill it after this much CPU time. Return its exit code, or minus the signal."""
+    began = time.monotonic()
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if cpu_seconds(pid) >= kill_after:
+        waits = time.monotonic() - began > LONGEST_WAIT
+        if waits or cpu_seconds(pid) >= kill_after:
             os.kill(pid, signal.SIGKILL)
+        if waits:
+            os.waitpid(pid, 0)
+            raise Fault(f"a command had not ended after {LONGEST_WAIT:.0f} seconds")
         time.sleep(0.001)
 
 
@@ -188,9 +196,11 @@ def prepare() -> None:
     """Write the inputs and run every command undisturbed, twice: it must write the same bytes."""
     global FOLDER
     import transformers.models.llama.modeling_llama  # noqa: F401 -- imported before the forks, which need not repeat it
+    from tqdm import tqdm
 
     import lepmerge.training.run  # noqa: F401 -- as above
 
+    tqdm.set_lock(threading.RLock())  # its own lock is shared with forked processes, and a kill would leave it locked
     FOLDER = scratch_folder("kills")
     os.chdir(FOLDER)
     JOBS.clear()
