@@ -162,6 +162,7 @@ training/run
 training/probe
 comparison/darumeru
 comparison/loading
+comparison/packed
 generation/engine
 generation/passages
 generation/prompts
