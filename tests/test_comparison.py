@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lepmerge.comparison.broken_tokens import Excess, check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
-from lepmerge.comparison.generation import generate, measure_speed
+from lepmerge.comparison.decoding import Row, decode, generate
+from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
 from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
@@ -257,7 +258,9 @@ def test_drafts_change_the_time_only(instruct: LanguageModel, are_right: bool) -
     hook = instruct.network.register_forward_pre_hook(
         lambda module, arguments, keywords: shapes.append(keywords["input_ids"].shape), with_kwargs=True
     )
-    assert generate(instruct, prompts, 6, drafts=drafts) == plain
+    rows = [Row(prompt, 6, draft=draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    decode(instruct, rows)
+    assert [row.written for row in rows] == plain
     hook.remove()
     assert any(plain)
     assert sum(rows for rows, length in shapes if length == 20 + 6) == (12 if are_right else 8)

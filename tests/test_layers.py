@@ -179,6 +179,7 @@ generation/job
 comparison/drift
 comparison/texts
 comparison/broken_tokens
+comparison/decoding
 comparison/generation
 comparison/chat
 comparison/copying

@@ -33,6 +33,8 @@ TOKENS_AT_ONCE = 4096
 """Maximum number of tokens in one forward pass, padding included."""
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
 """Maximum number of logits in one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
+FULL = 256
+"""A forward pass of so many tokens computes as fast as a longer one: it takes no row that needs much padding."""
 SLAB = 1 << 20
 """The softmax is computed over this many logits at a time, which fit the CPU cache."""
 
@@ -191,6 +193,11 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
         full = batch and (
             (rows is not None and len(batch) >= rows)
             or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens)
+            or (
+                tokens is not None
+                and lengths[batch[0]] * len(batch) >= FULL
+                and 8 * lengths[place] < 7 * lengths[batch[0]]
+            )
         )
         if full:
             yield batch
@@ -198,6 +205,12 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
         batch.append(place)
     if batch:
         yield batch
+
+
+def tokens_at_once(model: LanguageModel) -> int:
+    """Return how many tokens, padding included, one forward pass takes with all their logits."""
+    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
+    return max(1, min(TOKENS_AT_ONCE, most))
 
 
 @dataclass(frozen=True)
@@ -227,10 +240,9 @@ def scored(
     default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE. The processes of the model's group share out the batches,
     and all return the same.
     """
-    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
     found: dict[int, Scored] = {}
-    all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))))
+    all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=tokens_at_once(model)))
     for batch in model.group.share(all_batches):
         length = len(rows[batch[0]])
         # Padding on the right is harmless, because causal attention never looks right. Any token of the row will do.
@@ -240,7 +252,7 @@ def scored(
         kept = {"logits_to_keep": length - first + 1} if keeps and first > 1 else {}
         logit_BLV = model.network(input_ids=id_BL, use_cache=False, **kept).logits
         first = length - logit_BLV.shape[1] + 1
-        nats_BL = _cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
+        nats_BL = cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
         best_BL = logit_BLV.argmax(-1).cpu().numpy()
         for row, place in enumerate(batch):
             start, stop = starts[place] - first, len(rows[place]) - first
@@ -256,7 +268,8 @@ def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequ
     return [row.nats for row in scored(model, rows, starts, **options)]
 
 
-def _cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
+    """Return the surprisal in nats of each label (B, L), in float32."""
     label_N = label_BL.flatten()
     if not len(label_N):
         return label_BL.float()
