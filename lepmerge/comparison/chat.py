@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
+import numpy as np
+
 from lepmerge.chats import Chat
 from lepmerge.comparison.decoding import Asking, Row, together
 from lepmerge.comparison.loading import LanguageModel, surprisals
@@ -37,7 +39,8 @@ def answering(
     heads = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
     limits = [max(1, min(max_new_tokens, model.context - len(ids))) for ids in heads]
     rows = [Row(ids, limit, f"{model.name}: chat") for ids, limit in zip(heads, limits, strict=True)]
-    apart = []
+    apart: list[int] = []
+    nats: Sequence[np.ndarray] = []
     if reference:
         whole, starts = _with_answers(model, prompts, reference)
         for place, (row, ids, start) in enumerate(zip(rows, whole, starts, strict=True)):
@@ -47,9 +50,8 @@ def answering(
                 apart.append(place)
         nats = surprisals(model, [whole[place] for place in apart], [starts[place] for place in apart])
     yield rows
-    if reference:
-        for place, found in zip(apart, nats, strict=True):
-            rows[place].nats = found
+    for place, found in zip(apart, nats, strict=True):
+        rows[place].nats = found
     return [model.decode(row.written).strip() for row in rows], [float(row.nats.sum()) / log(2) for row in rows]
 
 

@@ -213,19 +213,8 @@ def tokens_at_once(model: LanguageModel) -> int:
     return max(1, min(TOKENS_AT_ONCE, most))
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The predictions of a model for the ids of a row from `start` on.
-
-    nats: surprisal of each id, (T,). best: the most probable id at each position and after the last, (T + 1,).
-    """
-
-    nats: np.ndarray
-    best: np.ndarray
-
-
 @torch.inference_mode()
-def scored(
+def surprisals(
     model: LanguageModel,
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
@@ -233,15 +222,15 @@ def scored(
     batch_size: int | None = None,
     progress: Progress = no_progress,
     what: str = "",
-) -> list[Scored]:
-    """Return the predictions for each row from one forward pass (float32 softmax, float64 array).
+) -> list[np.ndarray]:
+    """Return the surprisals in nats of the ids of each row from `start` on (float32 softmax, float64 array).
 
     A start must be at least 1, since the first id of a row is not predicted. batch_size: rows per forward pass; by
     default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE. The processes of the model's group share out the batches,
     and all return the same.
     """
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
-    found: dict[int, Scored] = {}
+    found: dict[int, np.ndarray] = {}
     all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=tokens_at_once(model)))
     for batch in model.group.share(all_batches):
         length = len(rows[batch[0]])
@@ -253,19 +242,12 @@ def scored(
         logit_BLV = model.network(input_ids=id_BL, use_cache=False, **kept).logits
         first = length - logit_BLV.shape[1] + 1
         nats_BL = cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
-        best_BL = logit_BLV.argmax(-1).cpu().numpy()
         for row, place in enumerate(batch):
-            start, stop = starts[place] - first, len(rows[place]) - first
-            found[place] = Scored(nats_BL[row, start:stop].copy(), best_BL[row, start : stop + 1].copy())
+            found[place] = nats_BL[row, starts[place] - first : len(rows[place]) - first].copy()
         progress(what, len(batch), len(rows))
     united = model.group.united(found)
     progress(what, len(united) - len(found), len(rows))
     return [united[place] for place in range(len(rows))]
-
-
-def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int], **options: Any) -> list[Any]:
-    """Return the surprisals in nats of the ids of each row from `start` on. The options are those of `scored`."""
-    return [row.nats for row in scored(model, rows, starts, **options)]
 
 
 def cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
