@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from math import comb
@@ -13,14 +14,18 @@ import numpy as np
 import pico
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepmerge.comparison.broken_tokens import Excess, check_tokens
 from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
 from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
-from lepmerge.comparison.generation import generate, measure_speed
+from lepmerge.comparison.decoding import Row, decode, generate
+from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
+from lepmerge.comparison.packed import PackedLinear, pack_linears
 from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
@@ -257,10 +262,89 @@ def test_drafts_change_the_time_only(instruct: LanguageModel, are_right: bool) -
     hook = instruct.network.register_forward_pre_hook(
         lambda module, arguments, keywords: shapes.append(keywords["input_ids"].shape), with_kwargs=True
     )
-    assert generate(instruct, prompts, 6, drafts=drafts) == plain
+    rows = [Row(prompt, 6, draft=draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    decode(instruct, rows)
+    assert [row.written for row in rows] == plain
     hook.remove()
     assert any(plain)
     assert sum(rows for rows, length in shapes if length == 20 + 6) == (12 if are_right else 8)
+
+
+def greedy(model: LanguageModel, row: Row) -> list[int]:
+    """Return the answer by a loop without cache and batch."""
+    ids = list(row.prompt)
+    while len(ids) < len(row.prompt) + row.limit:
+        id = int(model.network(torch.tensor([ids])).logits[0, -1].argmax())
+        if row.stop and id in model.end_ids:
+            break
+        ids.append(id)
+    return ids[len(row.prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_answers_do_not_depend_on_the_rows_beside_them(instruct: LanguageModel, batch_size: int) -> None:
+    """Rows of different lengths and limits join and leave one batch; each equals its own greedy loop."""
+    (ids,) = instruct.encode([RUSSIAN.read_text(encoding="utf-8")[:3000]])
+    generator, network, rows = random.Random(0), instruct.network, []
+    for _ in range(14):
+        start = generator.randrange(100)
+        row = Row(ids[start : start + generator.randrange(3, 60)], generator.randrange(1, 20))
+        row.stop, row.scored = generator.random() < 0.5, generator.random() < 0.3
+        row.draft = ids[start + 60 :][: generator.randrange(6)] if row.scored or generator.random() < 0.5 else []
+        rows.append(row)
+    progress: Counter[str] = Counter()
+    decode(instruct, rows, batch_size=batch_size, progress=lambda what, done, total: progress.update({what: done}))
+    assert progress == {"": len(rows)}
+    for row in rows:
+        assert row.written == greedy(instruct, row)
+        if row.scored:
+            logits = network(torch.tensor([[*row.prompt, *row.draft]])).logits[0].double()
+            nats = -torch.log_softmax(logits, -1)[range(len(row.prompt) - 1, len(logits) - 1), row.draft]
+            assert row.nats == pytest.approx(nats.numpy(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3", "Gemma2", "Gemma3Text", "GPT2", "GPTNeoX", "Falcon", "Bloom", "Mamba", "Mistral"]
+)
+def test_every_kind_of_cache_answers_as_a_plain_loop(name: str, tmp_path: Path, english: Tokenizer) -> None:
+    """Sliding windows, positions learned or by ALiBi, and states instead of keys and values."""
+    fast = pico.save_tokenizer(english, tmp_path)
+    values = {**pico.SMALL, "vocab_size": len(fast), "eos_token_id": fast.eos_token_id, "pad_token_id": 0}
+    more = {
+        "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+        "Bloom": {"n_head": 2},
+        "Falcon": {"alibi": True},
+        "Mistral": {"sliding_window": 8},
+        "Gemma2": {"sliding_window": 8},
+        "Gemma3Text": {"sliding_window": 8},
+        "Mamba": {"state_size": 4},
+    }
+    if name == "Falcon":
+        del values["head_dim"]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**values, **more.get(name, {})})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    generator = random.Random(0)
+    rows = [Row(generator.sample(range(5, 200), length), 5 + length % 4) for length in range(3, 30, 3)]
+    rows[0].draft, rows[1].draft, rows[1].scored = [7, 8], [9], True
+    decode(model, rows, batch_size=4)
+    for row in rows:
+        assert row.written == greedy(model, row)
+    logits = model.network(torch.tensor([rows[1].prompt])).logits[0, -1]
+    assert rows[1].nats == pytest.approx(-float(torch.log_softmax(logits, -1)[9]), rel=1e-4)
+
+
+def test_packed_layers_multiply_as_before(instruct: LanguageModel) -> None:
+    model = load_model(QUICKSTART / "instruct")
+    ids = torch.arange(300, 340).view(2, 20)
+    expected = model.network(ids).logits
+    pack_linears(model.network)
+    assert any(isinstance(module, PackedLinear) for module in model.network.modules())
+    assert torch.allclose(model.network(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    layer = torch.nn.Linear(12, 7)
+    row = torch.randn(2, 3, 12)
+    assert torch.allclose(PackedLinear(layer)(row), layer(row), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tables", [TABLES[:1], TABLES[1:], TABLES, ()], ids=["input", "output", "both", "none"])

@@ -164,6 +164,7 @@ training/probe
 comparison/darumeru_data
 comparison/darumeru
 comparison/loading
+comparison/packed
 generation/engine
 generation/passages
 generation/prompts
@@ -180,6 +181,7 @@ generation/job
 comparison/drift
 comparison/texts
 comparison/broken_tokens
+comparison/decoding
 comparison/generation
 comparison/chat
 comparison/copying

@@ -8,50 +8,51 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
+import numpy as np
+
 from lepmerge.chats import Chat
-from lepmerge.comparison.generation import BATCH_SIZE, accepted_ids, continued, generate
-from lepmerge.comparison.loading import LanguageModel, Scored, scored
+from lepmerge.comparison.decoding import Asking, Row, together
+from lepmerge.comparison.loading import LanguageModel, surprisals
 from lepmerge.progress import Progress, no_progress
 
 
-def answers_of(
-    model: LanguageModel,
-    prompts: Sequence[Chat],
-    *,
-    max_new_tokens: int,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = no_progress,
-) -> list[str]:
-    """Return the model's greedy answers, stripped. They end at `max_new_tokens` tokens or when the context is full."""
-    ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
-    limits = [max(1, min(max_new_tokens, model.context - len(row))) for row in ids]
-    written = generate(model, ids, limits, batch_size=batch_size, progress=progress, what=f"{model.name}: chat")
-    return [model.decode(answer).strip() for answer in written]
+def answers_of(model: LanguageModel, prompts: Sequence[Chat], *, max_new_tokens: int, **options: Any) -> list[str]:
+    """Return the result of `answering`, without the bits of a reference. The options are those of `decode`."""
+    return together(model, [answering(model, prompts, max_new_tokens=max_new_tokens)], **options)[0][0]
 
 
 def answers_and_bits(
-    model: LanguageModel,
-    prompts: Sequence[Chat],
-    reference: Sequence[str],
-    *,
-    max_new_tokens: int,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = no_progress,
+    model: LanguageModel, prompts: Sequence[Chat], reference: Sequence[str], *, max_new_tokens: int, **options: Any
 ) -> tuple[list[str], list[float]]:
-    """Return the model's greedy answers, and the bits that it needs for the reference's answers.
+    """Return the result of `answering`. The options are those of `decode`."""
+    return together(model, [answering(model, prompts, reference, max_new_tokens=max_new_tokens)], **options)[0]
 
-    The forward pass that gives the bits also shows up to which token the model would have given the reference's answer.
-    Generation starts from that token, which saves time.
+
+def answering(
+    model: LanguageModel, prompts: Sequence[Chat], reference: Sequence[str] = (), *, max_new_tokens: int
+) -> Asking[tuple[list[str], list[float]]]:
+    """Return the model's greedy answers, stripped, and the bits that it needs for the reference's answers, if given.
+
+    An answer ends at `max_new_tokens` tokens or when the context is full. The forward pass that gives the bits also
+    shows up to which token the model would have given the reference's answer. Decoding starts from that token.
     """
-    rows, starts, found = _scored_answers(model, prompts, reference, batch_size=None, progress=progress)
-    ids = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
-    limits = [max(1, min(max_new_tokens, model.context - len(head))) for head in ids]
-    begun = [
-        accepted_ids(row[start:][:limit], one.best) if row[:start] == head else []
-        for head, row, start, limit, one in zip(ids, rows, starts, limits, found, strict=True)
-    ]
-    written = continued(model, ids, limits, begun, batch_size=batch_size, progress=progress, what=f"{model.name}: chat")
-    return [model.decode(answer).strip() for answer in written], _bits(found)
+    heads = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
+    limits = [max(1, min(max_new_tokens, model.context - len(ids))) for ids in heads]
+    rows = [Row(ids, limit, f"{model.name}: chat") for ids, limit in zip(heads, limits, strict=True)]
+    apart: list[int] = []
+    nats: Sequence[np.ndarray] = []
+    if reference:
+        whole, starts = _with_answers(model, prompts, reference)
+        for place, (row, ids, start) in enumerate(zip(rows, whole, starts, strict=True)):
+            if ids[:start] == row.prompt:
+                row.draft, row.scored = ids[start:], True
+            else:  # a token spans the end of the prompt and the answer
+                apart.append(place)
+        nats = surprisals(model, [whole[place] for place in apart], [starts[place] for place in apart])
+    yield rows
+    for place, found in zip(apart, nats, strict=True):
+        rows[place].nats = found
+    return [model.decode(row.written).strip() for row in rows], [float(row.nats.sum()) / log(2) for row in rows]
 
 
 def bits_of_answers(
@@ -67,22 +68,16 @@ def bits_of_answers(
     Prompt and answer are tokenized together. A token that holds both the end of the prompt and the beginning of the
     answer counts as part of the answer. An answer is cut at the end of the context.
     """
-    return _bits(_scored_answers(model, prompts, answers, batch_size=batch_size, progress=progress)[2])
+    rows, starts = _with_answers(model, prompts, answers)
+    what = f"{model.name}: answers"
+    found = surprisals(model, rows, starts, batch_size=batch_size, progress=progress, what=what)
+    return [float(nats.sum()) / log(2) for nats in found]
 
 
-def _bits(found: Sequence[Scored]) -> list[float]:
-    return [float(row.nats.sum()) / log(2) for row in found]
-
-
-def _scored_answers(
-    model: LanguageModel,
-    prompts: Sequence[Chat],
-    answers: Sequence[str],
-    *,
-    batch_size: int | None,
-    progress: Progress,
-) -> tuple[list[list[int]], list[int], list[Scored]]:
-    """Return the ids of each prompt with its answer, the index at which each answer begins, and the model's scores."""
+def _with_answers(
+    model: LanguageModel, prompts: Sequence[Chat], answers: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of each prompt with its answer, and the index at which each answer begins."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
     whole = model.tokenizer(
         [head + answer for head, answer in zip(heads, answers, strict=True)],
@@ -93,9 +88,7 @@ def _scored_answers(
         next((place for place, (_, end) in enumerate(offsets) if end > len(head)), len(offsets))
         for head, offsets in zip(heads, whole["offset_mapping"], strict=True)
     ]
-    starts = [max(1, min(start, len(row))) for start, row in zip(starts, rows, strict=True)]
-    found = scored(model, rows, starts, batch_size=batch_size, progress=progress, what=f"{model.name}: answers")
-    return rows, starts, found
+    return rows, [max(1, min(start, len(row))) for start, row in zip(starts, rows, strict=True)]
 
 
 def agreement(answers: Sequence[str], reference: Sequence[str], bits: Sequence[float]) -> dict[str, Any]:

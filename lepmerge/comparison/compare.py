@@ -11,12 +11,14 @@ import torch
 
 from lepmerge.chats import Chat, read_chats
 from lepmerge.comparison.broken_tokens import check_tokens
-from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
-from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying
+from lepmerge.comparison.chat import agreement, answering, bits_of_answers
+from lepmerge.comparison.copying import CopyItem, copy_items, copying
+from lepmerge.comparison.decoding import BATCH_SIZE, Asking, together
 from lepmerge.comparison.drift import drift
-from lepmerge.comparison.generation import BATCH_SIZE, SPEED_TOKENS, measure_speed
+from lepmerge.comparison.generation import SPEED_TOKENS, measure_speed
 from lepmerge.comparison.loading import LanguageModel
-from lepmerge.comparison.task import ANSWER_MARGIN, measure_task, read_task, task_metrics
+from lepmerge.comparison.packed import pack_linears
+from lepmerge.comparison.task import ANSWER_MARGIN, read_task, solving, task_metrics
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
 from lepmerge.models.configs import UNLIMITED
@@ -24,6 +26,8 @@ from lepmerge.output.provenance import versions
 from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
 
+CHAT, TASK = ("chat",), ("task",)
+"""Keys of measures beside the names of texts."""
 COPIED_SHARE = 4
 """The sentences to copy from a text have together at most this fraction (1/4) of its bytes; so do the paragraphs."""
 
@@ -66,9 +70,13 @@ class _Measurement:
         start = perf_counter()
         warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
         self.progress(f"{model.name}: loading", 0, 1)
+        pack_linears(model.network)
         predicted = measure_texts(model, self.texts, progress=self.progress)
         if model is self.reference:
             self.predicted = predicted
+        asked = self._asked(model)
+        options = {"batch_size": self.settings.batch_size, "progress": self.progress}
+        answered = dict(zip(asked, together(model, list(asked.values()), **options), strict=True))
         results: dict[str, Any] = {
             "folder": str(model.folder),
             **({"adapters": [str(path) for path in model.reference.paths[1:]]} if model.reference.adapters else {}),
@@ -76,17 +84,23 @@ class _Measurement:
             "rows": model.checkpoint.num_rows,
             "context": model.context,
             "chat_template": model.has_chat,
-            "texts": {text.name: self._text(model, text, predicted[text.name], warnings) for text in self.texts},
+            "texts": {
+                text.name: {
+                    **self._text(model, text, predicted[text.name], warnings),
+                    **({"copying": answered[text.name]} if text.name in answered else {}),
+                }
+                for text in self.texts
+            },
         }
         if model is not self.reference:
             name, vocabulary = self.reference.name, self.reference.vocabulary
             results["tokens"] = check_tokens(model, predicted, self.predicted, name, vocabulary)
             warnings += results["tokens"].pop("warnings")
             results["drift"] = drift(model.checkpoint, self.reference.checkpoint)
-        if self.prompts["chat"] and model.has_chat:
-            results["chat"] = self._chat(model)
-        if self.prompts["task"] and model.has_chat:
-            results["task"] = self._task(model)
+        if CHAT in answered:
+            results["chat"] = self._chat(model, *answered[CHAT])
+        if TASK in answered:
+            results["task"] = self._task(model, answered[TASK])
         if any(self.prompts.values()) and not model.has_chat:
             warnings.append(f"{model.name} has no chat template: no chat or task was measured")
         model.release()
@@ -100,27 +114,28 @@ class _Measurement:
             warnings.append(f"{model.name}: bits per byte of {text.name} are not finite: its weights are damaged")
         if self.settings.speed:
             found["generation"] = measure_speed(model, text, self.reference.vocabulary, progress=self.progress)
-        if items := self.copies.get(text.name):
-            what, batch_size = f"{model.name}: copying {text.name}", self.settings.batch_size
-            found["copying"] = measure_copying(model, items, batch_size=batch_size, progress=self.progress, what=what)
         return found
 
-    def _chat(self, model: LanguageModel) -> dict[str, Any]:
-        prompts = self.prompts["chat"]
-        options: dict[str, Any] = {
-            "max_new_tokens": self.settings.max_new_tokens,
-            "batch_size": self.settings.batch_size,
-            "progress": self.progress,
+    def _asked(self, model: LanguageModel) -> dict[Any, Asking[Any]]:
+        """Return the measures that need answers: the copies by the name of their text, CHAT, TASK."""
+        asked: dict[Any, Asking[Any]] = {
+            text.name: copying(model, items, f"{model.name}: copying {text.name}")
+            for text in self.texts
+            if (items := self.copies.get(text.name))
         }
+        if model.has_chat and (prompts := self.prompts["chat"]):
+            asked[CHAT] = answering(model, prompts, self.answers, max_new_tokens=self.settings.max_new_tokens)
+        if model.has_chat and (prompts := self.prompts["task"]):
+            asked[TASK] = solving(model, prompts)
+        return asked
+
+    def _chat(self, model: LanguageModel, answers: list[str], bits: list[float]) -> dict[str, Any]:
         if model is self.reference:
-            self.answers = answers_of(model, prompts, **options)
-            bits = bits_of_answers(model, prompts, self.answers, progress=self.progress)
-            return agreement(self.answers, self.answers, bits)
-        answers, bits = answers_and_bits(model, prompts, self.answers, **options)
+            self.answers = answers
+            bits = bits_of_answers(model, self.prompts["chat"], answers, progress=self.progress)
         return agreement(answers, self.answers, bits)
 
-    def _task(self, model: LanguageModel) -> dict[str, Any]:
-        right = measure_task(model, self.prompts["task"], batch_size=self.settings.batch_size, progress=self.progress)
+    def _task(self, model: LanguageModel, right: list[bool]) -> dict[str, Any]:
         if model is self.reference:
             self.right = right
         return {**task_metrics(right, None if model is self.reference else self.right), "right": right}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from lepmerge.comparison.generation import BATCH_SIZE, draft_of, generate
+from lepmerge.comparison.decoding import BATCH_SIZE, Asking, Row, draft_of, together
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Text
 from lepmerge.progress import Progress, no_progress
@@ -85,36 +85,34 @@ def measure_copying(
     progress: Progress = no_progress,
     what: str = "",
 ) -> dict[str, dict[str, Any]]:
+    """Return the result of `copying`, answered alone."""
+    return together(model, [copying(model, items, what)], batch_size=batch_size, progress=progress)[0]
+
+
+def copying(model: LanguageModel, items: Sequence[CopyItem], what: str = "") -> Asking[dict[str, dict[str, Any]]]:
     """Return for sentences and paragraphs: their number, the fraction copied exactly, the mean matched fraction.
 
     A copy is exact if it equals the text after strip. The matched fraction of a copy is explained at `matched_share`.
     """
+    heads = [prompt_of(model, item) for item in items]
+    prefix = [] if model.has_chat else list(model.prefix_ids)
+    gap = "" if model.has_chat else " "
+    lengths = [len(ids) for ids in model.encode([item.text for item in items])]
+    rows = [
+        Row([*prefix, *ids], length + MARGIN, f"{what} {item.kind}".strip(), draft_of(model, head, gap + item.text))
+        for item, head, ids, length in zip(items, heads, model.encode(heads), lengths, strict=True)
+    ]
+    yield rows
     found: dict[str, dict[str, Any]] = {}
-    for kind in (SENTENCE, PARAGRAPH):  # in separate batches: a batch runs until its longest copy is done
-        of_kind = [item for item in items if item.kind == kind]
-        if not of_kind:
-            continue
-        prompts = model.encode([prompt_of(model, item) for item in of_kind])
-        if not model.has_chat:
-            prompts = [[*model.prefix_ids, *ids] for ids in prompts]
-        gap = "" if model.has_chat else " "
-        drafts = [draft_of(model, prompt_of(model, item), gap + item.text) for item in of_kind]
-        limits = [len(ids) + MARGIN for ids in model.encode([item.text for item in of_kind])]
-        written = generate(
-            model,
-            prompts,
-            limits,
-            drafts=drafts,
-            batch_size=batch_size,
-            progress=progress,
-            what=f"{what} {kind}".strip(),
-        )
-        pairs = [(item.text, reply_of(model, ids)) for item, ids in zip(of_kind, written, strict=True)]
-        found[kind] = {
-            "number": len(pairs),
-            "exact": sum(text.strip() == reply.strip() for text, reply in pairs) / len(pairs),
-            "matched": sum(matched_share(text, reply) for text, reply in pairs) / len(pairs),
-        }
+    for kind in (SENTENCE, PARAGRAPH):
+        of_kind = [(item, row) for item, row in zip(items, rows, strict=True) if item.kind == kind]
+        pairs = [(item.text, reply_of(model, row.written)) for item, row in of_kind]
+        if pairs:
+            found[kind] = {
+                "number": len(pairs),
+                "exact": sum(text.strip() == reply.strip() for text, reply in pairs) / len(pairs),
+                "matched": sum(matched_share(text, reply) for text, reply in pairs) / len(pairs),
+            }
     return found
 
 

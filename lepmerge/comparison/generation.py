@@ -1,158 +1,26 @@
-"""Generate greedily in batches, and measure the speed of generation.
-
-Legend: B rows of a batch, L tokens per row.
-"""
+"""Measure the speed of generation."""
 
 from collections import Counter
-from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 
 from lepmerge.comparison.broken_tokens import new_tokens
-from lepmerge.comparison.loading import LanguageModel, batches, scored
+from lepmerge.comparison.decoding import generate
+from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Text
 from lepmerge.corpus import cut
-from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
 from lepmerge.training.group import Group
 from lepmerge.vocabulary.vocabulary import Vocabulary
 
-BATCH_SIZE = 32
-TRIED_DRAFTS = 8
-"""Checking a wrong draft costs a forward pass of its prompt."""
 SPEED_BATCH = 8
 SPEED_TOKENS = 64
 SPEED_RUNS, SPEED_SECONDS = 5, 2.0
 """The batch is generated up to this many times, as long as this many seconds have not passed. The median counts."""
 PREFIX_BYTES = 120
-
-
-@torch.inference_mode()
-def generate(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: Sequence[int] | int,
-    *,
-    batch_size: int = BATCH_SIZE,
-    stop: bool = True,
-    drafts: Sequence[Sequence[int]] | None = None,
-    group: Group | None = None,
-    progress: Progress = no_progress,
-    what: str = "",
-) -> list[list[int]]:
-    """Return the greedily generated ids for each prompt, without the end token.
-
-    Prompts of about the same length are batched and padded on the left. With stop=False, generation continues after
-    end tokens. drafts: for each prompt the ids that are expected; may be empty. Drafts change only the time, not the
-    result: one forward pass finds how much of a draft the model would have generated, and generation starts there.
-    group: the processes that share out the batches and all return the same; by default the model's.
-
-    Raises:
-        ComparisonError: a prompt with its answer is longer than the model's context.
-    """
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    for ids, limit in zip(prompts, limits, strict=True):
-        if len(ids) + limit > model.context:
-            raise ComparisonError(
-                f"{what or model.name}: a prompt of {len(ids)} tokens and an answer of {limit} do not fit the context "
-                f"of {model.context} tokens"
-            )
-    if drafts is not None and stop:
-        return _from_drafts(model, prompts, limits, drafts, batch_size=batch_size, progress=progress, what=what)
-    pad = model.end_ids[0] if model.end_ids else 0
-    group = group or model.group
-    found: dict[int, list[int]] = {}
-    for batch in group.share(list(batches([len(ids) for ids in prompts], rows=batch_size))):
-        length = len(prompts[batch[0]])
-        lead = [length - len(prompts[place]) for place in batch]
-        id_BL = torch.tensor([[pad] * gap + list(prompts[place]) for gap, place in zip(lead, batch, strict=True)])
-        mask_BL = (torch.arange(length) >= torch.tensor(lead)[:, None]).long()
-        out_BL = model.network.generate(
-            input_ids=id_BL.to(model.device),
-            attention_mask=mask_BL.to(model.device),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max(limits[place] for place in batch),
-            eos_token_id=list(model.end_ids) if stop and model.end_ids else None,
-            pad_token_id=pad,
-        )
-        for row, place in zip(out_BL[:, length:].tolist(), batch, strict=True):
-            found[place] = (_until_end(model, row) if stop else row)[: limits[place]]
-        progress(what, len(batch), len(prompts))
-    united = group.united(found)
-    progress(what, len(united) - len(found), len(prompts))
-    return [united[place] for place in range(len(prompts))]
-
-
-def _from_drafts(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    drafts: Sequence[Sequence[int]],
-    **options: Any,
-) -> list[list[int]]:
-    """Check drafts, then generate the rest. If the first drafts are mostly wrong, the others are not checked."""
-    cut_drafts = [list(draft[:limit]) for draft, limit in zip(drafts, limits, strict=True)]
-    first = _accepted(model, prompts[:TRIED_DRAFTS], cut_drafts[:TRIED_DRAFTS])
-    begun = first + [[] for _ in prompts[TRIED_DRAFTS:]]
-    if 2 * sum(map(len, first)) >= sum(map(len, cut_drafts[:TRIED_DRAFTS])):
-        begun = first + _accepted(model, prompts[TRIED_DRAFTS:], cut_drafts[TRIED_DRAFTS:])
-    return continued(model, prompts, limits, begun, **options)
-
-
-def _accepted(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    rows = [[*ids, *draft] for ids, draft in zip(prompts, drafts, strict=True)]
-    checked = scored(model, rows, [len(ids) for ids in prompts])
-    return [accepted_ids(draft, row.best) for draft, row in zip(drafts, checked, strict=True)]
-
-
-def accepted_ids(draft: Sequence[int], best: np.ndarray) -> list[int]:
-    """Return the ids of a draft up to the first one that is not the most probable; the most probable id replaces it."""
-    agreed = next((place for place, id in enumerate(draft) if id != best[place]), len(draft))
-    return [*draft[:agreed], int(best[agreed])]
-
-
-def continued(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    begun: Sequence[Sequence[int]],
-    **options: Any,
-) -> list[list[int]]:
-    """Return the greedily generated ids for each prompt, given the first of them in `begun`."""
-    found = [_until_end(model, ids)[:limit] for ids, limit in zip(begun, limits, strict=True)]
-    open_places = [
-        place
-        for place, (ids, limit) in enumerate(zip(begun, limits, strict=True))
-        if len(found[place]) == len(ids) and len(ids) < limit
-    ]
-    rest = generate(
-        model,
-        [[*prompts[place], *begun[place]] for place in open_places],
-        [limits[place] - len(begun[place]) for place in open_places],
-        **options,
-    )
-    for place, ids in zip(open_places, rest, strict=True):
-        found[place] += ids
-    return found
-
-
-def _until_end(model: LanguageModel, ids: Sequence[int]) -> list[int]:
-    """Return the ids before the first end token."""
-    end = next((place for place, id in enumerate(ids) if id in model.end_ids), len(ids))
-    return list(ids[:end])
-
-
-def draft_of(model: LanguageModel, head: str, text: str) -> list[int]:
-    """Return the ids of a text after a prompt, or [] if a token spans the end of the prompt and the text."""
-    ids, both = model.encode([head, head + text])
-    return both[len(ids) :] if both[: len(ids)] == ids else []
 
 
 def measure_speed(

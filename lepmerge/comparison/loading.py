@@ -33,6 +33,8 @@ TOKENS_AT_ONCE = 4096
 """Maximum number of tokens in one forward pass, padding included."""
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
 """Maximum number of logits in one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
+FULL = 256
+"""A forward pass of so many tokens computes as fast as a longer one: it takes no row that needs much padding."""
 SLAB = 1 << 20
 """The softmax is computed over this many logits at a time, which fit the CPU cache."""
 
@@ -191,6 +193,11 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
         full = batch and (
             (rows is not None and len(batch) >= rows)
             or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens)
+            or (
+                tokens is not None
+                and lengths[batch[0]] * len(batch) >= FULL
+                and 8 * lengths[place] < 7 * lengths[batch[0]]
+            )
         )
         if full:
             yield batch
@@ -200,19 +207,14 @@ def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | No
         yield batch
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The predictions of a model for the ids of a row from `start` on.
-
-    nats: surprisal of each id, (T,). best: the most probable id at each position and after the last, (T + 1,).
-    """
-
-    nats: np.ndarray
-    best: np.ndarray
+def tokens_at_once(model: LanguageModel) -> int:
+    """Return how many tokens, padding included, one forward pass takes with all their logits."""
+    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
+    return max(1, min(TOKENS_AT_ONCE, most))
 
 
 @torch.inference_mode()
-def scored(
+def surprisals(
     model: LanguageModel,
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
@@ -220,17 +222,16 @@ def scored(
     batch_size: int | None = None,
     progress: Progress = no_progress,
     what: str = "",
-) -> list[Scored]:
-    """Return the predictions for each row from one forward pass (float32 softmax, float64 array).
+) -> list[np.ndarray]:
+    """Return the surprisals in nats of the ids of each row from `start` on (float32 softmax, float64 array).
 
     A start must be at least 1, since the first id of a row is not predicted. batch_size: rows per forward pass; by
     default as many as fit TOKENS_AT_ONCE and LOGITS_AT_ONCE. The processes of the model's group share out the batches,
     and all return the same.
     """
-    most = LOGITS_AT_ONCE.get(model.device.type, LOGITS_AT_ONCE["cpu"]) // model.checkpoint.num_rows
     keeps = "logits_to_keep" in inspect.signature(model.network.forward).parameters
-    found: dict[int, Scored] = {}
-    all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=max(1, min(TOKENS_AT_ONCE, most))))
+    found: dict[int, np.ndarray] = {}
+    all_batches = list(batches([len(row) for row in rows], rows=batch_size, tokens=tokens_at_once(model)))
     for batch in model.group.share(all_batches):
         length = len(rows[batch[0]])
         # Padding on the right is harmless, because causal attention never looks right. Any token of the row will do.
@@ -240,23 +241,17 @@ def scored(
         kept = {"logits_to_keep": length - first + 1} if keeps and first > 1 else {}
         logit_BLV = model.network(input_ids=id_BL, use_cache=False, **kept).logits
         first = length - logit_BLV.shape[1] + 1
-        nats_BL = _cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
-        best_BL = logit_BLV.argmax(-1).cpu().numpy()
+        nats_BL = cross_entropy(logit_BLV[:, :-1], id_BL[:, first:]).cpu().double().numpy()
         for row, place in enumerate(batch):
-            start, stop = starts[place] - first, len(rows[place]) - first
-            found[place] = Scored(nats_BL[row, start:stop].copy(), best_BL[row, start : stop + 1].copy())
+            found[place] = nats_BL[row, starts[place] - first : len(rows[place]) - first].copy()
         progress(what, len(batch), len(rows))
     united = model.group.united(found)
     progress(what, len(united) - len(found), len(rows))
     return [united[place] for place in range(len(rows))]
 
 
-def surprisals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int], **options: Any) -> list[Any]:
-    """Return the surprisals in nats of the ids of each row from `start` on. The options are those of `scored`."""
-    return [row.nats for row in scored(model, rows, starts, **options)]
-
-
-def _cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logit_BLV: torch.Tensor, label_BL: torch.Tensor) -> torch.Tensor:
+    """Return the surprisal in nats of each label (B, L), in float32."""
     label_N = label_BL.flatten()
     if not len(label_N):
         return label_BL.float()

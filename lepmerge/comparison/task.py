@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.chats import Chat, read_chats
-from lepmerge.comparison.generation import BATCH_SIZE, draft_of, generate
+from lepmerge.comparison.decoding import BATCH_SIZE, Asking, Row, draft_of, together
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.errors import ComparisonError
 from lepmerge.progress import Progress, no_progress
@@ -32,32 +32,24 @@ def read_task(path: Path) -> list[Chat]:
 def measure_task(
     model: LanguageModel, prompts: Sequence[Chat], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> list[bool]:
+    """Return the result of `solving`, answered alone."""
+    return together(model, [solving(model, prompts)], batch_size=batch_size, progress=progress)[0]
+
+
+def solving(model: LanguageModel, prompts: Sequence[Chat]) -> Asking[list[bool]]:
     """Return for each prompt whether the greedy reply equals its answer, ignoring whitespace at the ends.
 
-    The model needs a chat template.
+    The model needs a chat template. A reply has at most ANSWER_MARGIN tokens more than the longest answer.
     """
-    replies = replies_of(model, prompts, batch_size=batch_size, progress=progress)
-    return [reply == prompt.answer.strip() for reply, prompt in zip(replies, prompts, strict=True)]
-
-
-def replies_of(
-    model: LanguageModel, prompts: Sequence[Chat], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
-) -> list[str]:
-    """Return the greedy replies, stripped. A reply has at most ANSWER_MARGIN tokens more than the longest answer."""
     heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
-    ids = model.encode(heads)
-    drafts = [draft_of(model, head, prompt.answer.strip()) for head, prompt in zip(heads, prompts, strict=True)]
-    longest = max(map(len, model.encode(list({prompt.answer for prompt in prompts}))))
-    written = generate(
-        model,
-        ids,
-        longest + ANSWER_MARGIN,
-        drafts=drafts,
-        batch_size=batch_size,
-        progress=progress,
-        what=f"{model.name}: task",
-    )
-    return [model.decode(reply).strip() for reply in written]
+    answers = [prompt.answer.strip() for prompt in prompts]
+    limit = max(map(len, model.encode(list({prompt.answer for prompt in prompts})))) + ANSWER_MARGIN
+    rows = [
+        Row(ids, limit, f"{model.name}: task", draft_of(model, head, answer))
+        for ids, head, answer in zip(model.encode(heads), heads, answers, strict=True)
+    ]
+    yield rows
+    return [model.decode(row.written).strip() == answer for row, answer in zip(rows, answers, strict=True)]
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
