@@ -25,7 +25,6 @@ from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, p
 from lepmerge.comparison.decoding import Row, decode, generate
 from lepmerge.comparison.generation import measure_speed
 from lepmerge.comparison.loading import LanguageModel, load_model
-from lepmerge.comparison.packed import PackedLinear, pack_linears
 from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
@@ -333,18 +332,6 @@ def test_every_kind_of_cache_answers_as_a_plain_loop(name: str, tmp_path: Path, 
         assert row.written == greedy(model, row)
     logits = model.network(torch.tensor([rows[1].prompt])).logits[0, -1]
     assert rows[1].nats == pytest.approx(-float(torch.log_softmax(logits, -1)[9]), rel=1e-4)
-
-
-def test_packed_layers_multiply_as_before(instruct: LanguageModel) -> None:
-    model = load_model(QUICKSTART / "instruct")
-    ids = torch.arange(300, 340).view(2, 20)
-    expected = model.network(ids).logits
-    pack_linears(model.network)
-    assert any(isinstance(module, PackedLinear) for module in model.network.modules())
-    assert torch.allclose(model.network(ids).logits, expected, rtol=1e-4, atol=1e-4)
-    layer = torch.nn.Linear(12, 7)
-    row = torch.randn(2, 3, 12)
-    assert torch.allclose(PackedLinear(layer)(row), layer(row), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tables", [TABLES[:1], TABLES[1:], TABLES, ()], ids=["input", "output", "both", "none"])

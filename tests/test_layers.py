@@ -164,7 +164,6 @@ training/probe
 comparison/darumeru_data
 comparison/darumeru
 comparison/loading
-comparison/packed
 generation/engine
 generation/passages
 generation/prompts

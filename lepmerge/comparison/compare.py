@@ -17,7 +17,6 @@ from lepmerge.comparison.decoding import BATCH_SIZE, Asking, together
 from lepmerge.comparison.drift import drift
 from lepmerge.comparison.generation import SPEED_TOKENS, measure_speed
 from lepmerge.comparison.loading import LanguageModel
-from lepmerge.comparison.packed import pack_linears
 from lepmerge.comparison.task import ANSWER_MARGIN, read_task, solving, task_metrics
 from lepmerge.comparison.texts import PIECE_BYTES, Predicted, Text, measure_texts, piece_bytes_for, read_text
 from lepmerge.errors import ComparisonError
@@ -70,7 +69,6 @@ class _Measurement:
         start = perf_counter()
         warnings = [f"{model.name}: {note}" for note in model.checkpoint.notes]
         self.progress(f"{model.name}: loading", 0, 1)
-        pack_linears(model.network)
         predicted = measure_texts(model, self.texts, progress=self.progress)
         if model is self.reference:
             self.predicted = predicted
