@@ -29,7 +29,8 @@ OLD = "cedf0081def5b4113a90858f64b17ef221dff326"
 NEW_TOKENS = (256, 1024)
 LIMITS = {"max_bytes": 6000, "copies": 4, "max_new_tokens": 24, "prompts": 30}  # as recipes/smollm2-135m-ru on a laptop
 SMALL = {"max_bytes": 1200, "copies": 1, "max_new_tokens": 4, "prompts": 2}
-PARTS = ("copying", "generating", "chat", "answers", "task")
+PARTS = {"generating": "generation", **dict.fromkeys(("copying", "chat", "answers", "task"), "answers")}
+"""First word of a progress message → part of the work. Copies, chats and tasks are answered together."""
 DIFFERENT = ("seconds", "characters_per_second", "tokens_per_second", "folder", "where", "examples")
 """Results that name times or places. Some examples of broken tokens are only in newer results."""
 
@@ -82,7 +83,7 @@ def one(options: argparse.Namespace) -> None:
     def progress(what: str, num_done: int, total: int | None = None, /) -> None:
         nonlocal last
         _, _, rest = what.partition(": ")
-        part = next((name for name in PARTS if rest.startswith(name)), "texts") if num_done else "other"
+        part = PARTS.get(rest.split(" ")[0], "texts") if num_done else "other"
         now = time.process_time()
         seconds[part] += now - last
         last = now
