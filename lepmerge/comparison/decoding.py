@@ -24,6 +24,8 @@ from lepmerge.training.group import Group
 BATCH_SIZE = 32
 JOINING = 8
 """Rows join the batch in groups of this size, when as many places are free."""
+Layers = list[tuple[torch.Tensor, ...]]
+"""Keys and values of each layer of a cache."""
 Result = TypeVar("Result")
 Asking = Generator[list["Row"], None, Result]
 """A measure that yields the rows that it wants answered, and returns its result when they are."""
@@ -102,10 +104,12 @@ class _Running:
     """The rows that are being decoded. The cache is padded on the left: a row's columns are its last `lengths`."""
 
     def __init__(self, model: LanguageModel) -> None:
+        from transformers import DynamicCache
+
         self.model = model
         self.rows: list[Row] = []
         self.lengths: list[int] = []
-        self.cache: Any = None
+        self.cache: Any = DynamicCache()
         self.drafts: dict[str, tuple[int, int]] = {}  # what → ids of checked drafts, accepted ids
 
     def join(self, joining: Sequence[Row]) -> list[Row]:
@@ -115,7 +119,7 @@ class _Running:
             if not row.scored and 2 * accepted < checked:  # a wrong draft costs more than it saves
                 row.draft = []
         heads = [[*row.prompt, *row.draft] for row in joining]
-        layers: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # of each open row
+        layers: list[Layers] = []  # of each open row
         done = []
         for batch in batches([len(ids) for ids in heads], tokens=tokens_at_once(self.model)):
             cache = self._read([heads[place] for place in batch], [joining[place] for place in batch])
@@ -129,11 +133,10 @@ class _Running:
                 self.rows.append(row)
                 self.lengths.append(length)
         if layers:
-            old = [[(k, v) for k, v in _layers(self.cache)]] if self.cache is not None else []
-            self.cache = _cache_of([*old, *layers], max(self.lengths))
+            _rearrange(self.cache, [*range(len(self.rows) - len(layers))], layers, max(self.lengths))
         return done
 
-    def _read(self, ids: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _read(self, ids: Sequence[Sequence[int]], rows: Sequence[Row]) -> Layers:
         """Read a batch of prompts with drafts, write what is accepted into the rows, and return the cache's layers."""
         length = len(ids[0])
         id_BL = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in ids], device=self.model.device)
@@ -168,25 +171,25 @@ class _Running:
         stays = [place for place, row in enumerate(self.rows) if not row.is_done(self.model.end_ids)]
         self.rows, self.lengths = [self.rows[p] for p in stays], [self.lengths[p] + 1 for p in stays]
         if done:
-            self.cache = _cache_of(
-                [[(k[stays], v[stays]) for k, v in _layers(self.cache)]], max(self.lengths, default=0)
-            )
+            _rearrange(self.cache, stays, [], max(self.lengths, default=0))
         return done
 
 
-def _layers(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _layers(cache: Any) -> Layers:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _cache_of(parts: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], length: int) -> Any:
-    """Return a cache with the rows of all parts (per layer, keys and values), each of its last `length` columns."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for number in range(len(parts[0]) if length else 0):
-        keys, values = (torch.cat([_fitted(part[number][side], length) for part in parts]) for side in (0, 1))
-        cache.update(keys, values, number)
-    return cache if length else None
+def _rearrange(cache: Any, stays: list[int], joining: Sequence[Layers], length: int) -> None:
+    """Keep some rows of a cache and add others, each with its last `length` columns. One layer at a time is copied."""
+    for number in range(len(cache.layers) or len(joining[0])):
+        layer = cache.layers[number] if number < len(cache.layers) else None
+        kept = [] if layer is None else [(layer.keys[stays], layer.values[stays])]
+        parts = [*kept, *(layers[number] for layers in joining)]
+        keys, values = (torch.cat([_fitted(part[side], length) for part in parts]) for side in (0, 1))
+        if layer is None:
+            cache.update(keys, values, number)
+        else:
+            layer.keys, layer.values = keys, values
 
 
 def _fitted(state: torch.Tensor, length: int) -> torch.Tensor:
