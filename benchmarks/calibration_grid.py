@@ -21,8 +21,9 @@ from inputs import QUICKSTART
 from measure import Report, arguments_of
 
 import lepmerge
+from lepmerge.comparison.decoding import together
 from lepmerge.comparison.loading import load_model
-from lepmerge.comparison.task import measure_task, read_task, task_metrics
+from lepmerge.comparison.task import read_task, solving, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.training.config import load_train_config
 from lepmerge.training.run import train
@@ -49,7 +50,7 @@ CELLS: dict[str, list[str]] = {
 def measured(folder: Path, reference: list[bool] | None) -> tuple[dict[str, Any], list[bool]]:
     """Return accuracy, p against the reference and bits per byte of a model, and which answers are right."""
     model = load_model(folder)
-    right = measure_task(model, read_task(QUICKSTART / "task.jsonl"))
+    (right,) = together(model, [solving(model, read_task(QUICKSTART / "task.jsonl"))])
     english = (QUICKSTART / "licenses/GPL-2").read_text(encoding="utf-8").split("\n\n")
     read = [
         read_text("ru", [str(QUICKSTART / "heldout_ru.txt")], piece_bytes=500),

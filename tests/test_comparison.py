@@ -20,12 +20,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepmerge.comparison.broken_tokens import Excess, check_tokens
-from lepmerge.comparison.chat import agreement, answers_and_bits, answers_of, bits_of_answers
-from lepmerge.comparison.copying import CopyItem, copy_items, measure_copying, prompt_of
-from lepmerge.comparison.decoding import Row, decode, generate
+from lepmerge.comparison.chat import agreement, answering, bits_of_answers
+from lepmerge.comparison.copying import CopyItem, copy_items, copying, prompt_of
+from lepmerge.comparison.decoding import Row, decode, generate, together
 from lepmerge.comparison.generation import measure_speed
-from lepmerge.comparison.loading import LanguageModel, load_model
-from lepmerge.comparison.task import mcnemar, measure_task, read_task, task_metrics
+from lepmerge.comparison.loading import LanguageModel, batches, load_model
+from lepmerge.comparison.task import mcnemar, read_task, solving, task_metrics
 from lepmerge.comparison.texts import measure_texts, read_text, text_of
 from lepmerge.corpus import cut
 
@@ -100,7 +100,7 @@ def test_pieces_hold_the_whole_text_whatever_the_vocabulary() -> None:
 def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: Path) -> None:
     other = changed(tmp_path / "noised", QUICKSTART / "instruct", noised)
     prompts = read_task(QUICKSTART / "task.jsonl")[:24]
-    answers = answers_of(instruct, prompts, max_new_tokens=8)
+    ((answers, _),) = together(instruct, [answering(instruct, prompts, max_new_tokens=8)])
     bits = bits_of_answers(other, prompts, answers)
     network, tokenizer = other.network, other.tokenizer
     for prompt, answer, found in zip(prompts, answers, bits, strict=True):
@@ -113,8 +113,8 @@ def test_answers_cost_what_a_plain_loop_says(instruct: LanguageModel, tmp_path: 
             2
         )
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    own = answers_of(other, prompts, max_new_tokens=8)
-    both = answers_and_bits(other, prompts, answers, max_new_tokens=8)
+    ((own, _),) = together(other, [answering(other, prompts, max_new_tokens=8)])
+    (both,) = together(other, [answering(other, prompts, answers, max_new_tokens=8)])
     assert both[0] == own and both[1] == pytest.approx(bits, rel=1e-5, abs=1e-5)  # one forward pass for both
     figures = agreement(own, answers, bits)
     assert figures["equal_answers"] == sum(a == b for a, b in zip(own, answers, strict=True)) / len(prompts)
@@ -153,7 +153,7 @@ def copier(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, lis
 def test_copies_are_string_equality(copier: tuple[LanguageModel, list[CopyItem]]) -> None:
     model, items = copier
     assert len(items) == 8
-    found = measure_copying(model, items)
+    (found,) = together(model, [copying(model, items)])
     equal: dict[str, list[bool]] = {}
     for item in items:
         ids = [*model.prefix_ids, *model.encode([prompt_of(model, item)])[0]]
@@ -167,7 +167,7 @@ def test_copies_are_string_equality(copier: tuple[LanguageModel, list[CopyItem]]
     assert any(0 < figures["exact"] < 1 for figures in found.values())
     for figures in found.values():
         assert figures["exact"] <= figures["matched"] <= 1
-    assert measure_copying(model, items, batch_size=1) == found
+    assert together(model, [copying(model, items)], batch_size=1) == [found]
 
 
 def test_copies_keep_to_a_share_of_the_text(instruct: LanguageModel) -> None:
@@ -234,8 +234,8 @@ def test_suspects_are_beyond_the_median_and_their_error_worst_first() -> None:
 
 def test_the_task_counts_equal_replies(instruct: LanguageModel) -> None:
     prompts = read_task(QUICKSTART / "task.jsonl")[:40]
-    right = measure_task(instruct, prompts)
-    assert right == measure_task(instruct, prompts, batch_size=1)
+    (right,) = together(instruct, [solving(instruct, prompts)])
+    assert [right] == together(instruct, [solving(instruct, prompts)], batch_size=1)
     network, tokenizer = instruct.network, instruct.tokenizer
     for prompt, flag in zip(prompts[:8], right, strict=False):
         head = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
@@ -267,6 +267,14 @@ def test_drafts_change_the_time_only(instruct: LanguageModel, are_right: bool) -
     hook.remove()
     assert any(plain)
     assert sum(rows for rows, length in shapes if length == 20 + 6) == (12 if are_right else 8)
+
+
+def test_a_full_batch_takes_no_row_that_needs_much_padding() -> None:
+    assert list(batches([100, 200, 176, 200], tokens=4096)) == [[1, 3, 2], [0]]
+    assert list(batches([100, 200, 174, 200], tokens=4096)) == [[1, 3], [2, 0]]
+    assert list(batches([1, 20, 2, 20], tokens=4096)) == [[1, 3, 2, 0]]
+    assert list(batches([100, 200, 176, 200], tokens=400)) == [[1, 3], [2, 0]]
+    assert list(batches([100, 200, 30, 200], rows=3)) == [[1, 3, 0], [2]]
 
 
 def greedy(model: LanguageModel, row: Row) -> list[int]:

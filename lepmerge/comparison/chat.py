@@ -11,21 +11,9 @@ from typing import Any
 import numpy as np
 
 from lepmerge.chats import Chat
-from lepmerge.comparison.decoding import Asking, Row, together
+from lepmerge.comparison.decoding import Asking, Row
 from lepmerge.comparison.loading import LanguageModel, surprisals
 from lepmerge.progress import Progress, no_progress
-
-
-def answers_of(model: LanguageModel, prompts: Sequence[Chat], *, max_new_tokens: int, **options: Any) -> list[str]:
-    """Return the result of `answering`, without the bits of a reference. The options are those of `decode`."""
-    return together(model, [answering(model, prompts, max_new_tokens=max_new_tokens)], **options)[0][0]
-
-
-def answers_and_bits(
-    model: LanguageModel, prompts: Sequence[Chat], reference: Sequence[str], *, max_new_tokens: int, **options: Any
-) -> tuple[list[str], list[float]]:
-    """Return the result of `answering`. The options are those of `decode`."""
-    return together(model, [answering(model, prompts, reference, max_new_tokens=max_new_tokens)], **options)[0]
 
 
 def answering(
@@ -36,13 +24,14 @@ def answering(
     An answer ends at `max_new_tokens` tokens or when the context is full. The forward pass that gives the bits also
     shows up to which token the model would have given the reference's answer. Decoding starts from that token.
     """
-    heads = model.encode([model.chat(prompt.messages, prompt.where) for prompt in prompts])
-    limits = [max(1, min(max_new_tokens, model.context - len(ids))) for ids in heads]
-    rows = [Row(ids, limit, f"{model.name}: chat") for ids, limit in zip(heads, limits, strict=True)]
+    heads = _heads(model, prompts)
+    encoded = model.encode(heads)
+    limits = [max(1, min(max_new_tokens, model.context - len(ids))) for ids in encoded]
+    rows = [Row(ids, limit, f"{model.name}: chat") for ids, limit in zip(encoded, limits, strict=True)]
     apart: list[int] = []
     nats: Sequence[np.ndarray] = []
     if reference:
-        whole, starts = _with_answers(model, prompts, reference)
+        whole, starts = _with_answers(model, heads, reference)
         for place, (row, ids, start) in enumerate(zip(rows, whole, starts, strict=True)):
             if ids[:start] == row.prompt:
                 row.draft, row.scored = ids[start:], True
@@ -68,17 +57,20 @@ def bits_of_answers(
     Prompt and answer are tokenized together. A token that holds both the end of the prompt and the beginning of the
     answer counts as part of the answer. An answer is cut at the end of the context.
     """
-    rows, starts = _with_answers(model, prompts, answers)
+    rows, starts = _with_answers(model, _heads(model, prompts), answers)
     what = f"{model.name}: answers"
     found = surprisals(model, rows, starts, batch_size=batch_size, progress=progress, what=what)
     return [float(nats.sum()) / log(2) for nats in found]
 
 
+def _heads(model: LanguageModel, prompts: Sequence[Chat]) -> list[str]:
+    return [model.chat(prompt.messages, prompt.where) for prompt in prompts]
+
+
 def _with_answers(
-    model: LanguageModel, prompts: Sequence[Chat], answers: Sequence[str]
+    model: LanguageModel, heads: Sequence[str], answers: Sequence[str]
 ) -> tuple[list[list[int]], list[int]]:
     """Return the ids of each prompt with its answer, and the index at which each answer begins."""
-    heads = [model.chat(prompt.messages, prompt.where) for prompt in prompts]
     whole = model.tokenizer(
         [head + answer for head, answer in zip(heads, answers, strict=True)],
         add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True,

@@ -26,7 +26,7 @@ from lepmerge.progress import Progress, no_progress
 from lepmerge.version import __version__
 
 CHAT, TASK = ("chat",), ("task",)
-"""Keys of measures beside the names of texts."""
+"""Keys of `_asked`. No text can have them as its name, because names are strings."""
 COPIED_SHARE = 4
 """The sentences to copy from a text have together at most this fraction (1/4) of its bytes; so do the paragraphs."""
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from lepmerge.comparison.decoding import BATCH_SIZE, Asking, Row, draft_of, together
+from lepmerge.comparison.decoding import Asking, Row, draft_of
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.comparison.texts import Text
-from lepmerge.progress import Progress, no_progress
 
 SENTENCE, PARAGRAPH = "sentences", "paragraphs"
 CHARACTERS = {SENTENCE: (30, 200), PARAGRAPH: (120, 1200)}
@@ -75,18 +74,6 @@ def prompt_of(model: LanguageModel, item: CopyItem) -> str:
         return model.chat([{"role": "user", "content": REQUEST.format(text=item.text)}], "copying")
     shown = [f"Text: {shot}\nCopy: {shot}\n\n" for shot in item.shots]
     return "".join([*shown, f"Text: {item.text}\nCopy:"])
-
-
-def measure_copying(
-    model: LanguageModel,
-    items: Sequence[CopyItem],
-    *,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = no_progress,
-    what: str = "",
-) -> dict[str, dict[str, Any]]:
-    """Return the result of `copying`, answered alone."""
-    return together(model, [copying(model, items, what)], batch_size=batch_size, progress=progress)[0]
 
 
 def copying(model: LanguageModel, items: Sequence[CopyItem], what: str = "") -> Asking[dict[str, dict[str, Any]]]:

@@ -68,16 +68,16 @@ def differences(rows: Iterable[tuple[str, Mapping[str, Version]]]) -> list[str]:
 
     rows: (name, task → version of its data). Unknown versions are left out.
     """
-    used: dict[str, dict[str, dict[str, None]]] = {}
+    named: dict[str, dict[str, dict[str, None]]] = {}
     local: dict[str, dict[str, set[str]]] = {}
     for name, data in rows:
         for task, version in data.items():
             if version.known:
-                used.setdefault(version.repository, {}).setdefault(version.shown(), {})[name] = None
+                named.setdefault(version.repository, {}).setdefault(version.shown(), {})[name] = None
             if version.files is not None:
                 local.setdefault(version.repository, {}).setdefault(task, set()).add(version.files)
     notes = []
-    for repository, names_of in sorted(used.items()):
+    for repository, names_of in sorted(named.items()):
         other = [task for task, files in local.get(repository, {}).items() if len(files) > 1]
         if len(names_of) == 1 and not other:
             continue

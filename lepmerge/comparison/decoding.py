@@ -167,8 +167,9 @@ class _Running:
         self.cache = out.past_key_values
         for row, id in zip(self.rows, out.logits[:, -1].argmax(-1).tolist(), strict=True):
             row.written.append(id)
-        done = [row for row in self.rows if row.is_done(self.model.end_ids)]
-        stays = [place for place, row in enumerate(self.rows) if not row.is_done(self.model.end_ids)]
+        is_done = [row.is_done(self.model.end_ids) for row in self.rows]
+        done = [row for row, ends in zip(self.rows, is_done, strict=True) if ends]
+        stays = [place for place, ends in enumerate(is_done) if not ends]
         self.rows, self.lengths = [self.rows[p] for p in stays], [self.lengths[p] + 1 for p in stays]
         if done:
             _rearrange(self.cache, stays, [], max(self.lengths, default=0))
@@ -267,8 +268,7 @@ def generate(
     """Return the greedily generated ids for each prompt, without the end token.
 
     Prompts of about the same length are batched and padded on the left. With stop=False, generation continues after
-    end tokens.
-    group: the processes that share out the batches and all return the same; by default the model's.
+    end tokens. group: the processes that share out the batches and all return the same; by default the model's.
 
     Raises:
         ComparisonError: a prompt with its answer is longer than the model's context.

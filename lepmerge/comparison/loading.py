@@ -34,7 +34,7 @@ TOKENS_AT_ONCE = 4096
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
 """Maximum number of logits in one forward pass: 256 MB of float32 on the CPU, 2 GB on a GPU."""
 FULL = 256
-"""A forward pass of so many tokens computes as fast as a longer one: it takes no row that needs much padding."""
+"""With this many tokens a forward pass is efficient. It is not filled further with rows that need much padding."""
 SLAB = 1 << 20
 """The softmax is computed over this many logits at a time, which fit the CPU cache."""
 
@@ -187,19 +187,18 @@ def _reason(error: Exception) -> str:
 
 
 def batches(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None) -> Iterator[list[int]]:
-    """Yield batches of indices into `lengths`, longest first: at most `rows` rows and `tokens` tokens with padding."""
+    """Yield batches of indices into `lengths`, longest first: at most `rows` rows and `tokens` tokens with padding.
+
+    With `tokens`, a batch of FULL tokens takes no row that is more than an eighth shorter than its longest.
+    """
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        full = batch and (
-            (rows is not None and len(batch) >= rows)
-            or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens)
-            or (
-                tokens is not None
-                and lengths[batch[0]] * len(batch) >= FULL
-                and 8 * lengths[place] < 7 * lengths[batch[0]]
-            )
-        )
-        if full:
+        longest = lengths[batch[0]] if batch else 0
+        full = rows is not None and len(batch) >= rows
+        if tokens is not None:
+            much_padding = lengths[place] < 7 / 8 * longest
+            full |= longest * (len(batch) + 1) > tokens or (longest * len(batch) >= FULL and much_padding)
+        if batch and full:
             yield batch
             batch = []
         batch.append(place)

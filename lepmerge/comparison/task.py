@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lepmerge.chats import Chat, read_chats
-from lepmerge.comparison.decoding import BATCH_SIZE, Asking, Row, draft_of, together
+from lepmerge.comparison.decoding import Asking, Row, draft_of
 from lepmerge.comparison.loading import LanguageModel
 from lepmerge.errors import ComparisonError
-from lepmerge.progress import Progress, no_progress
 
 ANSWER_MARGIN = 4
 """A reply may have this many more tokens than the longest answer."""
@@ -27,13 +26,6 @@ def read_task(path: Path) -> list[Chat]:
         if not prompt.answer.strip():
             raise ComparisonError(f"{prompt.where}: no answer: add the key `answer` with the expected reply as a text")
     return prompts
-
-
-def measure_task(
-    model: LanguageModel, prompts: Sequence[Chat], *, batch_size: int = BATCH_SIZE, progress: Progress = no_progress
-) -> list[bool]:
-    """Return the result of `solving`, answered alone."""
-    return together(model, [solving(model, prompts)], batch_size=batch_size, progress=progress)[0]
 
 
 def solving(model: LanguageModel, prompts: Sequence[Chat]) -> Asking[list[bool]]:

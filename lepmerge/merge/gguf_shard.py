@@ -70,8 +70,8 @@ class GgufShard:
             yield bytes(start - at)
             if file is None:
                 tensor, type = self.tables[name]
-                rows_of = blocks(tensor, itemsize=max(QUANTIZING_BYTES, tensor.working_bytes))
-                for rows in ahead(tensor.read(block, workspace).cpu() for block in rows_of):
+                ranges = blocks(tensor, itemsize=max(QUANTIZING_BYTES, tensor.working_bytes))
+                for rows in ahead(tensor.read(block, workspace).cpu() for block in ranges):
                     bad = num_not_finite(rows)
                     not_finite.update({name: not_finite.get(name, 0) + bad} if bad else {})
                     yield quantized(rows, type)

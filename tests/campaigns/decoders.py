@@ -237,7 +237,7 @@ def case(number: int, rng: random.Random) -> tuple[Counter[str], list[str]]:
     with tempfile.TemporaryDirectory(prefix="decoder-") as folder:
         try:
             one = Case(Path(folder), model_type)
-        except Exception as error:  # not built: the reason is the row
+        except Exception as error:  # of any class of the model: its row shows it
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             return Counter(["not built"]), [model_type, "", f"not built: {reason}"]
         row = [result.replace(folder, "…") for result in results(one)]
@@ -254,7 +254,7 @@ def results(one: Case) -> Iterator[str]:
             yield getattr(one, column)()
         except LepmergeError as error:
             yield f"refused: {error}"
-        except Exception as error:  # the row says what broke
+        except Exception as error:  # any other error is a fault of lepmerge: the row shows it
             from frame import signature_of
 
             yield f"fault: {signature_of(error)}"
